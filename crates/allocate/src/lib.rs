@@ -1,0 +1,1 @@
+//! Rate-distortion points per tile and greedy minimisation of J = dLoss + lambda * bits

@@ -1,0 +1,49 @@
+//! What can go wrong while calibrating.
+
+use std::path::PathBuf;
+
+use waterfill_model::ModelError;
+
+/// Result of calibration.
+pub type Result<T> = std::result::Result<T, CalibrateError>;
+
+/// Calibration failed, or its result cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum CalibrateError {
+    /// The model or its data.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// The store.
+    #[error(transparent)]
+    Artifact(#[from] waterfill_artifacts::ArtifactError),
+    /// A sensitivity is not a number: the model's activations overflow on this text.
+    #[error("{weight}: {statistic} is not finite; the model overflows on the calibration text")]
+    NotFinite {
+        /// Name of the weight.
+        weight: String,
+        /// Which statistic.
+        statistic: &'static str,
+    },
+    /// More shards than sequences.
+    #[error("{shards} shards for {sequences} sequences, expected at most one shard for each")]
+    Shards {
+        /// Shards asked for.
+        shards: usize,
+        /// Sequences there are.
+        sequences: usize,
+    },
+    /// A sensitivity file is missing, malformed, or lacks a weight.
+    #[error("{path}: {reason}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What was found and what was expected.
+        reason: String,
+    },
+}
+
+impl From<candle_core::Error> for CalibrateError {
+    fn from(error: candle_core::Error) -> Self {
+        Self::Model(error.into())
+    }
+}

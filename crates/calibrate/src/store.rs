@@ -1,0 +1,202 @@
+//! Sensitivities on disk: one safetensors file a block, named tensors `<weight>|<statistic>`.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+
+use ndarray::{Array1, Array2};
+use safetensors::SafeTensors;
+use safetensors::tensor::{Dtype, TensorView};
+
+use crate::error::{CalibrateError, Result};
+use crate::statistics::Sums;
+
+const INDEX: &str = "index.json";
+
+/// Sensitivity of one weight matrix; everything is a mean over tokens.
+#[derive(Debug, Clone)]
+pub struct Sensitivity {
+    /// Fisher information summed over each 16x16 tile, for every calibration shard.
+    pub tile_fisher: Vec<Array2<f64>>,
+    /// Fisher information summed over each row.
+    pub row_fisher: Array1<f64>,
+    /// Fisher information summed over each column.
+    pub col_fisher: Array1<f64>,
+    /// E[g_i^2] for every output row.
+    pub row_g2: Array1<f64>,
+    /// E[x_j^2] for every input column.
+    pub col_x2: Array1<f64>,
+}
+
+/// A sensitivity artifact.
+pub struct Sensitivities {
+    dir: PathBuf,
+    /// File of every weight.
+    files: BTreeMap<String, String>,
+}
+
+fn failed(path: &Path) -> impl Fn(String) -> CalibrateError + '_ {
+    move |reason| CalibrateError::File { path: path.to_path_buf(), reason }
+}
+
+impl Sensitivities {
+    /// Opens the directory that [`crate::calibrate`] filled.
+    ///
+    /// # Errors
+    /// A missing or malformed index.
+    pub fn open(dir: &Path) -> Result<Self> {
+        let path = dir.join(INDEX);
+        let text = std::fs::read_to_string(&path).map_err(|e| failed(&path)(e.to_string()))?;
+        let files = serde_json::from_str(&text).map_err(|e| failed(&path)(e.to_string()))?;
+        Ok(Self { dir: dir.to_path_buf(), files })
+    }
+
+    /// Names of all weights.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.files.keys().map(String::as_str)
+    }
+
+    /// Sensitivity of a weight of `rows` x `cols`.
+    ///
+    /// # Errors
+    /// A weight that was not calibrated, or statistics of another shape.
+    pub fn read(&self, name: &str, rows: usize, cols: usize) -> Result<Sensitivity> {
+        let (path, bytes) = self.file(name)?;
+        let tensors = SafeTensors::deserialize(&bytes).map_err(|e| failed(&path)(e.to_string()))?;
+        let get = |statistic: &str| values(&tensors, name, statistic).map_err(|e| failed(&path)(e));
+        let vector = |statistic: &str, length: usize| -> Result<Array1<f64>> {
+            let (_, values) = get(statistic)?;
+            match values.len() == length {
+                true => Ok(Array1::from(values)),
+                false => {
+                    Err(failed(&path)(format!("{name}|{statistic} has {} entries, expected {length}", values.len())))
+                }
+            }
+        };
+        let (shape, tiles) = get("tile_fisher")?;
+        let (down, across) = (rows.div_ceil(16), cols.div_ceil(16));
+        if shape.len() != 3 || shape[1..] != [down, across] || shape[0] == 0 {
+            return Err(failed(&path)(format!(
+                "{name}|tile_fisher has shape {shape:?}, expected [_, {down}, {across}]"
+            )));
+        }
+        let tile_fisher = tiles
+            .chunks_exact(down * across)
+            .map(|t| Array2::from_shape_vec((down, across), t.to_vec()).expect("shape was checked"))
+            .collect();
+        Ok(Sensitivity {
+            tile_fisher,
+            row_fisher: vector("row_fisher", rows)?,
+            col_fisher: vector("col_fisher", cols)?,
+            row_g2: vector("row_g2", rows)?,
+            col_x2: vector("col_x2", cols)?,
+        })
+    }
+
+    /// Second moment of a weight's input: `[cols, cols]`, or `[blocks, side, side]` when
+    /// block-diagonal; `None` when only the diagonal was kept.
+    ///
+    /// # Errors
+    /// As [`Sensitivities::read`].
+    pub fn second_moment(&self, name: &str) -> Result<Option<(Vec<usize>, Vec<f64>)>> {
+        let (path, bytes) = self.file(name)?;
+        let tensors = SafeTensors::deserialize(&bytes).map_err(|e| failed(&path)(e.to_string()))?;
+        // Layers that share their input share its plain second moment, stored with the first.
+        let first = name.replace("k_proj", "q_proj").replace("v_proj", "q_proj").replace("up_proj", "gate_proj");
+        for holder in [name, &first] {
+            if tensors.tensor(&format!("{holder}|second_moment")).is_ok() {
+                return values(&tensors, holder, "second_moment").map(Some).map_err(|e| failed(&path)(e));
+            }
+        }
+        Ok(None)
+    }
+
+    fn file(&self, name: &str) -> Result<(PathBuf, Vec<u8>)> {
+        let index = self.dir.join(INDEX);
+        let file = self.files.get(name).ok_or_else(|| failed(&index)(format!("has no weight {name}")))?;
+        let path = self.dir.join(file);
+        let bytes = std::fs::read(&path).map_err(|e| failed(&path)(e.to_string()))?;
+        Ok((path, bytes))
+    }
+}
+
+fn values(tensors: &SafeTensors, name: &str, statistic: &str) -> std::result::Result<(Vec<usize>, Vec<f64>), String> {
+    let view = tensors.tensor(&format!("{name}|{statistic}")).map_err(|e| e.to_string())?;
+    if view.dtype() != Dtype::F32 {
+        return Err(format!("{name}|{statistic} is {:?}, expected F32", view.dtype()));
+    }
+    let number = |b: &[u8]| f64::from(f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
+    Ok((view.shape().to_vec(), view.data().chunks_exact(4).map(number).collect()))
+}
+
+/// Accumulated sums of one weight, ready to be written.
+pub(crate) struct Entry<'a> {
+    pub name: &'a str,
+    /// One for each shard.
+    pub shards: &'a [Sums],
+    /// Tokens of each shard.
+    pub tokens: &'a [f64],
+    /// Whether this weight's second moment is written.
+    pub with_moment: bool,
+    /// Side of the diagonal blocks, or of the whole matrix.
+    pub moment_side: usize,
+}
+
+/// Collects files and writes the index.
+pub(crate) struct Writer<'a> {
+    pub dir: &'a Path,
+    pub files: BTreeMap<String, String>,
+}
+
+impl Writer<'_> {
+    /// Writes the means of `entries` to `file`.
+    pub fn write(&mut self, file: &str, entries: &[Entry]) -> Result<()> {
+        let mut tensors: Vec<(String, Vec<usize>, Vec<u8>)> = Vec::new();
+        let bytes = |values: &mut dyn Iterator<Item = f64>| -> Vec<u8> {
+            values.flat_map(|v| (v as f32).to_le_bytes()).collect()
+        };
+        for entry in entries {
+            entry.shards.iter().try_for_each(|s| s.check(entry.name))?;
+            let (down, across) = entry.shards[0].tile_fisher.dim();
+            let tiles =
+                entry.shards.iter().zip(entry.tokens).flat_map(|(s, &n)| s.tile_fisher.iter().map(move |v| v / n));
+            let name = |statistic: &str| format!("{}|{statistic}", entry.name);
+            tensors.push((name("tile_fisher"), vec![entry.shards.len(), down, across], bytes(&mut tiles.into_iter())));
+            let mut total = entry.shards[0].clone();
+            entry.shards[1..].iter().for_each(|s| total.add(s));
+            let tokens: f64 = entry.tokens.iter().sum();
+            for (statistic, values) in [
+                ("row_fisher", &total.row_fisher),
+                ("col_fisher", &total.col_fisher),
+                ("row_g2", &total.row_g2),
+                ("col_x2", &total.col_x2),
+            ] {
+                tensors.push((name(statistic), vec![values.len()], bytes(&mut values.iter().map(|v| v / tokens))));
+            }
+            if entry.with_moment && !total.moment.is_empty() {
+                let side = entry.moment_side;
+                let shape = match total.moment.len() / (side * side) {
+                    1 => vec![side, side],
+                    blocks => vec![blocks, side, side],
+                };
+                let weight = total.moment_weight.max(f64::MIN_POSITIVE);
+                let values = &mut total.moment.iter().map(|&v| f64::from(v) / weight);
+                tensors.push((name("second_moment"), shape, bytes(values)));
+            }
+            self.files.insert(entry.name.to_string(), file.to_string());
+        }
+        let path = self.dir.join(file);
+        let views: Vec<(String, TensorView)> = tensors
+            .iter()
+            .map(|(n, s, b)| (n.clone(), TensorView::new(Dtype::F32, s.clone(), b).expect("shape fits the bytes")))
+            .collect();
+        safetensors::serialize_to_file(views, None::<HashMap<String, String>>, &path)
+            .map_err(|e| failed(&path)(e.to_string()))
+    }
+
+    /// Writes the index.
+    pub fn finish(self) -> Result<()> {
+        let path = self.dir.join(INDEX);
+        let text = serde_json::to_string_pretty(&self.files).expect("strings");
+        std::fs::write(&path, text).map_err(|e| failed(&path)(e.to_string()))
+    }
+}

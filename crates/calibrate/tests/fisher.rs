@@ -1,0 +1,190 @@
+//! Calibration against direct computation, and its reproducibility.
+
+use std::path::Path;
+
+use candle_core::{DType, Device, Tensor};
+use waterfill_artifacts::Silent;
+use waterfill_calibrate::{Labels, MomentKind, SecondMoment, Sensitivities, Settings, Weighting, calibrate};
+use waterfill_fixture::{Fixture, Shape, generate};
+use waterfill_model::{EMBEDDING, LINEARS, Model, Text, Windows, lm_head_name, tokens::Layout};
+
+fn settings() -> Settings {
+    Settings {
+        labels: Labels::Data,
+        seed: 3,
+        shards: 2,
+        second_moment: SecondMoment { kind: MomentKind::Full, weighting: Weighting::Plain },
+        batch_tokens: 24,
+    }
+}
+
+fn windows(fixture: &Fixture, model: &Model, sequences: usize) -> Windows {
+    let text = std::fs::read_to_string(&fixture.calibration).unwrap();
+    let ids = Text::open(&fixture.model, &model.config).unwrap().encode(&text).unwrap();
+    Windows::cut(&ids, 12, sequences, Layout::Spread, &model.config, &fixture.calibration).unwrap()
+}
+
+fn values(t: &Tensor) -> Vec<f64> {
+    t.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+}
+
+fn close(what: &str, got: &[f64], want: &[f64]) {
+    assert_eq!(got.len(), want.len(), "{what}");
+    let scale = want.iter().fold(0f64, |m, v| m.max(v.abs()));
+    assert!(scale > 0.0, "{what}: all zero");
+    for (i, (g, w)) in got.iter().zip(want).enumerate() {
+        assert!((g - w).abs() < 1e-4 * scale + 1e-3 * w.abs(), "{what}[{i}]: {g}, directly {w}");
+    }
+}
+
+/// Sums over tokens written out as loops: sum_t g_ti^2 x_tj^2 for every weight (i, j).
+fn direct(gradient: &[f64], input: &[f64], rows: usize, cols: usize) -> Vec<f64> {
+    let mut fisher = vec![0.0; rows * cols];
+    for (g, x) in gradient.chunks(rows).zip(input.chunks(cols)) {
+        for i in 0..rows {
+            for j in 0..cols {
+                fisher[i * cols + j] += g[i] * g[i] * x[j] * x[j];
+            }
+        }
+    }
+    fisher
+}
+
+fn tiles(fisher: &[f64], rows: usize, cols: usize) -> Vec<f64> {
+    let across = cols.div_ceil(16);
+    let mut sums = vec![0.0; rows.div_ceil(16) * across];
+    (0..rows * cols).for_each(|n| sums[n / cols / 16 * across + n % cols / 16] += fisher[n]);
+    sums
+}
+
+/// Fisher check: every statistic of every weight against per-token loops over gradients that one
+/// whole-model backward pass gives.
+#[test]
+fn fisher_equals_direct_per_token_computation() {
+    for tied in [true, false] {
+        let dir = tempfile::tempdir().unwrap();
+        let shape = Shape { hidden: 32, intermediate: 40, layers: 2, tied, ..Shape::default() };
+        let fixture = generate(dir.path(), 9, &shape).unwrap();
+        let model = Model::open(&fixture.model, &Device::Cpu).unwrap();
+        let windows = windows(&fixture, &model, 4);
+        let out = tempfile::tempdir().unwrap();
+        calibrate(&model, &windows, &settings(), out.path(), &Silent).unwrap();
+        let sensitivities = Sensitivities::open(out.path()).unwrap();
+
+        // All sequences at once, blocks chained by hand.
+        let batch = windows.batches(10_000);
+        let ids: Vec<u32> = batch[0].concat();
+        let mut inputs = vec![model.embed(&batch).unwrap().remove(0)];
+        for i in 0..2 {
+            inputs.push(model.block(i).unwrap().forward(&inputs[i]).unwrap());
+        }
+        let head = model.head().unwrap();
+        let normalised = head.normalise(&inputs[2]).unwrap().reshape(((), 32)).unwrap();
+        let logits = values(&head.logits(&normalised).unwrap());
+        let (vocab, tokens) = (model.config.vocab, ids.len());
+        let targets: Vec<u32> = (0..4).flat_map(|r| windows.targets(r).to_vec()).collect();
+        let mut logit_gradient = Vec::new();
+        for (row, &target) in logits.chunks(vocab).zip(&targets) {
+            let sum: f64 = row.iter().map(|l| l.exp()).sum();
+            let p = |i: usize| row[i].exp() / sum - if i == target as usize { 1.0 } else { 0.0 };
+            logit_gradient.extend((0..vocab).map(p));
+        }
+        let mean = |fisher: Vec<f64>| fisher.iter().map(|v| v / tokens as f64).collect::<Vec<f64>>();
+        let projection = mean(direct(&logit_gradient, &values(&normalised), vocab, 32));
+        let gradient = Tensor::from_vec(logit_gradient, (tokens, vocab), &Device::Cpu).unwrap();
+        let gradient = head.logits_vjp(&gradient.to_dtype(DType::F32).unwrap()).unwrap();
+        let mut gradient = head.normalise_vjp(&inputs[2], &gradient.reshape(inputs[2].shape()).unwrap()).unwrap();
+
+        let check = |name: &str, rows: usize, cols: usize, fisher: &[f64]| {
+            let s = sensitivities.read(name, rows, cols).unwrap();
+            // Both shards have as many tokens, so their mean is the total.
+            let mean_tiles = ((&s.tile_fisher[0] + &s.tile_fisher[1]) / 2.0).iter().copied().collect::<Vec<_>>();
+            close(&format!("{name} tiles"), &mean_tiles, &tiles(fisher, rows, cols));
+            let by_row: Vec<f64> = fisher.chunks(cols).map(|r| r.iter().sum()).collect();
+            close(&format!("{name} rows"), s.row_fisher.as_slice().unwrap(), &by_row);
+            let by_col: Vec<f64> = (0..cols).map(|j| fisher.iter().skip(j).step_by(cols).sum()).collect();
+            close(&format!("{name} columns"), s.col_fisher.as_slice().unwrap(), &by_col);
+        };
+        for index in (0..2).rev() {
+            let vjp = model.block(index).unwrap().vjp(&inputs[index], &gradient).unwrap();
+            for (trace, linear) in vjp.linears.iter().zip(LINEARS) {
+                let name = format!("model.layers.{index}.{linear}.weight");
+                let (rows, cols) = (trace.gradient.dim(1).unwrap(), trace.input.dim(1).unwrap());
+                let (g, x) = (values(&trace.gradient), values(&trace.input));
+                check(&name, rows, cols, &mean(direct(&g, &x, rows, cols)));
+                let (shape, moment) = sensitivities.second_moment(&name).unwrap().unwrap();
+                assert_eq!(shape, [cols, cols]);
+                let mut want = vec![0.0; cols * cols];
+                for x in x.chunks(cols) {
+                    (0..cols * cols).for_each(|n| want[n] += x[n / cols] * x[n % cols] / tokens as f64);
+                }
+                close(&format!("{name} second moment"), &moment, &want);
+            }
+            gradient = vjp.input_gradient;
+        }
+        let mut lookup = vec![0.0; vocab * 32];
+        for (&id, g) in ids.iter().zip(values(&gradient).chunks(32)) {
+            (0..32).for_each(|j| lookup[id as usize * 32 + j] += g[j] * g[j] / tokens as f64);
+        }
+        if tied {
+            lookup.iter_mut().zip(&projection).for_each(|(l, p)| *l += p);
+        } else {
+            check(lm_head_name(&model.config), vocab, 32, &projection);
+        }
+        check(EMBEDDING, vocab, 32, &lookup);
+    }
+}
+
+/// E over labels drawn from p of (p_i - [y = i])^2 is p_i (1 - p_i): the sampled Fisher of the head
+/// must not depend on the labels drawn.
+#[test]
+fn head_fisher_under_sampled_labels_is_in_closed_form() {
+    let dir = tempfile::tempdir().unwrap();
+    let shape = Shape { hidden: 32, intermediate: 40, layers: 1, tied: false, ..Shape::default() };
+    let fixture = generate(dir.path(), 9, &shape).unwrap();
+    let model = Model::open(&fixture.model, &Device::Cpu).unwrap();
+    let windows = windows(&fixture, &model, 4);
+    let head = |seed| {
+        let out = tempfile::tempdir().unwrap();
+        let settings = Settings { labels: Labels::Sampled, seed, ..settings() };
+        calibrate(&model, &windows, &settings, out.path(), &Silent).unwrap();
+        let all = Sensitivities::open(out.path()).unwrap();
+        let vocab = model.config.vocab;
+        (all.read("lm_head.weight", vocab, 32).unwrap(), all.read(EMBEDDING, vocab, 32).unwrap())
+    };
+    let ((a, below_a), (b, below_b)) = (head(1), head(2));
+    assert_eq!(a.row_fisher, b.row_fisher);
+    assert_ne!(below_a.row_fisher, below_b.row_fisher, "labels do matter below the head");
+    assert!(a.row_g2.iter().all(|&v| v > 0.0 && v <= 0.25), "p (1 - p) is at most a quarter");
+}
+
+fn files(dir: &Path) -> Vec<(String, Vec<u8>)> {
+    let mut all: Vec<_> = std::fs::read_dir(dir)
+        .unwrap()
+        .map(|e| e.unwrap())
+        .map(|e| (e.file_name().to_string_lossy().into_owned(), std::fs::read(e.path()).unwrap()))
+        .collect();
+    all.sort();
+    all
+}
+
+#[test]
+fn identical_output_at_one_and_two_threads() {
+    let dir = tempfile::tempdir().unwrap();
+    let fixture = generate(dir.path(), 9, &Shape::default()).unwrap();
+    let model = Model::open(&fixture.model, &Device::Cpu).unwrap();
+    let windows = windows(&fixture, &model, 11);
+    for (kind, weighting) in
+        [(MomentKind::Full, Weighting::Plain), (MomentKind::BlockDiagonal(24), Weighting::Gradient)]
+    {
+        let run = |threads| {
+            let out = tempfile::tempdir().unwrap();
+            let second_moment = SecondMoment { kind, weighting };
+            let settings = Settings { labels: Labels::Sampled, second_moment, ..settings() };
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| calibrate(&model, &windows, &settings, out.path(), &Silent)).unwrap();
+            files(out.path())
+        };
+        assert!(run(1) == run(2), "{kind:?} {weighting:?}: bytes differ");
+    }
+}

@@ -1,0 +1,17 @@
+//! Hugging Face checkpoint directories whose tensors may be plain or coded.
+//!
+//! [`Checkpoint`] opens a directory, lists its tensors and reads or decodes one at a time with
+//! positional reads, so memory stays bounded by one tensor. [`writer`] assembles shards from
+//! blobs on disk. The crate depends on no ML framework: it is what an inference runtime links.
+
+mod error;
+mod open;
+pub mod writer;
+
+pub use error::{CheckpointError, Result};
+pub use open::{Checkpoint, Storage, TensorInfo, Values};
+
+/// Name of the quantisation method in a tuned checkpoint's `config.json`.
+pub const QUANT_METHOD: &str = "waterfill";
+/// The one key in a tuned shard's metadata; its value is JSON, see [`writer::ShardMark`].
+pub const MARK_KEY: &str = "waterfill";

@@ -1,0 +1,191 @@
+//! Writing checkpoints: tensors come as blobs on disk, shards are assembled from them.
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use safetensors::tensor::View;
+use waterfill_codec::Dtype;
+
+use crate::error::{CheckpointError, Result};
+use crate::open::plain_digest;
+use crate::{MARK_KEY, QUANT_METHOD};
+
+/// Files beside the shards that make a directory loadable by other software.
+const COMPANIONS: [&str; 7] = [
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "generation_config.json",
+    "vocab.json",
+    "merges.txt",
+];
+
+/// Largest shard; a tensor is never split.
+pub const SHARD_BYTES: u64 = 4 << 30;
+
+/// One tensor to write; `blob` holds its bytes.
+pub struct Entry {
+    /// Name of the tensor.
+    pub name: String,
+    /// Shape of the decoded tensor.
+    pub shape: Vec<usize>,
+    /// Element type of a plain tensor, `None` for a coded one.
+    pub plain: Option<Dtype>,
+    /// File with the tensor's bytes.
+    pub blob: PathBuf,
+    /// Length of that file.
+    pub bytes: u64,
+}
+
+/// What a tuned shard says of itself in its metadata.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct ShardMark {
+    /// Bitstream version.
+    pub version: String,
+    /// Digest of the tensor table and the plain tensors.
+    pub digest: String,
+}
+
+/// Version of the bitstream and of the directory's layout.
+pub const VERSION: &str = "1-draft";
+
+impl ShardMark {
+    pub(crate) fn parse(text: &str) -> std::result::Result<Self, String> {
+        let mark: Self = serde_json::from_str(text).map_err(|e| format!("metadata key {MARK_KEY}: {e}"))?;
+        if mark.version != VERSION {
+            return Err(format!("bitstream version {}, this build reads {VERSION}", mark.version));
+        }
+        Ok(mark)
+    }
+}
+
+struct Blob<'a> {
+    entry: &'a Entry,
+    /// Shape as stored: a coded tensor is a vector of bytes.
+    shape: Vec<usize>,
+    data: Vec<u8>,
+}
+
+impl View for &Blob<'_> {
+    fn dtype(&self) -> safetensors::Dtype {
+        match self.entry.plain {
+            None => safetensors::Dtype::U8,
+            Some(Dtype::Bf16) => safetensors::Dtype::BF16,
+            Some(Dtype::F16) => safetensors::Dtype::F16,
+            Some(Dtype::F32) => safetensors::Dtype::F32,
+        }
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        Cow::Borrowed(&self.data)
+    }
+
+    fn data_len(&self) -> usize {
+        self.data.len()
+    }
+}
+
+/// Writes the shards (and an index when there are several) of a checkpoint into `dir`.
+/// Tuned shards carry a [`ShardMark`], others `format: pt` as other software expects.
+///
+/// # Errors
+/// Blobs that cannot be read, files that cannot be written.
+pub fn write_shards(dir: &Path, entries: &[Entry], tuned: bool) -> Result<()> {
+    let mut groups: Vec<Vec<&Entry>> = Vec::new();
+    let mut filled = u64::MAX;
+    for entry in entries {
+        if filled.saturating_add(entry.bytes) > SHARD_BYTES {
+            groups.push(Vec::new());
+            filled = 0;
+        }
+        filled += entry.bytes;
+        groups.last_mut().expect("a group was just pushed").push(entry);
+    }
+    let single = groups.len() == 1;
+    let mut weight_map = BTreeMap::new();
+    for (i, group) in groups.iter().enumerate() {
+        let name = match single {
+            true => "model.safetensors".to_string(),
+            false => format!("model-{:05}-of-{:05}.safetensors", i + 1, groups.len()),
+        };
+        group.iter().for_each(|e| {
+            weight_map.insert(e.name.clone(), name.clone());
+        });
+        write_shard(&dir.join(&name), group, tuned)?;
+    }
+    if !single {
+        let total: u64 = entries.iter().map(|e| e.bytes).sum();
+        let index = serde_json::json!({"metadata": {"total_size": total}, "weight_map": weight_map});
+        write_file(&dir.join("model.safetensors.index.json"), index.to_string().as_bytes())?;
+    }
+    Ok(())
+}
+
+fn write_shard(path: &Path, entries: &[&Entry], tuned: bool) -> Result<()> {
+    let mut blobs = Vec::new();
+    for entry in entries {
+        let data = std::fs::read(&entry.blob).map_err(CheckpointError::io(&entry.blob))?;
+        let shape = if entry.plain.is_some() { entry.shape.clone() } else { vec![data.len()] };
+        blobs.push(Blob { entry, shape, data });
+    }
+    let table = blobs.iter().map(|b| {
+        let plain = b.entry.plain.is_some();
+        Ok((b.entry.name.as_str(), b.entry.shape.clone(), plain.then(|| b.data.clone())))
+    });
+    // One key only: the safetensors crate keeps metadata in a hash map, whose order would vary.
+    let metadata = match tuned {
+        true => {
+            let mark = ShardMark { version: VERSION.into(), digest: plain_digest(table)? };
+            let text = serde_json::to_string(&mark).expect("two strings");
+            HashMap::from([(MARK_KEY.to_string(), text)])
+        }
+        false => HashMap::from([("format".to_string(), "pt".to_string())]),
+    };
+    let views = blobs.iter().map(|b| (b.entry.name.as_str(), b));
+    safetensors::serialize_to_file(views, Some(metadata), path)
+        .map_err(|e| CheckpointError::file(path, format!("cannot be written: {e}")))?;
+    File::open(path).and_then(|f| f.sync_all()).map_err(CheckpointError::io(path))
+}
+
+/// Copies tokenizer files and `config.json` from `from`; with `tuned`, the configuration names
+/// the quantisation method.
+///
+/// # Errors
+/// Files that cannot be read or written, and a `config.json` that is not an object.
+pub fn write_companions(from: &Path, to: &Path, tuned: bool) -> Result<()> {
+    for name in COMPANIONS {
+        let source = from.join(name);
+        if source.exists() {
+            let bytes = std::fs::read(&source).map_err(CheckpointError::io(&source))?;
+            write_file(&to.join(name), &bytes)?;
+        }
+    }
+    let path = from.join("config.json");
+    let text = std::fs::read_to_string(&path).map_err(CheckpointError::io(&path))?;
+    let mut config: serde_json::Map<String, serde_json::Value> =
+        serde_json::from_str(&text).map_err(|e| CheckpointError::file(&path, e.to_string()))?;
+    config.remove("quantization_config");
+    if tuned {
+        let method = serde_json::json!({"quant_method": QUANT_METHOD, "version": VERSION});
+        config.insert("quantization_config".into(), method);
+    }
+    let text = serde_json::to_string_pretty(&config).expect("JSON from JSON");
+    write_file(&to.join("config.json"), text.as_bytes())
+}
+
+/// Writes and syncs a small file.
+///
+/// # Errors
+/// As the file system says.
+pub fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
+    use std::io::Write;
+    let mut file = File::create(path).map_err(CheckpointError::io(path))?;
+    file.write_all(bytes).and_then(|()| file.sync_all()).map_err(CheckpointError::io(path))
+}

@@ -1,0 +1,175 @@
+//! Header and slice table of a coded tensor: fixed fields, little endian.
+//!
+//! ```text
+//!  0  "WFT1"             4  magic and version
+//!  4  dtype              1  0 bf16, 1 f16, 2 f32
+//!  5  lanes              1  1, 2, 4 or 8 interleaved rANS states
+//!  6  slice_rows / 16    2  1..=64
+//!  8  rows               4
+//! 12  cols               4
+//! 16  step_base          2  eighths of an octave, signed
+//! 18  spread_base        2  quarter octaves over the step base, signed
+//! 20  side_bytes         4  length of the side information
+//! 24  tensor digest     16  BLAKE3 of the decoded bytes, truncated
+//! 40  slice table           for each slice: length 4, check 8
+//!     header check       8  BLAKE3 of everything before it and of the side information, truncated
+//!     side information      row_scale, col_scale, row_spread, col_spread, codebook; one rANS lane
+//!     slices
+//! ```
+
+use crate::TILE;
+use crate::error::{CodecError, Result};
+use crate::format::Dtype;
+
+/// First four bytes: name and bitstream version (1, a draft until the specification is closed).
+pub const MAGIC: [u8; 4] = *b"WFT1";
+/// Most rows or columns of a tensor.
+pub const MAX_SIDE: u32 = 1 << 24;
+/// Most weights of a tensor.
+pub const MAX_WEIGHTS: u64 = 1 << 33;
+
+/// Fixed fields and slice table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Header {
+    /// Element type of the decoded tensor.
+    pub dtype: Dtype,
+    /// Interleaved rANS states of a slice.
+    pub lanes: usize,
+    /// Rows of every slice but the last.
+    pub slice_rows: usize,
+    /// Rows of the tensor.
+    pub rows: usize,
+    /// Columns of the tensor.
+    pub cols: usize,
+    /// Scale index that tile, row and column indices add to, in eighths of an octave.
+    pub step_base: i32,
+    /// Weights' standard deviation over the base step, in quarter octaves.
+    pub spread_base: i32,
+    /// Bytes of side information.
+    pub side_bytes: usize,
+    /// Digest of the decoded bytes.
+    pub digest: [u8; 16],
+    /// Length and check of every slice.
+    pub slices: Vec<(u32, u64)>,
+}
+
+/// First eight bytes of BLAKE3 as an integer.
+pub fn check_of(parts: &[&[u8]]) -> u64 {
+    let mut hasher = blake3::Hasher::new();
+    parts.iter().for_each(|p| {
+        hasher.update(p);
+    });
+    let hash = hasher.finalize();
+    u64::from_le_bytes(hash.as_bytes()[..8].try_into().expect("32 bytes"))
+}
+
+/// Slices that `rows` rows make.
+pub fn slice_count(rows: usize, slice_rows: usize) -> usize {
+    rows.div_ceil(slice_rows)
+}
+
+impl Header {
+    /// Bytes of the header with its check.
+    pub fn bytes(slices: usize) -> usize {
+        FIXED + slices * 12 + 8
+    }
+
+    /// Writes the header and its check, which covers `side` too.
+    pub fn write(&self, side: &[u8]) -> Vec<u8> {
+        let mut out = Vec::with_capacity(Self::bytes(self.slices.len()));
+        out.extend_from_slice(&MAGIC);
+        let dtype = match self.dtype {
+            Dtype::Bf16 => 0,
+            Dtype::F16 => 1,
+            Dtype::F32 => 2,
+        };
+        out.extend_from_slice(&[dtype, self.lanes as u8]);
+        out.extend_from_slice(&((self.slice_rows / TILE) as u16).to_le_bytes());
+        out.extend_from_slice(&(self.rows as u32).to_le_bytes());
+        out.extend_from_slice(&(self.cols as u32).to_le_bytes());
+        out.extend_from_slice(&(self.step_base as i16).to_le_bytes());
+        out.extend_from_slice(&(self.spread_base as i16).to_le_bytes());
+        out.extend_from_slice(&(self.side_bytes as u32).to_le_bytes());
+        out.extend_from_slice(&self.digest);
+        for (length, check) in &self.slices {
+            out.extend_from_slice(&length.to_le_bytes());
+            out.extend_from_slice(&check.to_le_bytes());
+        }
+        let check = check_of(&[&out, side]);
+        out.extend_from_slice(&check.to_le_bytes());
+        out
+    }
+
+    /// Reads and checks the header at the start of a whole coded tensor; every limit and every
+    /// length is checked before anything of that size is allocated.
+    ///
+    /// # Errors
+    /// Anything that the layout above does not allow.
+    pub fn parse(bytes: &[u8]) -> Result<Self> {
+        let available = bytes.len() as u64;
+        let truncated = |what, needed| CodecError::Truncated { what, needed, available };
+        let fixed = bytes.get(..FIXED).ok_or(truncated("header", FIXED as u64))?;
+        let field = |at: usize, n: usize| {
+            fixed[at..at + n].iter().rev().fold(0u32, |value, &byte| value << 8 | u32::from(byte))
+        };
+        if fixed[..4] != MAGIC {
+            return Err(CodecError::Magic { found: fixed[..4].try_into().expect("four bytes") });
+        }
+        let within = |name, value: u32, low: u32, high: u32, expected| {
+            if (low..=high).contains(&value) {
+                Ok(value as usize)
+            } else {
+                Err(CodecError::Field { field: name, found: value.into(), expected })
+            }
+        };
+        let lanes = within("lanes", field(5, 1), 1, 8, "1, 2, 4 or 8")?;
+        if !lanes.is_power_of_two() {
+            return Err(CodecError::Field { field: "lanes", found: lanes as i64, expected: "1, 2, 4 or 8" });
+        }
+        let slice_rows = within("slice rows / 16", field(6, 2), 1, 64, "1..=64")? * TILE;
+        let rows = within("rows", field(8, 4), 1, MAX_SIDE, "1..=2^24")?;
+        let cols = within("cols", field(12, 4), 1, MAX_SIDE, "1..=2^24")?;
+        if rows as u64 * cols as u64 > MAX_WEIGHTS {
+            let found = (rows as u64 * cols as u64) as i64;
+            return Err(CodecError::Field { field: "weights", found, expected: "at most 2^33" });
+        }
+        let count = slice_count(rows, slice_rows);
+        let end = Self::bytes(count);
+        let side_bytes = field(20, 4) as usize;
+        let needed = end as u64 + side_bytes as u64;
+        if available < needed {
+            return Err(truncated("slice table and side information", needed));
+        }
+        let found = u64::from_le_bytes(bytes[end - 8..end].try_into().expect("eight bytes"));
+        let computed = check_of(&[&bytes[..end - 8], &bytes[end..end + side_bytes]]);
+        if found != computed {
+            return Err(CodecError::Check { part: "header".into(), found, computed });
+        }
+        let slices: Vec<(u32, u64)> = bytes[FIXED..end - 8]
+            .chunks_exact(12)
+            .map(|entry| {
+                let (length, check) = entry.split_at(4);
+                let length = u32::from_le_bytes(length.try_into().expect("four bytes"));
+                (length, u64::from_le_bytes(check.try_into().expect("eight bytes")))
+            })
+            .collect();
+        let needed = needed + slices.iter().map(|s| u64::from(s.0)).sum::<u64>();
+        if available != needed {
+            return Err(truncated("whole coded tensor", needed));
+        }
+        Ok(Self {
+            dtype: Dtype::from_code(fixed[4])?,
+            lanes,
+            slice_rows,
+            rows,
+            cols,
+            step_base: i32::from(field(16, 2) as u16 as i16),
+            spread_base: i32::from(field(18, 2) as u16 as i16),
+            side_bytes,
+            digest: fixed[24..40].try_into().expect("sixteen bytes"),
+            slices,
+        })
+    }
+}
+
+const FIXED: usize = 40;

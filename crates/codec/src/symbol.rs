@@ -1,0 +1,174 @@
+//! Symbols and their models. Syntax is written once, against [`Coder`]; the encoder, the decoder
+//! and the rate counter are its backends, so that the rate a search sees and the bits that are
+//! written cannot drift apart (the design of rav1e's `Writer`).
+
+use crate::rans::{PROB_BITS, PROB_ONE};
+use crate::units::Rate;
+
+/// Codes one syntax element after another. Encoders code and return the value given; decoders
+/// ignore it and return the value read.
+pub trait Coder {
+    /// A symbol under a static table.
+    fn symbol(&mut self, table: &SymbolTable, value: u8) -> u8;
+    /// A bit under an adaptive model.
+    fn bit(&mut self, model: &mut BitModel, value: bool) -> bool;
+    /// Up to 14 equiprobable bits.
+    fn raw(&mut self, bits: u32, value: u32) -> u32;
+
+    /// Up to 32 equiprobable bits, low part first.
+    fn raw_wide(&mut self, bits: u32, value: u32) -> u32 {
+        let mut result = 0;
+        let mut done = 0;
+        while done < bits {
+            let part = (bits - done).min(12);
+            result |= self.raw(part, value >> done & ((1 << part) - 1)) << done;
+            done += part;
+        }
+        result
+    }
+
+    /// An unsigned number below 2^31 in the order-0 Exp-Golomb code (Teuhola 1978).
+    fn exp_golomb(&mut self, value: u32) -> u32 {
+        let length = 31 - (value + 1).leading_zeros();
+        let mut n = 0;
+        while n < 30 && self.raw(1, u32::from(n < length)) == 1 {
+            n += 1;
+        }
+        let low = (value + 1) & ((1 << n) - 1);
+        (1 << n | self.raw_wide(n, low)) - 1
+    }
+}
+
+/// A static distribution over at most 256 symbols; frequencies sum to 2^14.
+pub struct SymbolTable {
+    /// Interval start in the upper half, frequency in the lower half, a symbol each.
+    intervals: Vec<u32>,
+    /// Symbol of every slot.
+    slots: Vec<u8>,
+}
+
+impl SymbolTable {
+    /// Builds a table; frequencies must sum to [`PROB_ONE`], zeros are symbols that cannot occur.
+    ///
+    /// # Panics
+    /// When they do not; tables from files are checked before.
+    pub fn new(frequencies: &[u16]) -> Self {
+        let mut slots = Vec::with_capacity(PROB_ONE as usize);
+        let mut intervals = Vec::with_capacity(frequencies.len());
+        for (symbol, &freq) in frequencies.iter().enumerate() {
+            intervals.push((slots.len() as u32) << 16 | u32::from(freq));
+            slots.resize(slots.len() + usize::from(freq), symbol as u8);
+        }
+        assert_eq!(slots.len(), PROB_ONE as usize, "frequencies sum to 2^14");
+        Self { intervals, slots }
+    }
+
+    /// Start and frequency of a symbol.
+    #[inline]
+    pub fn interval(&self, symbol: u8) -> (u32, u32) {
+        let interval = self.intervals[usize::from(symbol)];
+        (interval >> 16, interval & 0xffff)
+    }
+
+    #[inline]
+    pub(crate) fn lookup(&self, slot: u32) -> u8 {
+        self.slots[slot as usize]
+    }
+}
+
+/// Adaptive probability of a bit: the mean of a fast and a slow estimate.
+#[derive(Clone, Copy)]
+pub struct BitModel {
+    fast: u16,
+    slow: u16,
+}
+
+impl Default for BitModel {
+    fn default() -> Self {
+        Self { fast: 1 << 15, slow: 1 << 15 }
+    }
+}
+
+impl BitModel {
+    /// Frequency of a zero out of 2^14, never 0 and never 2^14.
+    pub fn zero(&self) -> u32 {
+        let mean = (u32::from(self.fast) + u32::from(self.slow)) >> 1;
+        (mean >> (16 - PROB_BITS)).clamp(32, PROB_ONE - 32)
+    }
+
+    pub(crate) fn update(&mut self, bit: bool) {
+        let target = |p: u16, rate: u32| if bit { p - (p >> rate) } else { p + ((u16::MAX - p) >> rate) };
+        self.fast = target(self.fast, 4);
+        self.slow = target(self.slow, 7);
+    }
+}
+
+/// Adaptive model of small signed integers: zero flag, sign, truncated unary magnitude with an
+/// Exp-Golomb tail.
+#[derive(Clone, Default)]
+pub struct IntModel {
+    zero: BitModel,
+    sign: BitModel,
+    more: [BitModel; UNARY],
+}
+
+/// Magnitudes below this are coded by adaptive bits alone.
+const UNARY: usize = 14;
+/// Integers are clamped to this magnitude when read, so that sums cannot overflow.
+pub const MAX_INT: i32 = 1 << 15;
+
+impl IntModel {
+    /// Codes `value`, |value| <= [`MAX_INT`].
+    pub fn code<C: Coder + ?Sized>(&mut self, coder: &mut C, value: i32) -> i32 {
+        if !coder.bit(&mut self.zero, value != 0) {
+            return 0;
+        }
+        let negative = coder.bit(&mut self.sign, value < 0);
+        let magnitude = value.unsigned_abs().max(1) as usize;
+        let mut read = 1;
+        while read <= UNARY && coder.bit(&mut self.more[read - 1], magnitude > read) {
+            read += 1;
+        }
+        if read > UNARY {
+            read += coder.exp_golomb((magnitude.saturating_sub(UNARY + 1)) as u32) as usize;
+        }
+        let magnitude = (read as i64).min(i64::from(MAX_INT)) as i32;
+        if negative { -magnitude } else { magnitude }
+    }
+}
+
+/// Adds up the ideal code length of what is coded.
+#[derive(Default)]
+pub struct RateCounter {
+    bits: f64,
+}
+
+impl RateCounter {
+    /// Bits so far.
+    pub fn rate(&self) -> Rate {
+        Rate(self.bits)
+    }
+
+    fn add(&mut self, freq: u32) {
+        self.bits += f64::from(PROB_BITS) - f64::from(freq).log2();
+    }
+}
+
+impl Coder for RateCounter {
+    fn symbol(&mut self, table: &SymbolTable, value: u8) -> u8 {
+        self.add(table.interval(value).1);
+        value
+    }
+
+    fn bit(&mut self, model: &mut BitModel, value: bool) -> bool {
+        let zero = model.zero();
+        self.add(if value { PROB_ONE - zero } else { zero });
+        model.update(value);
+        value
+    }
+
+    fn raw(&mut self, bits: u32, value: u32) -> u32 {
+        self.bits += f64::from(bits);
+        value
+    }
+}

@@ -1,0 +1,1 @@
+//! Perplexity, KL, top-1 and multiple choice of the decoded file

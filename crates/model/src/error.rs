@@ -1,0 +1,51 @@
+//! What can be wrong with a model or its data.
+
+use std::path::PathBuf;
+
+use waterfill_checkpoint::CheckpointError;
+
+/// Result of a model operation.
+pub type Result<T> = std::result::Result<T, ModelError>;
+
+/// A model that cannot be run or data that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ModelError {
+    /// The checkpoint cannot be read.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// The configuration asks for something this program does not have.
+    #[error("{path}: {reason}")]
+    Unsupported {
+        /// `config.json` or `tokenizer.json`.
+        path: PathBuf,
+        /// What was found and what is supported.
+        reason: String,
+    },
+    /// A text or token file is unusable.
+    #[error("{path}: {reason}")]
+    Data {
+        /// The file.
+        path: PathBuf,
+        /// What was found and what was expected.
+        reason: String,
+    },
+    /// A gradient did not reach a weight.
+    #[error("block {block}: no gradient reached {weight}")]
+    NoGradient {
+        /// Index of the block.
+        block: usize,
+        /// Name of the linear layer.
+        weight: String,
+    },
+    /// The device asked for is not there.
+    #[error("device {asked}: {reason}")]
+    Device {
+        /// As given by the user.
+        asked: String,
+        /// Why it cannot be used.
+        reason: String,
+    },
+    /// candle failed.
+    #[error("tensor library: {0}")]
+    Candle(#[from] candle_core::Error),
+}

@@ -1,0 +1,154 @@
+//! A checkpoint as a model whose parts are loaded when needed.
+
+use std::path::Path;
+
+use candle_core::{DType, Device, Tensor};
+use waterfill_checkpoint::Checkpoint;
+
+use crate::block::{Block, LINEARS, Rotary};
+use crate::config::ModelConfig;
+use crate::error::{ModelError, Result};
+use crate::head::Head;
+
+/// Name of the embedding, which is also the head when tied.
+pub const EMBEDDING: &str = "model.embed_tokens.weight";
+
+/// Name of the output head's weight.
+pub fn lm_head_name(config: &ModelConfig) -> &'static str {
+    if config.tied { EMBEDDING } else { "lm_head.weight" }
+}
+
+/// Opens the device a user named: `cpu` or `cuda:N`.
+///
+/// # Errors
+/// Other names, and devices that this build or machine does not have.
+pub fn device(name: &str) -> Result<Device> {
+    let failed = |reason: String| ModelError::Device { asked: name.into(), reason };
+    match name.split_once(':') {
+        None if name == "cpu" => Ok(Device::Cpu),
+        Some(("cuda", n)) => {
+            let n = n.parse().map_err(|_| failed("expected cuda:N with N a number".into()))?;
+            Device::new_cuda(n).map_err(|e| failed(format!("{e}; is this a build with CUDA?")))
+        }
+        _ => Err(failed("expected cpu or cuda:N".into())),
+    }
+}
+
+/// A model on disk, tuned or not.
+pub struct Model {
+    /// Shape and constants.
+    pub config: ModelConfig,
+    checkpoint: Checkpoint,
+    device: Device,
+    dtype: DType,
+    rotary: Rotary,
+}
+
+impl Model {
+    /// Opens the checkpoint directory `dir`; arithmetic is in f32.
+    ///
+    /// # Errors
+    /// Checkpoints that cannot be read or run.
+    pub fn open(dir: &Path, device: &Device) -> Result<Self> {
+        Self::open_as(dir, device, DType::F32)
+    }
+
+    /// As [`Model::open`] with arithmetic in `dtype` (f64 serves as a reference in tests).
+    ///
+    /// # Errors
+    /// As [`Model::open`].
+    pub fn open_as(dir: &Path, device: &Device, dtype: DType) -> Result<Self> {
+        let config = ModelConfig::open(dir)?;
+        let checkpoint = Checkpoint::open(dir)?;
+        let rotary = Rotary::new(&config, &Tensor::zeros(1, dtype, device)?)?;
+        Ok(Self { config, checkpoint, device: device.clone(), dtype, rotary })
+    }
+
+    /// The checkpoint behind the model.
+    pub fn checkpoint(&self) -> &Checkpoint {
+        &self.checkpoint
+    }
+
+    /// Device the model runs on.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// Names and shapes of the weights that calibration covers: every block's linear layers, the
+    /// embedding and the head.
+    pub fn weights(&self) -> Vec<(String, [usize; 2])> {
+        let mut all = vec![(EMBEDDING.to_string(), [self.config.vocab, self.config.hidden])];
+        for block in 0..self.config.layers {
+            all.extend((0..LINEARS.len()).map(|i| (linear_name(block, i), self.linear_shape(i))));
+        }
+        if !self.config.tied {
+            all.push((lm_head_name(&self.config).into(), [self.config.vocab, self.config.hidden]));
+        }
+        all
+    }
+
+    fn linear_shape(&self, i: usize) -> [usize; 2] {
+        let c = &self.config;
+        let (q, kv) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
+        match LINEARS[i] {
+            "self_attn.q_proj" => [q, c.hidden],
+            "self_attn.k_proj" | "self_attn.v_proj" => [kv, c.hidden],
+            "self_attn.o_proj" => [c.hidden, q],
+            "mlp.down_proj" => [c.hidden, c.intermediate],
+            _ => [c.intermediate, c.hidden],
+        }
+    }
+
+    /// Loads block `index`.
+    ///
+    /// # Errors
+    /// Tensors that are missing, damaged, of another shape or not finite.
+    pub fn block(&self, index: usize) -> Result<Block> {
+        let norm = |part: &str| self.load(&format!("model.layers.{index}.{part}.weight"), &[self.config.hidden]);
+        let weights = (0..LINEARS.len())
+            .map(|i| self.load(&linear_name(index, i), &self.linear_shape(i)))
+            .collect::<Result<_>>()?;
+        Ok(Block {
+            index,
+            config: self.config.clone(),
+            attention_norm: norm("input_layernorm")?,
+            mlp_norm: norm("post_attention_layernorm")?,
+            weights,
+            rotary: self.rotary.clone(),
+        })
+    }
+
+    /// Loads final norm and head.
+    ///
+    /// # Errors
+    /// As [`Model::block`].
+    pub fn head(&self) -> Result<Head> {
+        let norm = self.load("model.norm.weight", &[self.config.hidden])?;
+        let weight = self.load(lm_head_name(&self.config), &[self.config.vocab, self.config.hidden])?;
+        Ok(Head { config: self.config.clone(), norm, weight })
+    }
+
+    /// Embeddings `[batch, tokens, hidden]` of batches of equally long rows of token ids.
+    ///
+    /// # Errors
+    /// As [`Model::block`], and ids beyond the vocabulary.
+    pub fn embed(&self, batches: &[Vec<&[u32]>]) -> Result<Vec<Tensor>> {
+        let table = self.load(EMBEDDING, &[self.config.vocab, self.config.hidden])?;
+        let embed = |batch: &Vec<&[u32]>| {
+            let tokens = batch.first().map_or(0, |row| row.len());
+            let ids = Tensor::from_vec(batch.concat(), batch.len() * tokens, &self.device)?;
+            Ok(table.index_select(&ids, 0)?.reshape((batch.len(), tokens, self.config.hidden))?)
+        };
+        batches.iter().map(embed).collect()
+    }
+
+    fn load(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        let values = self.checkpoint.read_f32(name, shape)?;
+        Ok(Tensor::from_vec(values, shape, &self.device)?.to_dtype(self.dtype)?)
+    }
+}
+
+/// Checkpoint name of linear layer `i` of a block.
+pub(crate) fn linear_name(block: usize, i: usize) -> String {
+    format!("model.layers.{block}.{}.weight", LINEARS[i])
+}

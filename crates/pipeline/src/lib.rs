@@ -1,0 +1,1 @@
+//! Configuration, stage graph and progress

@@ -1,0 +1,1 @@
+//! Tables, rate-distortion figures and the HTML page, from artifacts only
