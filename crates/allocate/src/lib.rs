@@ -1,1 +1,23 @@
-//! Rate-distortion points per tile and greedy minimisation of J = dLoss + lambda * bits
+//! How many bits every tile gets.
+//!
+//! [`measure_points`] turns sensitivities and weights into rate-distortion points for every tile:
+//! format, step, predicted loss and coded bits. It runs once for any number of allocations.
+//! [`select_weight`] then minimises J = loss + lambda * rate tile by tile, and [`meet_target`] finds the
+//! lambda whose file has a wanted size.
+
+mod error;
+mod files;
+mod points;
+mod policy;
+mod scales;
+mod select;
+mod table;
+mod target;
+
+pub use error::{AllocateError, Result};
+pub use files::{Allocation, Blobs, read_plan};
+pub use points::{Point, TilePoints, WeightPoints, measure_points};
+pub use policy::{Floor, Granularity, Policy, RateWeights, ShardRule};
+pub use select::{Overhead, Selection, select_weight};
+pub use table::write_table;
+pub use target::{TargetResult, meet_target};

@@ -9,9 +9,20 @@ mod open;
 pub mod writer;
 
 pub use error::{CheckpointError, Result};
+pub use safetensors::Dtype as Element;
+
 pub use open::{Checkpoint, Storage, TensorInfo, Values};
 
 /// Name of the quantisation method in a tuned checkpoint's `config.json`.
 pub const QUANT_METHOD: &str = "waterfill";
 /// The one key in a tuned shard's metadata; its value is JSON, see [`writer::ShardMark`].
 pub const MARK_KEY: &str = "waterfill";
+
+/// Element type of a shard for values of a codec type.
+pub fn element_of(dtype: waterfill_codec::Dtype) -> Element {
+    match dtype {
+        waterfill_codec::Dtype::Bf16 => Element::BF16,
+        waterfill_codec::Dtype::F16 => Element::F16,
+        waterfill_codec::Dtype::F32 => Element::F32,
+    }
+}

@@ -9,9 +9,9 @@ use safetensors::tensor::Metadata;
 use waterfill_codec::header::MAGIC;
 use waterfill_codec::{CodedTensor, Dtype, TilePlan};
 
-use crate::MARK_KEY;
 use crate::error::{CheckpointError, Result};
 use crate::writer::ShardMark;
+use crate::{Element, MARK_KEY};
 
 /// Largest safetensors header accepted, the limit of the reference implementation.
 const MAX_HEADER: u64 = 100_000_000;
@@ -36,8 +36,8 @@ pub struct TensorInfo {
     pub storage: Storage,
     /// Bytes it takes in its shard.
     pub bytes: u64,
-    /// Element type when plain: as the shard says. Coded tensors carry theirs in their header.
-    plain_dtype: safetensors::Dtype,
+    /// Element type in the shard; bytes for coded tensors, which carry theirs in their header.
+    pub element: Element,
     shard: usize,
     offset: u64,
 }
@@ -154,10 +154,10 @@ impl Checkpoint {
         let info = self.tensor(name)?;
         let bytes = self.read_raw(name)?;
         if info.storage == Storage::Plain {
-            let dtype = match info.plain_dtype {
-                safetensors::Dtype::BF16 => Dtype::Bf16,
-                safetensors::Dtype::F16 => Dtype::F16,
-                safetensors::Dtype::F32 => Dtype::F32,
+            let dtype = match info.element {
+                Element::BF16 => Dtype::Bf16,
+                Element::F16 => Dtype::F16,
+                Element::F32 => Dtype::F32,
                 other => return Err(self.wrong(info, format!("dtype {other:?}, expected BF16, F16 or F32"))),
             };
             return Ok(Values { dtype, bytes, tiles: Vec::new() });
@@ -278,7 +278,7 @@ impl Checkpoint {
             let (begin, end) = info.data_offsets;
             let offset = start + begin as u64;
             let mut head = [0; 16];
-            let candidate = mark.is_some() && info.dtype == safetensors::Dtype::U8 && end - begin >= head.len();
+            let candidate = mark.is_some() && info.dtype == Element::U8 && end - begin >= head.len();
             if candidate {
                 file.read_exact_at(&mut head, offset).map_err(CheckpointError::io(&path))?;
             }
@@ -288,7 +288,7 @@ impl Checkpoint {
                 storage: if coded { Storage::Coded } else { Storage::Plain },
                 shape: if coded { vec![side(8), side(12)] } else { info.shape.clone() },
                 bytes: (end - begin) as u64,
-                plain_dtype: info.dtype,
+                element: info.dtype,
                 shard: self.shards.len(),
                 offset,
                 name: name.clone(),

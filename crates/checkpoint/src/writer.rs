@@ -6,8 +6,8 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use safetensors::tensor::View;
-use waterfill_codec::Dtype;
 
+use crate::Element;
 use crate::error::{CheckpointError, Result};
 use crate::open::plain_digest;
 use crate::{MARK_KEY, QUANT_METHOD};
@@ -33,7 +33,7 @@ pub struct Entry {
     /// Shape of the decoded tensor.
     pub shape: Vec<usize>,
     /// Element type of a plain tensor, `None` for a coded one.
-    pub plain: Option<Dtype>,
+    pub plain: Option<Element>,
     /// File with the tensor's bytes.
     pub blob: PathBuf,
     /// Length of that file.
@@ -70,13 +70,8 @@ struct Blob<'a> {
 }
 
 impl View for &Blob<'_> {
-    fn dtype(&self) -> safetensors::Dtype {
-        match self.entry.plain {
-            None => safetensors::Dtype::U8,
-            Some(Dtype::Bf16) => safetensors::Dtype::BF16,
-            Some(Dtype::F16) => safetensors::Dtype::F16,
-            Some(Dtype::F32) => safetensors::Dtype::F32,
-        }
+    fn dtype(&self) -> Element {
+        self.entry.plain.unwrap_or(Element::U8)
     }
 
     fn shape(&self) -> &[usize] {

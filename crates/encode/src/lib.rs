@@ -1,1 +1,40 @@
-//! Writes tuned checkpoints from allocations
+//! From an allocation to a tuned checkpoint, and from a tuned checkpoint to a dense one.
+
+mod dense;
+mod tuned;
+
+use std::path::PathBuf;
+
+pub use dense::write_dense;
+pub use tuned::{EncodeSummary, encode};
+
+/// Result of writing a checkpoint.
+pub type Result<T> = std::result::Result<T, EncodeError>;
+
+/// A checkpoint that cannot be written.
+#[derive(Debug, thiserror::Error)]
+pub enum EncodeError {
+    /// The checkpoint that is read, or the files that are written.
+    #[error(transparent)]
+    Checkpoint(#[from] waterfill_checkpoint::CheckpointError),
+    /// The allocation.
+    #[error(transparent)]
+    Allocate(#[from] waterfill_allocate::AllocateError),
+    /// The store.
+    #[error(transparent)]
+    Artifact(#[from] waterfill_artifacts::ArtifactError),
+    /// A plan that does not fit the tensor, or a weight that cannot be coded.
+    #[error("tensor {tensor}: {source}")]
+    Codec {
+        /// Name of the tensor.
+        tensor: String,
+        /// What the codec says.
+        source: waterfill_codec::CodecError,
+    },
+    /// A directory that would be overwritten.
+    #[error("{path}: exists already; choose another directory or remove it")]
+    Exists {
+        /// The directory.
+        path: PathBuf,
+    },
+}

@@ -1,0 +1,256 @@
+//! Points and allocations on disk, as named arrays in safetensors files.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+
+use safetensors::SafeTensors;
+use safetensors::tensor::{Dtype as Element, TensorView};
+use waterfill_codec::{Dtype, Format, Loss, Rate, TensorPlan, TilePlan};
+
+use crate::error::{AllocateError, Result};
+use crate::points::{Point, WeightPoints};
+use crate::select::Selection;
+
+fn failed(path: &Path, reason: impl Into<String>) -> AllocateError {
+    AllocateError::File { path: path.to_path_buf(), reason: reason.into() }
+}
+
+/// Named arrays that are written to, or were read from, one file.
+pub struct Blobs {
+    path: PathBuf,
+    arrays: BTreeMap<String, (Element, Vec<usize>, Vec<u8>)>,
+}
+
+macro_rules! array {
+    ($put:ident, $get:ident, $type:ty, $element:expr) => {
+        fn $put(&mut self, name: &str, shape: &[usize], values: impl Iterator<Item = $type>) {
+            let bytes = values.flat_map(|v| v.to_le_bytes()).collect();
+            self.arrays.insert(name.into(), ($element, shape.to_vec(), bytes));
+        }
+
+        fn $get(&self, name: &str) -> Result<Vec<$type>> {
+            let bytes = self.get(name, $element)?;
+            let value = |b: &[u8]| <$type>::from_le_bytes(b.try_into().expect("chunks of the type's size"));
+            Ok(bytes.chunks_exact(size_of::<$type>()).map(value).collect())
+        }
+    };
+}
+
+impl Blobs {
+    /// No arrays yet.
+    pub fn new(path: &Path) -> Self {
+        Self { path: path.to_path_buf(), arrays: BTreeMap::new() }
+    }
+
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// A file that is missing or malformed.
+    pub fn open(path: &Path) -> Result<Self> {
+        let bytes = std::fs::read(path).map_err(|e| failed(path, e.to_string()))?;
+        let tensors = SafeTensors::deserialize(&bytes).map_err(|e| failed(path, e.to_string()))?;
+        let arrays = tensors
+            .iter()
+            .map(|(name, view)| (name.to_string(), (view.dtype(), view.shape().to_vec(), view.data().to_vec())))
+            .collect();
+        Ok(Self { path: path.to_path_buf(), arrays })
+    }
+
+    /// Writes the file.
+    ///
+    /// # Errors
+    /// As the file system says.
+    pub fn write(&self) -> Result<()> {
+        let views = self.arrays.iter().map(|(name, (element, shape, bytes))| {
+            (name.as_str(), TensorView::new(*element, shape.clone(), bytes).expect("shape fits the bytes"))
+        });
+        safetensors::serialize_to_file(views, None::<HashMap<String, String>>, &self.path)
+            .map_err(|e| failed(&self.path, e.to_string()))
+    }
+
+    fn get(&self, name: &str, element: Element) -> Result<&[u8]> {
+        match self.arrays.get(name) {
+            Some((found, _, bytes)) if *found == element => Ok(bytes),
+            Some((found, _, _)) => Err(failed(&self.path, format!("{name} is {found:?}, expected {element:?}"))),
+            None => Err(failed(&self.path, format!("has no array {name}"))),
+        }
+    }
+
+    array!(put_u8, u8s, u8, Element::U8);
+    array!(put_i8, i8s, i8, Element::I8);
+    array!(put_i16, i16s, i16, Element::I16);
+    array!(put_u16, u16s, u16, Element::U16);
+    array!(put_i32, i32s, i32, Element::I32);
+    array!(put_f32, f32s, f32, Element::F32);
+
+    fn put_plan(&mut self, name: &str, plan: &TensorPlan) {
+        let tiles = [plan.tiles.len() / plan.tiles_across().max(1), plan.tiles_across()];
+        let dtype = match plan.dtype {
+            Dtype::Bf16 => 0,
+            Dtype::F16 => 1,
+            Dtype::F32 => 2,
+        };
+        let fixed = [plan.rows as i32, plan.cols as i32, plan.step_base, plan.spread_base, dtype];
+        self.put_i32(&format!("{name}|plan"), &[fixed.len()], fixed.into_iter());
+        for (part, vector) in [
+            ("row_scale", &plan.row_scale),
+            ("col_scale", &plan.col_scale),
+            ("row_spread", &plan.row_spread),
+            ("col_spread", &plan.col_spread),
+        ] {
+            self.put_i8(&format!("{name}|{part}"), &[vector.len()], vector.iter().copied());
+        }
+        self.put_u8(&format!("{name}|format"), &tiles, plan.tiles.iter().map(|t| t.format as u8));
+        self.put_i16(&format!("{name}|step"), &tiles, plan.tiles.iter().map(|t| t.step));
+        self.put_i16(&format!("{name}|spread"), &tiles, plan.tiles.iter().map(|t| t.spread));
+    }
+
+    fn plan(&self, name: &str) -> Result<TensorPlan> {
+        let wrong = |what: &str| failed(&self.path, format!("{name}: {what} does not fit the plan"));
+        let fixed = self.i32s(&format!("{name}|plan"))?;
+        let &[rows, cols, step_base, spread_base, dtype] = fixed.as_slice() else { return Err(wrong("plan")) };
+        let vector = |part: &str| self.i8s(&format!("{name}|{part}"));
+        let formats = self.u8s(&format!("{name}|format"))?;
+        let steps = self.i16s(&format!("{name}|step"))?;
+        let spreads = self.i16s(&format!("{name}|spread"))?;
+        if steps.len() != formats.len() || spreads.len() != formats.len() || rows < 1 || cols < 1 {
+            return Err(wrong("number of tiles"));
+        }
+        let tiles = formats.iter().zip(steps).zip(spreads).map(|((&format, step), spread)| {
+            let format = Format::from_code(format).ok_or_else(|| wrong("format"))?;
+            Ok(TilePlan { format, step, spread })
+        });
+        Ok(TensorPlan {
+            dtype: *[Dtype::Bf16, Dtype::F16, Dtype::F32].get(dtype as usize).ok_or_else(|| wrong("dtype"))?,
+            rows: rows as usize,
+            cols: cols as usize,
+            step_base,
+            spread_base,
+            row_scale: vector("row_scale")?,
+            col_scale: vector("col_scale")?,
+            row_spread: vector("row_spread")?,
+            col_spread: vector("col_spread")?,
+            tiles: tiles.collect::<Result<_>>()?,
+        })
+    }
+}
+
+impl WeightPoints {
+    /// Writes the points of one weight to a file of their own.
+    ///
+    /// # Errors
+    /// As the file system says.
+    pub fn write(&self, path: &Path) -> Result<()> {
+        let mut blobs = Blobs::new(path);
+        blobs.put_plan("weight", &self.plan);
+        let count = self.tiles.iter().map(Vec::len).sum();
+        let all = || self.tiles.iter().flatten();
+        blobs.put_u16("count", &[self.tiles.len()], self.tiles.iter().map(|t| t.len() as u16));
+        blobs.put_u8("point|format", &[count], all().map(|p| p.format as u8));
+        blobs.put_i16("point|step", &[count], all().map(|p| p.step));
+        blobs.put_f32("point|loss", &[count], all().map(|p| p.loss.0 as f32));
+        blobs.put_f32("point|rate", &[count], all().map(|p| p.rate.0 as f32));
+        blobs.write()
+    }
+
+    /// Reads what [`WeightPoints::write`] wrote.
+    ///
+    /// # Errors
+    /// A file that is missing or malformed.
+    pub fn read(path: &Path) -> Result<Self> {
+        let blobs = Blobs::open(path)?;
+        let plan = blobs.plan("weight")?;
+        let (counts, formats) = (blobs.u16s("count")?, blobs.u8s("point|format")?);
+        let (steps, losses, rates) = (blobs.i16s("point|step")?, blobs.f32s("point|loss")?, blobs.f32s("point|rate")?);
+        let total: usize = counts.iter().map(|&c| usize::from(c)).sum();
+        if [formats.len(), steps.len(), losses.len(), rates.len()] != [total; 4] || counts.len() != plan.tiles.len() {
+            return Err(failed(path, "arrays of points differ in length"));
+        }
+        let mut all = (0..total).map(|i| {
+            let format = Format::from_code(formats[i]).ok_or_else(|| failed(path, "unknown format"))?;
+            let (loss, rate) = (Loss(f64::from(losses[i])), Rate(f64::from(rates[i])));
+            Ok(Point { format, step: steps[i], loss, rate })
+        });
+        let tiles = counts.iter().map(|&c| all.by_ref().take(usize::from(c)).collect()).collect::<Result<_>>()?;
+        Ok(Self { plan, tiles })
+    }
+}
+
+/// The packed map that encoding reads: plans of all coded weights.
+pub struct Allocation {
+    blobs: Blobs,
+}
+
+impl Allocation {
+    /// An empty map that will be written to `path`.
+    pub fn new(path: &Path) -> Self {
+        Self { blobs: Blobs::new(path) }
+    }
+
+    /// Adds the plan of a weight.
+    pub fn add(&mut self, name: &str, selection: &Selection) {
+        self.blobs.put_plan(name, &selection.plan);
+    }
+
+    /// Writes the file.
+    ///
+    /// # Errors
+    /// As the file system says.
+    pub fn write(&self) -> Result<()> {
+        self.blobs.write()
+    }
+
+    /// Opens a map.
+    ///
+    /// # Errors
+    /// A file that is missing or malformed.
+    pub fn open(path: &Path) -> Result<Self> {
+        Ok(Self { blobs: Blobs::open(path)? })
+    }
+
+    /// Names of all weights with a plan.
+    pub fn names(&self) -> Vec<String> {
+        self.blobs.arrays.keys().filter_map(|k| k.strip_suffix("|plan")).map(String::from).collect()
+    }
+}
+
+/// Plan of a weight in an allocation.
+///
+/// # Errors
+/// A weight without plan, or arrays that do not fit.
+pub fn read_plan(allocation: &Allocation, name: &str) -> Result<TensorPlan> {
+    allocation.blobs.plan(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn points_are_read_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("p.safetensors");
+        let tile = TilePlan { format: Format::Int8, step: 0, spread: -3 };
+        let plan = TensorPlan {
+            dtype: Dtype::F16,
+            rows: 20,
+            cols: 40,
+            step_base: -70,
+            spread_base: 9,
+            row_scale: vec![3; 20],
+            col_scale: vec![],
+            row_spread: vec![],
+            col_spread: vec![-2; 40],
+            tiles: vec![tile; 6],
+        };
+        let point = |i: i16| Point { format: Format::Fp8, step: i, loss: Loss(0.5), rate: Rate(100.0) };
+        let tiles: Vec<Vec<Point>> = (0..6).map(|n| (0..n).map(point).collect()).collect();
+        let points = WeightPoints { plan, tiles };
+        points.write(&path).unwrap();
+        let back = WeightPoints::read(&path).unwrap();
+        assert_eq!((back.plan, back.tiles), (points.plan, points.tiles));
+        let bytes = std::fs::read(&path).unwrap();
+        std::fs::write(&path, &bytes[..bytes.len() - 1]).unwrap();
+        assert!(WeightPoints::read(&path).unwrap_err().to_string().contains("p.safetensors"));
+    }
+}

@@ -1,0 +1,214 @@
+//! Greedy minimisation of J = loss + lambda * rate, tile by tile.
+
+use waterfill_codec::{Format, Lambda, Loss, Rate, TILE, TilePlan};
+
+use crate::error::{AllocateError, Result};
+use crate::points::{Point, WeightPoints};
+use crate::policy::{Policy, resident_bits};
+
+/// What was chosen for one weight matrix.
+#[derive(Debug, Clone)]
+pub struct Selection {
+    /// Complete plan.
+    pub plan: waterfill_codec::TensorPlan,
+    /// Chosen point of every tile.
+    pub points: Vec<Point>,
+    /// Predicted loss, margin not included.
+    pub loss: Loss,
+    /// Estimated bits of the slices: samples and tile headers.
+    pub rate: Rate,
+    /// Bits in a runtime's memory: samples, tile steps, row and column scales.
+    pub resident: Rate,
+}
+
+/// Bits of a tile header given the tile before, about: an adaptive code of the format and of the
+/// difference of step indices.
+fn header_bits(left: TilePlan, point: &Point) -> f64 {
+    let format = if left.format == point.format { 0.2 } else { 4.0 };
+    if point.format == Format::Lossless {
+        return format;
+    }
+    let difference = (i32::from(point.step) - i32::from(left.step)).abs();
+    let step = match difference {
+        0 => 1.0,
+        1..=8 => 2.0 + 0.8 * f64::from(difference),
+        _ => 9.0,
+    };
+    format + step + 0.5
+}
+
+/// Chooses a point for every tile of a weight matrix.
+///
+/// Tiles are visited in coding order, so that the header's bits given the tile before take part in
+/// the decision. Among the points of one tile the minimum of J lies on their lower convex hull
+/// (Shoham & Gersho 1988), which needs no construction when every point is compared.
+///
+/// # Errors
+/// When formats and floors leave nothing for a tile.
+pub fn select_weight(name: &str, points: &WeightPoints, policy: &Policy, lambda: Lambda) -> Result<Selection> {
+    let mut plan = points.plan.clone();
+    let across = plan.tiles_across();
+    let floor = policy.floor(name);
+    let mut chosen = Vec::with_capacity(points.tiles.len());
+    let (mut loss, mut rate, mut resident) = (Loss(0.0), Rate(0.0), Rate(0.0));
+    let entries = plan.row_scale.len() + plan.col_scale.len();
+    resident += Rate(8.0 * entries as f64);
+    let mut left = TilePlan::default();
+    for (n, candidates) in points.tiles.iter().enumerate() {
+        let (row, col) = (n / across, n % across);
+        let weights = TILE.min(plan.rows - row * TILE) * TILE.min(plan.cols - col * TILE);
+        let most = floor.map_or(f64::INFINITY, |f| floor_loss(candidates, f));
+        let best = candidates
+            .iter()
+            .filter_map(|p| allowed(p, policy, floor, most))
+            .map(|p| {
+                let header = Rate(header_bits(left, &p));
+                let memory = resident_bits(p.format, plan.dtype, weights);
+                let price = (p.rate + header) * policy.rate.storage + Rate(memory) * policy.rate.resident;
+                (lambda.cost(p.loss * (1.0 + policy.margin), price), header, memory, p)
+            })
+            .min_by(|a, b| a.0.total_cmp(&b.0));
+        let Some((_, header, memory, point)) = best else {
+            return Err(AllocateError::NoCandidate {
+                weight: name.into(),
+                row,
+                col,
+                formats: policy.formats.iter().map(|f| f.name()).collect::<Vec<_>>().join(", "),
+                floor: floor.map_or("none", Format::name).into(),
+            });
+        };
+        let tile = &mut plan.tiles[n];
+        tile.format = point.format;
+        tile.step = if point.format == Format::Lossless { left.step } else { point.step };
+        if point.format.level_range().is_none() {
+            tile.spread = 0;
+        }
+        left = *tile;
+        loss += point.loss;
+        rate += point.rate + header;
+        resident += Rate(memory);
+        chosen.push(point);
+    }
+    Ok(Selection { plan, points: chosen, loss, rate, resident })
+}
+
+/// A point as the policy lets it be used: a point whose levels fit INT4 is INT8 where INT4 is not
+/// allowed.
+fn allowed(point: &Point, policy: &Policy, floor: Option<Format>, most: f64) -> Option<Point> {
+    let format = match point.format {
+        Format::Int4 if !policy.allows(Format::Int4, floor) => Format::Int8,
+        other => other,
+    };
+    (policy.allows(format, floor) && point.loss.0 <= most).then_some(Point { format, ..*point })
+}
+
+/// Largest loss under a floor: what the format gives at its finest step without saturation.
+fn floor_loss(points: &[Point], floor: Format) -> f64 {
+    let matching = |p: &&Point| match floor {
+        Format::Int8 => matches!(p.format, Format::Int8 | Format::Int4),
+        other => p.format == other,
+    };
+    points.iter().filter(matching).map(|p| p.loss.0).fold(f64::INFINITY, f64::min)
+}
+
+/// Bits of a file outside the slices of coded tensors.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Overhead {
+    /// Plain tensors and the safetensors header.
+    pub plain: Rate,
+    /// Weights in plain tensors, as bits in memory.
+    pub plain_resident: Rate,
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use waterfill_codec::{Dtype, TensorPlan};
+
+    use super::*;
+    use crate::policy::{Floor, RateWeights};
+
+    fn policy(formats: &[Format], floors: Vec<Floor>) -> Policy {
+        let rate = RateWeights { storage: 1.0, resident: 0.0 };
+        Policy { formats: formats.to_vec(), floors, margin: 0.0, rate }
+    }
+
+    /// One row of tiles with the given points each.
+    fn weight(tiles: Vec<Vec<Point>>) -> WeightPoints {
+        let plan = TensorPlan {
+            dtype: Dtype::Bf16,
+            rows: TILE,
+            cols: tiles.len() * TILE,
+            step_base: 0,
+            spread_base: 0,
+            row_scale: vec![],
+            col_scale: vec![],
+            row_spread: vec![],
+            col_spread: vec![],
+            tiles: vec![TilePlan::default(); tiles.len()],
+        };
+        WeightPoints { plan, tiles }
+    }
+
+    fn point(format: Format, step: i16, loss: f64, rate: f64) -> Point {
+        Point { format, step, loss: Loss(loss), rate: Rate(rate) }
+    }
+
+    fn candidates() -> Vec<Point> {
+        vec![
+            point(Format::Int8, -8, 1e-6, 1500.0),
+            point(Format::Int4, 0, 1e-4, 1000.0),
+            point(Format::Int4, 8, 1e-2, 500.0),
+            point(Format::Fp8, 0, 1e-5, 1700.0),
+            point(Format::Lossless, 0, 0.0, 2700.0),
+        ]
+    }
+
+    #[test]
+    fn a_dearer_bit_buys_fewer() {
+        let weight = weight(vec![candidates(); 3]);
+        let at = |lambda| select_weight("w", &weight, &policy(&Format::ALL, vec![]), Lambda(lambda)).unwrap();
+        assert!(at(1e-12).points.iter().all(|p| p.format == Format::Lossless));
+        assert!(at(1.0).points.iter().all(|p| p.step == 8));
+        let rates: Vec<f64> = [1e-12, 1e-9, 1e-7, 1e-5, 1e-3].map(|l| at(l).rate.0).to_vec();
+        assert!(rates.windows(2).all(|w| w[0] >= w[1]), "{rates:?}");
+    }
+
+    #[test]
+    fn floors_bound_format_and_loss() {
+        let weight = weight(vec![candidates()]);
+        let floors = || vec![Floor::new("*q_proj*", Format::Fp8).unwrap()];
+        let chosen =
+            |name| select_weight(name, &weight, &policy(&Format::ALL, floors()), Lambda(1.0)).unwrap().points[0];
+        assert_eq!(chosen("a.q_proj.weight").step, -8, "INT8 that loses less than FP8 would");
+        assert_eq!(chosen("a.k_proj.weight").step, 8);
+        let only_int4 = policy(&[Format::Int4], floors());
+        let error = select_weight("a.q_proj.weight", &weight, &only_int4, Lambda(1.0)).unwrap_err().to_string();
+        assert!(error.contains("a.q_proj.weight") && error.contains("int4") && error.contains("fp8"), "{error}");
+    }
+
+    #[test]
+    fn resident_bits_can_be_the_price() {
+        let weight = weight(vec![vec![point(Format::Int8, -8, 1e-6, 900.0), point(Format::Int4, 0, 1e-4, 1000.0)]]);
+        let mut policy = policy(&Format::ALL, vec![]);
+        assert_eq!(select_weight("w", &weight, &policy, Lambda(1e-6)).unwrap().points[0].format, Format::Int8);
+        policy.rate = RateWeights { storage: 0.0, resident: 1.0 };
+        let selection = select_weight("w", &weight, &policy, Lambda(1e-6)).unwrap();
+        assert_eq!(selection.points[0].format, Format::Int4);
+        assert_eq!(selection.resident, Rate(4.0 * 256.0 + 8.0));
+    }
+
+    proptest! {
+        /// No other choice for one tile, the others fixed, has a lower J: greedy is optimal when
+        /// headers cost the same.
+        #[test]
+        fn the_choice_minimises_j(raw in prop::collection::vec((0.0f64..1e-3, 10.0f64..3000.0), 1..20), lambda in 1e-9f64..1e-5) {
+            let points: Vec<Point> = raw.iter().map(|&(l, r)| point(Format::Int8, 0, l, r)).collect();
+            let weight = weight(vec![points.clone()]);
+            let got = select_weight("w", &weight, &policy(&Format::ALL, vec![]), Lambda(lambda)).unwrap();
+            let cost = |p: &Point| Lambda(lambda).cost(p.loss, p.rate);
+            let best = points.iter().map(cost).fold(f64::INFINITY, f64::min);
+            prop_assert!(cost(&got.points[0]) <= best * (1.0 + 1e-12));
+        }
+    }
+}

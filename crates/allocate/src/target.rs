@@ -1,0 +1,142 @@
+//! The lambda whose file has a wanted size.
+
+use std::path::PathBuf;
+
+use rayon::prelude::*;
+use waterfill_checkpoint::Checkpoint;
+use waterfill_codec::header::Header;
+use waterfill_codec::{Format, Lambda, Rate};
+
+use crate::error::{AllocateError, Result};
+use crate::points::WeightPoints;
+use crate::policy::Policy;
+use crate::select::{Overhead, Selection, select_weight};
+
+/// Weights whose slices are counted exactly, at most about this many.
+const SAMPLE_WEIGHTS: usize = 8 << 20;
+/// Relative distance to the target at which the search ends.
+const TOLERANCE: f64 = 5e-4;
+/// Lambdas searched.
+const RANGE: (f64, f64) = (1e-18, 1e3);
+
+/// Where the search ended.
+#[derive(Debug, Clone, Copy)]
+pub struct TargetResult {
+    /// The lambda.
+    pub lambda: Lambda,
+    /// Expected bytes of its file.
+    pub bytes: u64,
+}
+
+struct Search<'a> {
+    points: &'a [(String, PathBuf)],
+    checkpoint: &'a Checkpoint,
+    policy: &'a Policy,
+    overhead: Overhead,
+    /// Weights sampled: every `stride`-th.
+    stride: usize,
+}
+
+/// Finds the lambda whose file has `target` bytes, to 0.05 % by its own count: a secant search on
+/// log lambda over estimated bits, corrected by the exact bits of sampled slices.
+///
+/// `points` names the file of every weight's [`WeightPoints`].
+///
+/// # Errors
+/// Targets outside what the policy allows, and files that cannot be read.
+pub fn meet_target(
+    target: u64,
+    points: &[(String, PathBuf)],
+    checkpoint: &Checkpoint,
+    policy: &Policy,
+    overhead: Overhead,
+) -> Result<TargetResult> {
+    let stride = (checkpoint.weights() as usize).div_ceil(SAMPLE_WEIGHTS).max(1);
+    let search = Search { points, checkpoint, policy, overhead, stride };
+    let wanted = target as f64 * 8.0;
+    let mut correction = 1.0;
+    let mut result = Lambda(RANGE.1);
+    let mut bits = 0.0;
+    for _ in 0..5 {
+        result = search.solve(wanted / correction, target)?;
+        let (estimated, exact) = search.sample(result)?;
+        let slices = search.estimate(result)? - search.fixed();
+        bits = search.fixed() + slices * exact / estimated.max(1.0);
+        correction = bits / (search.fixed() + slices);
+        if (bits / wanted - 1.0).abs() < TOLERANCE {
+            break;
+        }
+    }
+    Ok(TargetResult { lambda: result, bytes: (bits / 8.0).round() as u64 })
+}
+
+impl Search<'_> {
+    fn fixed(&self) -> f64 {
+        self.overhead.plain.0
+    }
+
+    fn select(&self, n: usize, lambda: Lambda) -> Result<Selection> {
+        let (name, path) = &self.points[n];
+        select_weight(name, &WeightPoints::read(path)?, self.policy, lambda)
+    }
+
+    /// Estimated bits of the whole file.
+    fn estimate(&self, lambda: Lambda) -> Result<f64> {
+        let bits = (0..self.points.len()).into_par_iter().map(|n| Ok(estimated_bits(&self.select(n, lambda)?).0));
+        // Summed in order, so that the result does not depend on the number of threads.
+        Ok(bits.collect::<Result<Vec<f64>>>()?.iter().sum::<f64>() + self.fixed())
+    }
+
+    /// Estimated and exact bits of the sampled weights.
+    fn sample(&self, lambda: Lambda) -> Result<(f64, f64)> {
+        let sampled = (0..self.points.len()).into_par_iter().step_by(self.stride).map(|n| {
+            let (name, selection) = (&self.points[n].0, self.select(n, lambda)?);
+            let weights = self.checkpoint.read(name)?.to_f32();
+            let failed = |source| AllocateError::Codec { weight: name.clone(), source };
+            let slices = selection.plan.slices();
+            // A few slices stand for all of a very large tensor.
+            let step = (weights.len() / SAMPLE_WEIGHTS).clamp(1, slices);
+            let counted: Vec<usize> = (0..slices).step_by(step).collect();
+            let mut bits = 0.0;
+            for &n in &counted {
+                bits += selection.plan.slice_rate(n, &weights).map_err(failed)?.0;
+            }
+            let side = selection.plan.side_rate(&weights).map_err(failed)?.0;
+            Ok((estimated_bits(&selection).0, bits * slices as f64 / counted.len() as f64 + side))
+        });
+        Ok(sampled.collect::<Result<Vec<_>>>()?.iter().fold((0.0, 0.0), |sum, x| (sum.0 + x.0, sum.1 + x.1)))
+    }
+
+    /// Lambda at which the estimate has `wanted` bits: bisection on log lambda, whose steps a
+    /// secant shortens.
+    fn solve(&self, wanted: f64, target: u64) -> Result<Lambda> {
+        let value = |log: f64| Ok::<f64, AllocateError>(self.estimate(Lambda(log.exp()))?.ln() - wanted.ln());
+        let (mut low, mut high) = (RANGE.0.ln(), RANGE.1.ln());
+        let (mut at_low, mut at_high) = (value(low)?, value(high)?);
+        if at_low < 0.0 || at_high > 0.0 {
+            let bytes = |difference: f64| (wanted * difference.exp() / 8.0).round() as u64;
+            return Err(AllocateError::Target { target, least: bytes(at_high), most: bytes(at_low) });
+        }
+        for round in 0..60 {
+            let secant = low + (high - low) * at_low / (at_low - at_high).max(f64::MIN_POSITIVE);
+            // Every other step halves the interval: rate over log lambda is a staircase with flat ends.
+            let middle = if round % 2 == 0 { (low + high) / 2.0 } else { secant.clamp(low, high) };
+            let at = value(middle)?;
+            if at.abs() < TOLERANCE / 4.0 || high - low < 1e-9 {
+                return Ok(Lambda(middle.exp()));
+            }
+            if at > 0.0 { (low, at_low) = (middle, at) } else { (high, at_high) = (middle, at) }
+        }
+        Ok(Lambda(((low + high) / 2.0).exp()))
+    }
+}
+
+/// Estimated bits of a coded tensor with everything around its slices.
+pub(crate) fn estimated_bits(selection: &Selection) -> Rate {
+    let plan = &selection.plan;
+    let vectors = [&plan.row_scale, &plan.col_scale, &plan.row_spread, &plan.col_spread];
+    let entries: usize = vectors.iter().map(|v| v.len()).sum();
+    let codebook = if selection.points.iter().any(|p| p.format == Format::Lossless) { 700.0 } else { 0.0 };
+    let header = Header::bytes(plan.slices()) as f64 * 8.0;
+    selection.rate + Rate(header + 3.2 * entries as f64 + codebook + 64.0)
+}

@@ -1,0 +1,157 @@
+//! Perplexity, KL and top-1 agreement on windows of text.
+
+use candle_core::{DType, Device, Tensor};
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+use waterfill_model::{Head, Windows};
+
+use crate::error::Result;
+use crate::statistics::Estimate;
+
+/// Elements of logits held at once by a thread.
+const LOGIT_BUDGET: usize = 1 << 22;
+
+/// Figures over all positions of the windows; standard errors are over sequences.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TextResult {
+    /// Sequences evaluated.
+    pub sequences: usize,
+    /// Inputs of each.
+    pub context: usize,
+    /// Negative log-likelihood, nats per token.
+    pub nll: Estimate,
+    /// exp(nll).
+    pub perplexity: f64,
+    /// KL(original || this model), nats per token; 0 for the original itself.
+    pub kl: Estimate,
+    /// Share of positions whose most likely token is the original's.
+    pub top1: Estimate,
+    /// Paired difference of nll from the original's, nats per token.
+    pub nll_change: Estimate,
+}
+
+/// Sums over the positions of one sequence.
+#[derive(Default, Clone, Copy)]
+struct Sums {
+    nll: f64,
+    original_nll: f64,
+    kl: f64,
+    agreements: f64,
+}
+
+/// Compares a model with the original on `windows`, from the final states of both (batches as
+/// [`Windows::batches`] of any size). `tuned` is `None` for the original itself.
+///
+/// # Errors
+/// Shapes that do not fit.
+pub fn evaluate_text(
+    windows: &Windows,
+    original: (&Head, &[Tensor]),
+    tuned: Option<(&Head, &[Tensor])>,
+) -> Result<TextResult> {
+    let mut first = 0;
+    let mut jobs = Vec::new();
+    for (batch, states) in original.1.iter().enumerate() {
+        let rows = states.dim(0)?;
+        jobs.extend((0..rows).map(|row| (batch, row, first + row)));
+        first += rows;
+    }
+    let sums = jobs
+        .par_iter()
+        .map(|&(batch, row, sequence)| {
+            let states = |(head, states): (&Head, &[Tensor])| {
+                Ok::<_, crate::EvaluateError>(head.normalise(&states[batch].get(row)?)?)
+            };
+            let reference = states(original)?;
+            let other = tuned.map(states).transpose()?;
+            compare(windows.targets(sequence), (original.0, &reference), tuned.map(|t| t.0).zip(other.as_ref()))
+        })
+        .collect::<Result<Vec<Sums>>>()?;
+    let tokens = windows.context as f64;
+    let over = |f: fn(&Sums) -> f64| Estimate::of(&sums.iter().map(|s| f(s) / tokens).collect::<Vec<_>>());
+    let nll = over(|s| s.nll);
+    Ok(TextResult {
+        sequences: sums.len(),
+        context: windows.context,
+        nll,
+        perplexity: nll.mean.exp(),
+        kl: over(|s| s.kl),
+        top1: over(|s| s.agreements),
+        nll_change: over(|s| s.nll - s.original_nll),
+    })
+}
+
+fn compare(targets: &[u32], original: (&Head, &Tensor), tuned: Option<(&Head, &Tensor)>) -> Result<Sums> {
+    let vocab = original.0.logits(&original.1.narrow(0, 0, 1)?)?.dim(1)?;
+    let chunk = (LOGIT_BUDGET / vocab).max(1);
+    let mut sums = Sums::default();
+    for start in (0..targets.len()).step_by(chunk) {
+        let count = chunk.min(targets.len() - start);
+        let logits = |(head, states): (&Head, &Tensor)| -> Result<Vec<f32>> {
+            let logits = head.logits(&states.narrow(0, start, count)?)?;
+            Ok(logits.to_dtype(DType::F32)?.to_device(&Device::Cpu)?.flatten_all()?.to_vec1()?)
+        };
+        let reference = logits(original)?;
+        let other = tuned.map(logits).transpose()?;
+        for (i, &target) in targets[start..start + count].iter().enumerate() {
+            let row = i * vocab..(i + 1) * vocab;
+            let other = other.as_ref().map(|o| &o[row.clone()]);
+            add_position(&mut sums, target as usize, &reference[row.clone()], other);
+        }
+    }
+    Ok(sums)
+}
+
+/// Log of the sum of exponentials, and the largest entry with its index.
+fn log_sum_exp(logits: &[f32]) -> (f64, usize) {
+    let (mut largest, mut at) = (f32::NEG_INFINITY, 0);
+    for (i, &l) in logits.iter().enumerate() {
+        if l > largest {
+            (largest, at) = (l, i);
+        }
+    }
+    let sum: f64 = logits.iter().map(|&l| f64::from((l - largest).exp())).sum();
+    (sum.ln() + f64::from(largest), at)
+}
+
+fn add_position(sums: &mut Sums, target: usize, reference: &[f32], other: Option<&[f32]>) {
+    let (norm, best) = log_sum_exp(reference);
+    let original = norm - f64::from(reference[target]);
+    sums.original_nll += original;
+    let Some(other) = other else {
+        sums.nll += original;
+        sums.agreements += 1.0;
+        return;
+    };
+    let (other_norm, other_best) = log_sum_exp(other);
+    sums.nll += other_norm - f64::from(other[target]);
+    sums.agreements += f64::from(u8::from(best == other_best));
+    let mut kl = 0.0;
+    for (&r, &o) in reference.iter().zip(other) {
+        let log_p = f64::from(r) - norm;
+        kl += f64::from((log_p as f32).exp()) * (log_p - (f64::from(o) - other_norm));
+    }
+    sums.kl += kl;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kl_and_nll_equal_their_definitions() {
+        let (p, q) = ([1.0f32, 0.0, -1.0, 2.0], [0.5f32, 0.3, -0.2, 1.0]);
+        let softmax = |l: &[f32; 4]| {
+            let sum: f64 = l.iter().map(|&x| f64::from(x).exp()).sum();
+            l.map(|x| f64::from(x).exp() / sum)
+        };
+        let (sp, sq) = (softmax(&p), softmax(&q));
+        let kl: f64 = sp.iter().zip(&sq).map(|(a, b)| a * (a / b).ln()).sum();
+        let mut sums = Sums::default();
+        add_position(&mut sums, 1, &p, Some(&q));
+        assert!((sums.kl - kl).abs() < 1e-7, "{} {kl}", sums.kl);
+        assert!((sums.nll + sq[1].ln()).abs() < 1e-6);
+        assert!((sums.original_nll + sp[1].ln()).abs() < 1e-6);
+        assert_eq!(sums.agreements, 1.0);
+    }
+}
