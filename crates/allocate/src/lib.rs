@@ -20,4 +20,4 @@ pub use points::{Point, TilePoints, WeightPoints, measure_points};
 pub use policy::{Floor, Granularity, Policy, RateWeights, ShardRule};
 pub use select::{Overhead, Selection, select_weight};
 pub use table::write_table;
-pub use target::{TargetResult, meet_target};
+pub use target::{TargetResult, estimated_bits, meet_target};

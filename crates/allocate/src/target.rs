@@ -132,7 +132,7 @@ impl Search<'_> {
 }
 
 /// Estimated bits of a coded tensor with everything around its slices.
-pub(crate) fn estimated_bits(selection: &Selection) -> Rate {
+pub fn estimated_bits(selection: &Selection) -> Rate {
     let plan = &selection.plan;
     let vectors = [&plan.row_scale, &plan.col_scale, &plan.row_spread, &plan.col_spread];
     let entries: usize = vectors.iter().map(|v| v.len()).sum();

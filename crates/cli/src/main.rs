@@ -1,1 +1,79 @@
-fn main() {}
+//! The `waterfill` command.
+
+mod arguments;
+mod table;
+
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use arguments::{Arguments, Command, RunArguments};
+use clap::Parser;
+use waterfill_pipeline::{Console, Mode, Session, Until, decode, inspect, json_schema, load, run, validate, verify};
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match execute(&arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("waterfill: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn execute(arguments: &Arguments) -> Result<()> {
+    // Before anything else: the tensor library runs in this pool too.
+    let threads = usize::from(arguments.threads.unwrap_or(0));
+    rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().context("starting threads")?;
+    let console = Console::new(arguments.mode());
+    match &arguments.command {
+        Command::Run(a) => execute_run(arguments, a, Until::Report, &console),
+        Command::Calibrate(a) => execute_run(arguments, a, Until::Calibrate, &console),
+        Command::Allocate(a) => execute_run(arguments, a, Until::Allocate, &console),
+        Command::Encode(a) => execute_run(arguments, a, Until::Encode, &console),
+        Command::Evaluate(a) => execute_run(arguments, a, Until::Evaluate, &console),
+        Command::Report(a) => execute_run(arguments, a, Until::Report, &console),
+        Command::Validate { config } => {
+            let checked = validate(config)?;
+            show(arguments, &format!("{} is valid: pipeline {}", config.display(), checked.name), "valid")
+        }
+        Command::Schema => {
+            println!("{:#}", json_schema());
+            Ok(())
+        }
+        Command::Inspect { path } => show(arguments, inspect(path)?.trim_end(), "text"),
+        Command::Verify { path } => show(arguments, verify(path)?.trim_end(), "verified"),
+        Command::Decode { checkpoint, out, dtype } => {
+            decode(checkpoint, out, dtype.map(|d| d.name()), &console)?;
+            console.finish();
+            show(arguments, &format!("dense checkpoint in {}", out.display()), "decoded")
+        }
+    }
+}
+
+/// Text for people, or one object with the same text.
+fn show(arguments: &Arguments, text: &str, key: &str) -> Result<()> {
+    match arguments.mode() {
+        Mode::Json => println!("{}", serde_json::json!({ key: text })),
+        Mode::Quiet if key != "text" => {}
+        _ => println!("{text}"),
+    }
+    Ok(())
+}
+
+fn execute_run(arguments: &Arguments, run_arguments: &RunArguments, until: Until, console: &Console) -> Result<()> {
+    let mut config = load(&run_arguments.config)?;
+    if let Some(model) = &run_arguments.model {
+        config.model = model.clone();
+    }
+    if let Some(store) = &run_arguments.store {
+        config.store = store.clone();
+    }
+    let session = Session::open(&config, &run_arguments.device, console)?;
+    let output = run(&session, until)?;
+    match arguments.mode() {
+        Mode::Json => println!("{}", serde_json::to_string(&output)?),
+        _ => print!("{}", table::render(&output)),
+    }
+    Ok(())
+}

@@ -1,1 +1,38 @@
-//! Configuration, stage graph and progress
+//! From a YAML file to results: configuration, the stages in order, and what people see meanwhile.
+
+mod config;
+mod console;
+mod error;
+mod inspect;
+mod load;
+mod run;
+mod sources;
+mod stages;
+
+pub use config::Config;
+pub use console::{Console, Mode};
+pub use error::{PipelineError, Result};
+pub use inspect::{inspect, verify};
+pub use load::{json_schema, load, validate};
+pub use run::{BaseOutput, PointOutput, RunOutput, run};
+pub use stages::{Session, Until};
+
+/// Decodes the checkpoint in `from` to a dense Hugging Face directory `to`; `dtype` is `bf16`,
+/// `f32` or `None` to keep each tensor's own.
+///
+/// # Errors
+/// Damaged checkpoints, a directory that exists, files that cannot be written.
+pub fn decode(
+    from: &std::path::Path,
+    to: &std::path::Path,
+    dtype: Option<&str>,
+    console: &Console,
+) -> Result<()> {
+    let dtype = match dtype {
+        Some("bf16") => Some(waterfill_codec::Dtype::Bf16),
+        Some("f32") => Some(waterfill_codec::Dtype::F32),
+        _ => None,
+    };
+    let checkpoint = waterfill_checkpoint::Checkpoint::open(from)?;
+    Ok(waterfill_encode::write_dense(&checkpoint, to, dtype, console)?)
+}

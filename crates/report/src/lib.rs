@@ -1,1 +1,61 @@
-//! Tables, rate-distortion figures and the HTML page, from artifacts only
+//! Tables, figures and one HTML page from the results of a run.
+
+mod data;
+mod figures;
+mod html;
+mod tables;
+
+use std::path::{Path, PathBuf};
+
+pub use data::{Point, Report, Tensor};
+
+/// Result of writing a report.
+pub type Result<T> = std::result::Result<T, ReportError>;
+
+/// A report that cannot be written.
+#[derive(Debug, thiserror::Error)]
+pub enum ReportError {
+    /// Writing a file failed.
+    #[error("{path}: {source}")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A figure could not be drawn.
+    #[error("figure {figure}: {reason}")]
+    Figure {
+        /// Which one.
+        figure: String,
+        /// What the plotting library said.
+        reason: String,
+    },
+    /// A table could not be written.
+    #[error("{path}: {reason}")]
+    Table {
+        /// The file.
+        path: PathBuf,
+        /// What the table library said.
+        reason: String,
+    },
+}
+
+/// Writes into the empty directory `dir`: `points` and `tensors` as CSV and Parquet, the
+/// rate-distortion curve as SVG and PNG, the other figures as SVG, and `report.html`.
+///
+/// # Errors
+/// Files that cannot be written.
+pub fn write(report: &Report, dir: &Path) -> Result<()> {
+    tables::write(report, dir)?;
+    figures::curve_png(report, &dir.join("curve.png"))?;
+    let figures = figures::all_svg(report)?;
+    for (name, svg) in &figures {
+        save(&dir.join(format!("{name}.svg")), svg)?;
+    }
+    save(&dir.join("report.html"), &html::page(report, &figures))
+}
+
+fn save(path: &Path, text: &str) -> Result<()> {
+    std::fs::write(path, text).map_err(|source| ReportError::Io { path: path.to_path_buf(), source })
+}

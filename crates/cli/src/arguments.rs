@@ -1,0 +1,106 @@
+//! Command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use waterfill_pipeline::Mode;
+
+/// Decides how many bits every weight of an LLM deserves, and writes a checkpoint with those bits.
+#[derive(Parser)]
+#[command(version)]
+pub struct Arguments {
+    #[command(subcommand)]
+    pub command: Command,
+    /// Threads; results do not depend on it [default: one for each core]
+    #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub threads: Option<u16>,
+    /// No progress
+    #[arg(long, global = true, conflicts_with = "json")]
+    pub quiet: bool,
+    /// One JSON object on standard output, events as JSON lines on standard error
+    #[arg(long, global = true)]
+    pub json: bool,
+}
+
+impl Arguments {
+    pub fn mode(&self) -> Mode {
+        match (self.json, self.quiet) {
+            (true, _) => Mode::Json,
+            (_, true) => Mode::Quiet,
+            _ => Mode::Human,
+        }
+    }
+}
+
+#[derive(Subcommand)]
+pub enum Command {
+    /// All stages: calibrate, allocate, encode, evaluate, report
+    Run(RunArguments),
+    /// Measure the sensitivity of every tile
+    Calibrate(RunArguments),
+    /// Decide format and step of every tile
+    Allocate(RunArguments),
+    /// Write the tuned checkpoints
+    Encode(RunArguments),
+    /// Measure perplexity, KL and accuracy of the decoded files
+    Evaluate(RunArguments),
+    /// Write tables, figures and the HTML page
+    Report(RunArguments),
+    /// Check a configuration without running it
+    Validate {
+        /// YAML file
+        config: PathBuf,
+    },
+    /// Print the JSON schema of configurations
+    Schema,
+    /// Describe an artifact or a checkpoint
+    Inspect {
+        /// Directory
+        path: PathBuf,
+    },
+    /// Check every digest of an artifact or a checkpoint
+    Verify {
+        /// Directory
+        path: PathBuf,
+    },
+    /// Write a tuned checkpoint as a dense Hugging Face directory
+    Decode {
+        /// Tuned checkpoint
+        checkpoint: PathBuf,
+        /// Directory to create
+        out: PathBuf,
+        /// Element type [default: each tensor's own]
+        #[arg(long)]
+        dtype: Option<DtypeName>,
+    },
+}
+
+#[derive(Args)]
+pub struct RunArguments {
+    /// YAML file
+    pub config: PathBuf,
+    /// Use this model instead of the file's: path:DIR or fixture:SEED
+    #[arg(long)]
+    pub model: Option<String>,
+    /// Use this folder for artifacts instead of the file's
+    #[arg(long)]
+    pub store: Option<String>,
+    /// cpu or cuda:N
+    #[arg(long, default_value = "cpu")]
+    pub device: String,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub enum DtypeName {
+    Bf16,
+    F32,
+}
+
+impl DtypeName {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Bf16 => "bf16",
+            Self::F32 => "f32",
+        }
+    }
+}

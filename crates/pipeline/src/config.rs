@@ -1,0 +1,330 @@
+//! The YAML configuration of a pipeline. Paths are relative to the working directory.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// One pipeline.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Name of the results' folder.
+    pub name: String,
+    /// `path:DIR` for a checkpoint directory, `fixture:SEED` for a small generated model, `hf:ID` for a hub id.
+    pub model: String,
+    /// Folder of all artifacts.
+    #[serde(default = "default_store")]
+    pub store: String,
+    /// Sensitivities.
+    pub calibrate: Calibrate,
+    /// Bits for every tile.
+    pub allocate: Allocate,
+    /// Quality of the decoded files.
+    pub evaluate: Evaluate,
+}
+
+/// How sensitivities are measured.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Calibrate {
+    /// A UTF-8 text file, or `fixture` for the generated one.
+    pub text: String,
+    /// Tokens of a sequence.
+    #[serde(default = "default_context")]
+    pub context: usize,
+    /// Sequences, spread evenly over the text.
+    #[serde(default = "default_calibration_sequences")]
+    pub sequences: usize,
+    /// Seed of sampled labels.
+    #[serde(default = "default_seed")]
+    pub seed: u64,
+    /// Labels of the loss.
+    #[serde(default)]
+    pub labels: Labels,
+    /// Parts of the text whose sensitivities are kept apart.
+    #[serde(default = "default_one")]
+    pub shards: usize,
+    /// How much of the inputs' second moments is kept.
+    #[serde(default)]
+    pub second_moment: SecondMoment,
+    /// Side of the blocks when block-diagonal.
+    #[serde(default = "default_block")]
+    pub second_moment_block: usize,
+    /// Weight of each token in the second moments.
+    #[serde(default)]
+    pub second_moment_weighting: Weighting,
+}
+
+/// Whose labels the gradients come from.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Labels {
+    /// Drawn from the model: true Fisher information.
+    #[default]
+    Sampled,
+    /// The text's own next tokens: empirical Fisher information.
+    Data,
+}
+
+/// How much of H = E[x x^T] is kept.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum SecondMoment {
+    /// All of it.
+    Full,
+    /// Blocks along the diagonal.
+    BlockDiagonal,
+    /// The diagonal.
+    #[default]
+    Diagonal,
+}
+
+/// Weight of each token in H.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Weighting {
+    /// All alike.
+    #[default]
+    Plain,
+    /// By the energy of the output gradient.
+    Gradient,
+}
+
+/// How bits are distributed.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Allocate {
+    /// One tuned checkpoint for each lambda: nats of loss per token for one bit of the file.
+    #[serde(default)]
+    pub lambdas: Vec<f64>,
+    /// One tuned checkpoint for each size.
+    #[serde(default)]
+    pub targets: Vec<Target>,
+    /// Formats that may be used.
+    #[serde(default = "default_formats")]
+    pub formats: Vec<Format>,
+    /// `safe` gives embedding, q, k, v and head at least the quality of FP8.
+    #[serde(default)]
+    pub policy: PolicyName,
+    /// Further floors.
+    #[serde(default)]
+    pub floors: Vec<Floor>,
+    /// Predicted losses are raised by this share before they are weighed against bits.
+    #[serde(default)]
+    pub margin: f64,
+    /// How several calibration shards combine.
+    #[serde(default)]
+    pub shard_rule: ShardRule,
+    /// Which scales carry sensitivities.
+    #[serde(default)]
+    pub granularity: Granularity,
+    /// What a bit is.
+    #[serde(default)]
+    pub rate: RateWeights,
+}
+
+/// A wanted size.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Target {
+    /// Bits of the file over all weights.
+    BitsPerWeight(f64),
+    /// Bytes of the file.
+    Bytes(u64),
+}
+
+/// Number format of a tile.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Format {
+    /// Levels -8 to 7.
+    Int4,
+    /// Levels -127 to 127.
+    Int8,
+    /// FP8 E4M3.
+    Fp8,
+    /// Bit-exact.
+    Lossless,
+}
+
+/// A ready set of floors.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum PolicyName {
+    /// No floors.
+    #[default]
+    Free,
+    /// FP8 or better for embedding, q, k, v and head.
+    Safe,
+}
+
+/// Least quality by name.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Floor {
+    /// Glob over tensor names, such as `*.layers.0.*`.
+    pub pattern: String,
+    /// Formats below this one are not used and no tile loses more than it would.
+    pub at_least: Format,
+}
+
+/// How several calibration shards combine.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum ShardRule {
+    /// Their mean.
+    #[default]
+    Mean,
+    /// The largest.
+    Worst,
+}
+
+/// Which scales carry sensitivities.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Granularity {
+    /// Tile steps only.
+    Tile,
+    /// Row and column scales where they pay, and tile steps.
+    #[default]
+    RowColumn,
+}
+
+/// Prices of a bit in the file and of a bit in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RateWeights {
+    /// Bits of the file.
+    #[serde(default = "default_storage")]
+    pub storage: f64,
+    /// Bits in a runtime's memory.
+    #[serde(default)]
+    pub resident: f64,
+}
+
+impl Default for RateWeights {
+    fn default() -> Self {
+        Self { storage: 1.0, resident: 0.0 }
+    }
+}
+
+/// What is measured of the decoded files.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Evaluate {
+    /// A UTF-8 text file, or `fixture`; give this or `tokens`.
+    #[serde(default)]
+    pub text: Option<String>,
+    /// A file of little-endian u16 token ids.
+    #[serde(default)]
+    pub tokens: Option<String>,
+    /// Inputs of a sequence; sequences do not overlap (stride = context + 1).
+    #[serde(default = "default_context")]
+    pub context: usize,
+    /// Sequences, from the start of the text.
+    #[serde(default = "default_evaluation_sequences")]
+    pub sequences: usize,
+    /// Questions in MMLU's layout.
+    #[serde(default)]
+    pub multiple_choice: Option<MultipleChoice>,
+}
+
+/// Multiple-choice questions.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct MultipleChoice {
+    /// Directory with `dev/` and `test/`, or `fixture`.
+    pub dir: String,
+    /// Solved examples before each question; fewer where the context is short.
+    #[serde(default = "default_shots")]
+    pub shots: usize,
+    /// Questions drawn.
+    #[serde(default = "default_questions")]
+    pub questions: usize,
+    /// Seed of the draw.
+    #[serde(default = "default_seed")]
+    pub seed: u64,
+    /// Subjects; all when empty.
+    #[serde(default)]
+    pub subjects: Vec<String>,
+}
+
+fn default_store() -> String {
+    "results".into()
+}
+fn default_context() -> usize {
+    256
+}
+fn default_calibration_sequences() -> usize {
+    64
+}
+fn default_evaluation_sequences() -> usize {
+    64
+}
+fn default_seed() -> u64 {
+    1
+}
+fn default_one() -> usize {
+    1
+}
+fn default_block() -> usize {
+    128
+}
+fn default_formats() -> Vec<Format> {
+    vec![Format::Int4, Format::Int8, Format::Fp8, Format::Lossless]
+}
+fn default_storage() -> f64 {
+    1.0
+}
+fn default_shots() -> usize {
+    5
+}
+fn default_questions() -> usize {
+    200
+}
+
+/// A value outside its limits.
+pub(crate) fn problems(config: &Config) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut range = |key: &str, value: f64, low: f64, high: f64| {
+        if !(low..=high).contains(&value) {
+            found.push(format!("{key} is {value}, expected {low} to {high}"));
+        }
+    };
+    let (c, a, e) = (&config.calibrate, &config.allocate, &config.evaluate);
+    range("calibrate.context", c.context as f64, 1.0, 1_048_576.0);
+    range("calibrate.sequences", c.sequences as f64, 1.0, 1e9);
+    range("calibrate.shards", c.shards as f64, 1.0, c.sequences as f64);
+    range("calibrate.second_moment_block", c.second_moment_block as f64, 16.0, 8192.0);
+    range("allocate.margin", a.margin, 0.0, 100.0);
+    range("allocate.rate.storage", a.rate.storage, 0.0, 1e6);
+    range("allocate.rate.resident", a.rate.resident, 0.0, 1e6);
+    range("evaluate.context", e.context as f64, 1.0, 1_048_576.0);
+    range("evaluate.sequences", e.sequences as f64, 1.0, 1e9);
+    for (i, &lambda) in a.lambdas.iter().enumerate() {
+        range(&format!("allocate.lambdas[{i}]"), lambda, 1e-18, 1e3);
+    }
+    for (i, target) in a.targets.iter().enumerate() {
+        match target {
+            Target::BitsPerWeight(bits) => range(&format!("allocate.targets[{i}].bits_per_weight"), *bits, 0.01, 40.0),
+            Target::Bytes(bytes) => range(&format!("allocate.targets[{i}].bytes"), *bytes as f64, 1.0, 1e15),
+        }
+    }
+    if let Some(m) = &e.multiple_choice {
+        range("evaluate.multiple_choice.questions", m.questions as f64, 1.0, 1e9);
+        range("evaluate.multiple_choice.shots", m.shots as f64, 0.0, 100.0);
+    }
+    let mut require = |holds: bool, message: &str| {
+        if !holds {
+            found.push(message.into());
+        }
+    };
+    let plain = |s: &str| !s.is_empty() && s.chars().all(|c| c.is_alphanumeric() || "-_.".contains(c)) && !s.starts_with('.');
+    require(plain(&config.name), &format!("name is {:?}, expected letters, digits, '-', '_' and '.'", config.name));
+    let known = ["path:", "fixture:", "hf:"].iter().any(|p| config.model.starts_with(p));
+    require(known, &format!("model is {:?}, expected path:DIR, fixture:SEED or hf:ID", config.model));
+    require(!(a.lambdas.is_empty() && a.targets.is_empty()), "allocate needs at least one entry in lambdas or targets");
+    require(!a.formats.is_empty(), "allocate.formats is empty, expected some of int4, int8, fp8, lossless");
+    require(a.rate.storage + a.rate.resident > 0.0, "allocate.rate prices no bits, expected storage or resident above 0");
+    require(e.text.is_some() != e.tokens.is_some(), "evaluate needs either text or tokens");
+    found
+}

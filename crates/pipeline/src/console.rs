@@ -1,0 +1,154 @@
+//! Progress for people (bars or lines) and for programs (JSON lines on standard error).
+
+use std::io::IsTerminal;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use waterfill_artifacts::Progress;
+
+/// How progress is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// Bars on a terminal, lines elsewhere.
+    Human,
+    /// Nothing.
+    Quiet,
+    /// One JSON object a line on standard error.
+    Json,
+}
+
+/// Time between two lines about the same phase.
+const LINE_INTERVAL: Duration = Duration::from_secs(5);
+
+struct Phase {
+    name: String,
+    units: u64,
+    done: u64,
+    start: Instant,
+    last_line: Instant,
+    bar: Option<ProgressBar>,
+}
+
+/// Receiver of progress of a whole command.
+pub struct Console {
+    mode: Mode,
+    bars: Option<(MultiProgress, ProgressBar)>,
+    stage: Mutex<String>,
+    phase: Mutex<Option<Phase>>,
+}
+
+impl Console {
+    /// A console in a mode.
+    pub fn new(mode: Mode) -> Self {
+        let bars = (mode == Mode::Human && std::io::stderr().is_terminal()).then(|| {
+            let all = MultiProgress::new();
+            let overall = all.add(ProgressBar::new(0));
+            overall.set_style(style("{msg:20} {wide_bar} {pos}/{len} steps, {elapsed}"));
+            (all, overall)
+        });
+        Self { mode, bars, stage: Mutex::new(String::new()), phase: Mutex::new(None) }
+    }
+
+    /// Number of steps of the whole command.
+    pub fn steps(&self, total: u64) {
+        if let Some((_, overall)) = &self.bars {
+            overall.set_length(total);
+        }
+    }
+
+    /// A step begins.
+    pub fn step(&self, name: &str) {
+        self.end_phase();
+        *self.stage.lock().expect("no panic while held") = name.into();
+        match &self.bars {
+            Some((_, overall)) => overall.set_message(name.to_string()),
+            None => self.event("stage", &[("stage", name.into())], &format!("{name} ...")),
+        }
+    }
+
+    /// The step is done; `found` says that its result was there already.
+    pub fn step_done(&self, found: bool, seconds: f64) {
+        self.end_phase();
+        let name = self.stage.lock().expect("no panic while held").clone();
+        let how = if found { "found in the store".to_string() } else { format!("done in {seconds:.1} s") };
+        if let Some((all, overall)) = &self.bars {
+            overall.inc(1);
+            let _ = all.println(format!("{name}: {how}"));
+        } else {
+            let fields = [("stage", name.as_str().into()), ("cached", found.into()), ("seconds", seconds.into())];
+            self.event("done", &fields, &format!("{name}: {how}"));
+        }
+    }
+
+    /// Removes the bars.
+    pub fn finish(&self) {
+        self.end_phase();
+        if let Some((all, overall)) = &self.bars {
+            overall.finish_and_clear();
+            let _ = all.clear();
+        }
+    }
+
+    fn event(&self, kind: &str, fields: &[(&str, serde_json::Value)], line: &str) {
+        match self.mode {
+            Mode::Quiet => {}
+            Mode::Human => eprintln!("{line}"),
+            Mode::Json => {
+                let mut map = serde_json::Map::from_iter([("event".to_string(), kind.into())]);
+                map.extend(fields.iter().map(|(k, v)| (k.to_string(), v.clone())));
+                eprintln!("{}", serde_json::Value::Object(map));
+            }
+        }
+    }
+
+    fn end_phase(&self) {
+        if let Some(phase) = self.phase.lock().expect("no panic while held").take()
+            && let Some(bar) = phase.bar
+        {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+fn style(template: &str) -> ProgressStyle {
+    ProgressStyle::with_template(template).expect("a fixed template").progress_chars("=> ")
+}
+
+impl Progress for Console {
+    fn start(&self, phase: &str, units: u64) {
+        self.end_phase();
+        let bar = self.bars.as_ref().map(|(all, _)| {
+            let bar = all.add(ProgressBar::new(units));
+            bar.set_style(style("  {msg:18} {wide_bar} {pos}/{len}, {per_sec}, {eta} left"));
+            bar.set_message(phase.to_string());
+            bar
+        });
+        let now = Instant::now();
+        let state = Phase { name: phase.into(), units, done: 0, start: now, last_line: now, bar };
+        *self.phase.lock().expect("no panic while held") = Some(state);
+    }
+
+    fn advance(&self, units: u64) {
+        let mut guard = self.phase.lock().expect("no panic while held");
+        let Some(phase) = guard.as_mut() else { return };
+        phase.done += units;
+        if let Some(bar) = &phase.bar {
+            bar.inc(units);
+            return;
+        }
+        if phase.last_line.elapsed() >= LINE_INTERVAL {
+            phase.last_line = Instant::now();
+            let rate = phase.done as f64 / phase.start.elapsed().as_secs_f64();
+            let left = (phase.units - phase.done.min(phase.units)) as f64 / rate;
+            let line = format!("  {} {}/{}, {rate:.1} a second, {left:.0} s left", phase.name, phase.done, phase.units);
+            let fields = [
+                ("phase", phase.name.as_str().into()),
+                ("done", phase.done.into()),
+                ("units", phase.units.into()),
+                ("seconds_left", left.into()),
+            ];
+            self.event("progress", &fields, &line);
+        }
+    }
+}

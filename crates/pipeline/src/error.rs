@@ -1,0 +1,74 @@
+//! Everything that can stop a run.
+
+use std::path::PathBuf;
+
+/// Result of pipeline operations.
+pub type Result<T> = std::result::Result<T, PipelineError>;
+
+/// A run that cannot start or go on. Messages of the stages name file, tensor and tile.
+#[derive(Debug, thiserror::Error)]
+pub enum PipelineError {
+    /// A configuration file cannot be used.
+    #[error("{path}: {reason}")]
+    Config {
+        /// The file.
+        path: PathBuf,
+        /// What was found and what was expected.
+        reason: String,
+    },
+    /// A file cannot be read.
+    #[error("{path}: {source}")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The model names a hub id.
+    #[error(
+        "model {id}: downloading from the hub is not part of this version; download the checkpoint yourself and \
+         give its directory, in the file as `model: path:DIR` or with --model path:DIR"
+    )]
+    Hub {
+        /// As configured.
+        id: String,
+    },
+    /// A path that is neither an artifact nor a checkpoint.
+    #[error("{path}: neither an artifact (manifest.json) nor a checkpoint (config.json and safetensors)")]
+    Unknown {
+        /// The path.
+        path: PathBuf,
+    },
+    /// A file of an artifact is malformed.
+    #[error("{path}: {reason}")]
+    Artifact {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] waterfill_artifacts::ArtifactError),
+    /// The checkpoint.
+    #[error(transparent)]
+    Checkpoint(#[from] waterfill_checkpoint::CheckpointError),
+    /// The model or its data.
+    #[error(transparent)]
+    Model(#[from] waterfill_model::ModelError),
+    /// Calibration.
+    #[error(transparent)]
+    Calibrate(#[from] waterfill_calibrate::CalibrateError),
+    /// Allocation.
+    #[error(transparent)]
+    Allocate(#[from] waterfill_allocate::AllocateError),
+    /// Encoding.
+    #[error(transparent)]
+    Encode(#[from] waterfill_encode::EncodeError),
+    /// Evaluation.
+    #[error(transparent)]
+    Evaluate(#[from] waterfill_evaluate::EvaluateError),
+    /// The report.
+    #[error(transparent)]
+    Report(#[from] waterfill_report::ReportError),
+}

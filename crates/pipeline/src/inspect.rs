@@ -1,0 +1,159 @@
+//! Artifacts and checkpoints in words.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::path::Path;
+
+use waterfill_artifacts::Artifact;
+use waterfill_checkpoint::{Checkpoint, Storage, TensorInfo};
+use waterfill_codec::{CodedTensor, Format};
+
+use crate::error::{PipelineError, Result};
+
+fn is_checkpoint(path: &Path) -> bool {
+    path.join("model.safetensors").exists() || path.join("model.safetensors.index.json").exists()
+}
+
+/// Describes an artifact or a checkpoint.
+///
+/// # Errors
+/// Paths that are neither, and files that are damaged.
+pub fn inspect(path: &Path) -> Result<String> {
+    if path.join("manifest.json").exists() {
+        return inspect_artifact(path);
+    }
+    if is_checkpoint(path) {
+        return inspect_checkpoint(&Checkpoint::open(path)?);
+    }
+    Err(PipelineError::Unknown { path: path.to_path_buf() })
+}
+
+/// Checks every digest of an artifact or a checkpoint; returns what was checked.
+///
+/// # Errors
+/// The first damage found.
+pub fn verify(path: &Path) -> Result<String> {
+    let mut text = String::new();
+    let mut known = false;
+    if path.join("manifest.json").exists() {
+        let artifact = Artifact::open(path)?;
+        artifact.verify()?;
+        let files = artifact.manifest.files.len();
+        writeln!(text, "{}: {files} files match their digests", path.display()).expect("a string");
+        known = true;
+    }
+    for dir in [path.to_path_buf(), path.join("checkpoint")] {
+        if is_checkpoint(&dir) {
+            text += &(Checkpoint::open(&dir)?.verify()?.join("\n") + "\n");
+            known = true;
+        }
+    }
+    if known { Ok(text) } else { Err(PipelineError::Unknown { path: path.to_path_buf() }) }
+}
+
+fn inspect_artifact(path: &Path) -> Result<String> {
+    let artifact = Artifact::open(path)?;
+    let (identity, timings) = (&artifact.manifest.identity, artifact.timings());
+    let mut text = String::new();
+    let mut line = |s: String| writeln!(text, "{s}").expect("a string");
+    line(format!("artifact of stage {}, version {}, key {}", identity.stage, identity.version, artifact.manifest.key));
+    identity.inputs.iter().for_each(|(name, digest)| line(format!("  input {name}: {}", &digest[..digest.len().min(16)])));
+    if !identity.config.is_null() {
+        line(format!("  configuration: {}", identity.config));
+    }
+    identity.seeds.iter().for_each(|(name, seed)| line(format!("  seed {name}: {seed}")));
+    let memory = timings.peak_memory_bytes as f64 / 1e6;
+    line(format!("  took {:.1} s; peak memory of its process until then {memory:.0} MB", timings.seconds));
+    artifact.manifest.files.keys().for_each(|file| line(format!("  file {file}")));
+    if let Ok(summary) = std::fs::read_to_string(artifact.path("summary.json")) {
+        let summary: serde_json::Value = serde_json::from_str(&summary).unwrap_or_default();
+        let fields = summary.as_object().into_iter().flatten().filter(|(_, v)| !v.is_array());
+        fields.for_each(|(key, value)| line(format!("  {key}: {value}")));
+    }
+    if is_checkpoint(&artifact.path("checkpoint")) {
+        text += &inspect_checkpoint(&Checkpoint::open(artifact.path("checkpoint"))?)?;
+    }
+    Ok(text)
+}
+
+/// Sums over the tensors of one kind.
+#[derive(Default)]
+struct Kind {
+    tensors: usize,
+    weights: u64,
+    bytes: u64,
+    side_bytes: u64,
+    formats: BTreeMap<&'static str, u64>,
+    /// Counts of decoded values by bit pattern.
+    histogram: BTreeMap<u32, u64>,
+}
+
+fn kind_of(info: &TensorInfo) -> String {
+    let name = info.name.trim_end_matches(".weight");
+    name.rsplit('.').next().unwrap_or(name).to_string()
+}
+
+fn inspect_checkpoint(checkpoint: &Checkpoint) -> Result<String> {
+    let mut kinds: BTreeMap<String, Kind> = BTreeMap::new();
+    for info in checkpoint.tensors() {
+        let kind = kinds.entry(kind_of(info)).or_default();
+        kind.tensors += 1;
+        kind.weights += info.weights();
+        kind.bytes += info.bytes;
+        if info.storage == Storage::Plain {
+            *kind.formats.entry("plain").or_default() += info.weights();
+            continue;
+        }
+        let raw = checkpoint.read_raw(&info.name)?;
+        if let Ok(coded) = CodedTensor::parse(&raw) {
+            let slices: u64 = coded.header().slices.iter().map(|s| u64::from(s.0)).sum();
+            kind.side_bytes += info.bytes - slices;
+        }
+        let values = checkpoint.read(&info.name)?;
+        let across = info.shape[1].div_ceil(16);
+        for (n, tile) in values.tiles.iter().enumerate() {
+            let (row, col) = (n / across * 16, n % across * 16);
+            let inside = 16.min(info.shape[0] - row) * 16.min(info.shape[1] - col);
+            *kind.formats.entry(Format::name(tile.format)).or_default() += inside as u64;
+        }
+        values.to_f32().iter().for_each(|v| *kind.histogram.entry(v.to_bits()).or_default() += 1);
+    }
+    let (bytes, weights) = (checkpoint.bytes(), checkpoint.weights());
+    let mut text = format!(
+        "checkpoint of {weights} weights in {bytes} bytes: {:.3} bits per weight, headers and plain tensors included\n",
+        bytes as f64 * 8.0 / weights.max(1) as f64
+    );
+    let head = ["kind", "tensors", "weights", "bits/weight", "side bits", "entropy", "formats"];
+    writeln!(text, "{:<26}{:>8}{:>12}{:>13}{:>11}{:>9}  {}", head[0], head[1], head[2], head[3], head[4], head[5], head[6])
+        .expect("a string");
+    for (name, kind) in &kinds {
+        let per_weight = |bytes: u64| bytes as f64 * 8.0 / kind.weights.max(1) as f64;
+        let formats: Vec<String> = kind
+            .formats
+            .iter()
+            .map(|(f, n)| format!("{f} {:.1} %", *n as f64 * 100.0 / kind.weights.max(1) as f64))
+            .collect();
+        let entropy = match kind.histogram.is_empty() {
+            true => "-".to_string(),
+            false => format!("{:.3}", entropy(&kind.histogram)),
+        };
+        writeln!(
+            text,
+            "{name:<26}{:>8}{:>12}{:>13.3}{:>11.3}{entropy:>9}  {}",
+            kind.tensors,
+            kind.weights,
+            per_weight(kind.bytes),
+            per_weight(kind.side_bytes),
+            formats.join(", ")
+        )
+        .expect("a string");
+    }
+    text += "entropy: of the decoded values of a kind without any context, bits per weight\n";
+    Ok(text)
+}
+
+fn entropy(histogram: &BTreeMap<u32, u64>) -> f64 {
+    let total: u64 = histogram.values().sum();
+    let share = |n: u64| n as f64 / total as f64;
+    histogram.values().map(|&n| -share(n) * share(n).log2()).sum()
+}

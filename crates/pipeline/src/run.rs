@@ -1,0 +1,230 @@
+//! All stages in order, and what comes out of them.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::Serialize;
+use waterfill_artifacts::{Artifact, Identity};
+use waterfill_codec::BitsPerWeight;
+use waterfill_encode::EncodeSummary;
+use waterfill_report as report;
+
+use crate::error::Result;
+use crate::stages::{AllocationSummary, Evaluation, Session, Until, read_json};
+
+/// The object that `--json` prints; these names stay.
+#[derive(Debug, Clone, Serialize)]
+pub struct RunOutput {
+    /// Name of the pipeline.
+    pub model: String,
+    /// The original, when it was evaluated.
+    pub base: Option<BaseOutput>,
+    /// Tuned checkpoints, smallest first.
+    pub points: Vec<PointOutput>,
+    /// Directories of the stages' artifacts, and `report` with tables and figures.
+    pub artifacts: BTreeMap<String, PathBuf>,
+}
+
+/// Quality of the original.
+#[derive(Debug, Clone, Serialize)]
+pub struct BaseOutput {
+    /// Nats per token.
+    pub nll: f64,
+    /// exp(nll).
+    pub perplexity: f64,
+    /// Share of right answers.
+    pub accuracy: Option<f64>,
+}
+
+/// One tuned checkpoint; measured fields are empty where a stage did not run.
+#[derive(Debug, Clone, Serialize)]
+pub struct PointOutput {
+    /// Nats of loss for one bit of the file.
+    pub lambda: f64,
+    /// Bytes of all safetensors files.
+    pub bytes: Option<u64>,
+    /// Bits of the file over all weights.
+    pub bits_per_weight: Option<f64>,
+    /// Bits of the coded linear layers over their weights.
+    pub linear_bits_per_weight: Option<f64>,
+    /// Bits in a runtime's memory over all weights.
+    pub resident_bits_per_weight: f64,
+    /// Nats per token.
+    pub nll: Option<f64>,
+    /// exp(nll).
+    pub perplexity: Option<f64>,
+    /// KL(original || tuned), nats per token.
+    pub kl: Option<f64>,
+    /// Standard error of `kl` over sequences.
+    pub kl_se: Option<f64>,
+    /// Share of positions with the original's most likely token.
+    pub top1: Option<f64>,
+    /// Share of right answers.
+    pub accuracy: Option<f64>,
+    /// Loss that the allocation predicted.
+    pub predicted_loss: f64,
+    /// Directory of the tuned checkpoint.
+    pub checkpoint: Option<PathBuf>,
+}
+
+/// One allocation with what was made of it.
+struct Made {
+    summary: AllocationSummary,
+    encoded: Option<(Artifact, EncodeSummary)>,
+    evaluated: Option<Evaluation>,
+}
+
+/// Runs the stages up to `until`; finished artifacts are found in the store.
+///
+/// # Errors
+/// The first failure; finished artifacts stay.
+pub fn run(session: &Session, until: Until) -> Result<RunOutput> {
+    let goals = session.goals();
+    let per_goal = [Until::Allocate, Until::Encode, Until::Evaluate].iter().filter(|u| **u <= until).count() as u64;
+    let shared = [Until::Calibrate, Until::Allocate, Until::Evaluate].iter().filter(|u| **u <= until).count() as u64;
+    let reports = u64::from(until >= Until::Report);
+    session.console.steps(shared + per_goal * goals.len() as u64 + reports);
+    let mut artifacts = BTreeMap::new();
+    let calibration = session.calibrate()?;
+    artifacts.insert("calibrate".to_string(), calibration.dir.clone());
+    let mut made: Vec<Made> = Vec::new();
+    let mut base = None;
+    if until >= Until::Allocate {
+        let points = session.points(&calibration)?;
+        artifacts.insert("points".into(), points.dir.clone());
+        if until >= Until::Evaluate {
+            base = Some(session.evaluate_base()?);
+        }
+        for &goal in &goals {
+            let allocation = session.allocate(&points, goal)?;
+            let mut one =
+                Made { summary: read_json(&allocation.path("summary.json"))?, encoded: None, evaluated: None };
+            if until >= Until::Encode {
+                let encoded = session.encode(&allocation)?;
+                if let Some(base) = &base {
+                    let evaluation = session.evaluate(base, &encoded)?;
+                    one.evaluated = Some(read_json(&evaluation.path("result.json"))?);
+                }
+                let sizes = read_json(&encoded.path("summary.json"))?;
+                one.encoded = Some((encoded, sizes));
+            }
+            made.push(one);
+        }
+    }
+    made.sort_by(|a, b| b.summary.lambda.total_cmp(&a.summary.lambda));
+    let base: Option<(Artifact, Evaluation)> = match base {
+        Some(artifact) => {
+            let evaluation = read_json(&artifact.path("result.json"))?;
+            Some((artifact, evaluation))
+        }
+        None => None,
+    };
+    let mut output = RunOutput {
+        model: session.config.name.clone(),
+        base: base.as_ref().map(|(_, e)| BaseOutput {
+            nll: e.text.nll.mean,
+            perplexity: e.text.perplexity,
+            accuracy: e.choice.as_ref().map(|c| c.accuracy),
+        }),
+        points: made.iter().map(point_output).collect(),
+        artifacts,
+    };
+    if let Some((_, base)) = base.filter(|_| until >= Until::Report) {
+        let artifact = write_report(session, &base, &made, &output)?;
+        output.artifacts.insert("report".into(), artifact.dir);
+    }
+    session.console.finish();
+    Ok(output)
+}
+
+fn point_output(made: &Made) -> PointOutput {
+    let sizes = made.encoded.as_ref().map(|(_, sizes)| sizes);
+    let text = made.evaluated.as_ref().map(|e| &e.text);
+    PointOutput {
+        lambda: made.summary.lambda,
+        bytes: sizes.map(|s| s.bytes),
+        bits_per_weight: sizes.map(|s| BitsPerWeight::of_bytes(s.bytes, s.weights).0),
+        linear_bits_per_weight: sizes.map(|s| BitsPerWeight::of_bytes(s.linear_bytes, s.linear_weights).0),
+        resident_bits_per_weight: made.summary.resident_bits / made.summary.weights as f64,
+        nll: text.map(|t| t.nll.mean),
+        perplexity: text.map(|t| t.perplexity),
+        kl: text.map(|t| t.kl.mean),
+        kl_se: text.map(|t| t.kl.se),
+        top1: text.map(|t| t.top1.mean),
+        accuracy: made.evaluated.as_ref().and_then(|e| e.choice.as_ref()).map(|c| c.accuracy),
+        predicted_loss: made.summary.predicted_loss,
+        checkpoint: made.encoded.as_ref().map(|(a, _)| a.path("checkpoint")),
+    }
+}
+
+fn write_report(session: &Session, base: &Evaluation, made: &[Made], output: &RunOutput) -> Result<Artifact> {
+    let points = made.iter().zip(&output.points).filter_map(|(made, out)| {
+        let (evaluation, bytes) = (made.evaluated.as_ref()?, out.bytes?);
+        let text = &evaluation.text;
+        let choice = evaluation.choice.as_ref();
+        Some(report::Point {
+            lambda: out.lambda,
+            bytes,
+            bits_per_weight: out.bits_per_weight?,
+            linear_bits_per_weight: out.linear_bits_per_weight?,
+            resident_bits_per_weight: out.resident_bits_per_weight,
+            nll: text.nll.mean,
+            nll_se: text.nll.se,
+            nll_change: text.nll_change.mean,
+            nll_change_se: text.nll_change.se,
+            perplexity: text.perplexity,
+            kl: text.kl.mean,
+            kl_se: text.kl.se,
+            top1: text.top1.mean,
+            top1_se: text.top1.se,
+            accuracy: choice.map(|c| c.accuracy),
+            accuracy_low: choice.map(|c| c.interval.0),
+            accuracy_high: choice.map(|c| c.interval.1),
+            accuracy_change: choice.map(|c| c.change.mean),
+            accuracy_change_se: choice.map(|c| c.change.se),
+            predicted_loss: out.predicted_loss,
+            tensors: made
+                .summary
+                .tensors
+                .iter()
+                .map(|t| report::Tensor {
+                    name: t.name.clone(),
+                    weights: t.weights,
+                    bits: t.bits,
+                    loss: t.loss,
+                    formats: t.formats.clone(),
+                })
+                .collect(),
+        })
+    });
+    let text = &base.text;
+    let choice = base.choice.as_ref();
+    let data = report::Report {
+        model: output.model.clone(),
+        weights: made.first().map_or(0, |m| m.summary.weights),
+        original_bytes: session.model.checkpoint().bytes(),
+        base_nll: text.nll.mean,
+        base_nll_se: text.nll.se,
+        base_perplexity: text.perplexity,
+        base_accuracy: choice.map(|c| c.accuracy),
+        sequences: text.sequences,
+        context: text.context,
+        questions: choice.map_or(0, |c| c.questions),
+        configuration: serde_json::to_string_pretty(session.config).expect("plain data"),
+        points: points.collect(),
+    };
+    let digest = blake3::hash(serde_json::to_string(&data).expect("plain data").as_bytes()).to_hex().to_string();
+    let identity = Identity {
+        stage: "report".into(),
+        version: 1,
+        inputs: [("data".to_string(), digest)].into(),
+        config: serde_json::Value::Null,
+        seeds: BTreeMap::new(),
+    };
+    session.console.step("report");
+    let artifact = session
+        .store
+        .get_or_make::<crate::PipelineError>(&session.config.name, &identity, |dir| Ok(report::write(&data, dir)?))?;
+    session.console.step_done(artifact.cached, artifact.timings().seconds);
+    Ok(artifact)
+}
