@@ -44,7 +44,8 @@ pub struct WeightPoints {
 ///
 /// The predicted loss of an error e is 1/2 sum_ij F_ij e_ij^2; within a tile, F is the tile's
 /// information spread in proportion to its rows' and columns'. `unseen` is the share of
-/// information that an embedding row gets without having occurred, 0 elsewhere.
+/// information that an embedding row gets without having occurred, 0 elsewhere; `raise` multiplies
+/// all losses, see [`raises`].
 pub fn measure_points(
     weights: &[f32],
     dtype: Dtype,
@@ -52,8 +53,10 @@ pub fn measure_points(
     rule: ShardRule,
     granularity: Granularity,
     unseen: f64,
+    raise: f64,
 ) -> WeightPoints {
-    let info = Information::new(sensitivity, rule, unseen);
+    let mut info = Information::new(sensitivity, rule, unseen);
+    info.tiles.iter_mut().for_each(|f| *f *= raise);
     let plan = plan_scales(&info, weights, dtype, granularity);
     let tiles: Vec<Tile> = (0..plan.tiles.len()).into_par_iter().map(|n| Tile::new(&plan, &info, weights, n)).collect();
     let exponent_bits = exponent_bits(weights, dtype);
@@ -71,6 +74,37 @@ pub fn measure_points(
         })
         .collect();
     WeightPoints { plan, tiles: points }
+}
+
+/// Predicted loss of setting a whole weight matrix to zero.
+pub fn erasure_loss(weights: &[f32], sensitivity: &Sensitivity, rule: ShardRule) -> Loss {
+    let info = Information::new(sensitivity, rule, 0.0);
+    let across = info.cols.div_ceil(TILE);
+    let block = |by: &[f64], n: usize| by[n * TILE..by.len().min((n + 1) * TILE)].iter().sum::<f64>();
+    let rows: Vec<f64> = (0..info.rows.div_ceil(TILE)).map(|n| block(&info.by_row, n)).collect();
+    let cols: Vec<f64> = (0..across).map(|n| block(&info.by_col, n)).collect();
+    let mut loss = 0.0;
+    for (i, line) in weights.chunks_exact(info.cols).enumerate() {
+        for (j, &w) in line.iter().enumerate() {
+            let density =
+                info.tiles[i / TILE * across + j / TILE] / (rows[i / TILE] * cols[j / TILE]).max(f64::MIN_POSITIVE);
+            loss += 0.5 * density * info.by_row[i] * info.by_col[j] * f64::from(w).powi(2);
+        }
+    }
+    Loss(loss)
+}
+
+/// Factors that raise every weight matrix to `floor` times the median erasure loss.
+///
+/// The quadratic model sees only small errors. Attention that is saturated or nearly uniform has
+/// almost no gradient, so that the model would let its projections be erased, which then changes
+/// what the heads attend to. No matrix is taken to be less important, for the energy it carries,
+/// than a share of the usual one.
+pub fn raises(erasures: &[Loss], floor: f64) -> Vec<f64> {
+    let mut sorted: Vec<f64> = erasures.iter().map(|l| l.0).collect();
+    sorted.sort_by(f64::total_cmp);
+    let least = floor * sorted.get(sorted.len() / 2).copied().unwrap_or(0.0);
+    erasures.iter().map(|l| if l.0 > 0.0 { (least / l.0).clamp(1.0, 1e6) } else { 1.0 }).collect()
 }
 
 /// A tile in units of its step at index 0.

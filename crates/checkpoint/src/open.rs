@@ -146,6 +146,21 @@ impl Checkpoint {
         Ok(bytes)
     }
 
+    /// Element type that a tensor has once decoded.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::read`].
+    pub fn dtype(&self, name: &str) -> Result<Dtype> {
+        let info = self.tensor(name)?;
+        match (info.storage, info.element) {
+            (Storage::Plain, Element::BF16) => Ok(Dtype::Bf16),
+            (Storage::Plain, Element::F16) => Ok(Dtype::F16),
+            (Storage::Plain, Element::F32) => Ok(Dtype::F32),
+            (Storage::Plain, other) => Err(self.wrong(info, format!("dtype {other:?}, expected BF16, F16 or F32"))),
+            (Storage::Coded, _) => Ok(self.read(name)?.dtype),
+        }
+    }
+
     /// Reads a tensor, decoding it when it is coded.
     ///
     /// # Errors
@@ -154,12 +169,7 @@ impl Checkpoint {
         let info = self.tensor(name)?;
         let bytes = self.read_raw(name)?;
         if info.storage == Storage::Plain {
-            let dtype = match info.element {
-                Element::BF16 => Dtype::Bf16,
-                Element::F16 => Dtype::F16,
-                Element::F32 => Dtype::F32,
-                other => return Err(self.wrong(info, format!("dtype {other:?}, expected BF16, F16 or F32"))),
-            };
+            let dtype = self.dtype(name)?;
             return Ok(Values { dtype, bytes, tiles: Vec::new() });
         }
         let path = &self.shards[info.shard].path;

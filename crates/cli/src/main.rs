@@ -3,6 +3,7 @@
 mod arguments;
 mod table;
 
+use std::os::unix::process::CommandExt;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
@@ -10,8 +11,30 @@ use arguments::{Arguments, Command, RunArguments};
 use clap::Parser;
 use waterfill_pipeline::{Console, Mode, Session, Until, decode, inspect, json_schema, load, run, validate, verify};
 
+/// Tensors come and go by the million; the system's allocator returns each to the kernel and
+/// spends as long clearing pages as the arithmetic takes.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Set for this process once candle has been told to leave threads to us.
+const SETTLED: &str = "CANDLE_NUM_THREADS";
+
+/// Batches run side by side in our pool. candle's own pools would compete with it (they spin while
+/// they wait), and can only be sized by the environment, before the process starts.
+fn settle_environment() -> std::io::Result<()> {
+    if std::env::var_os(SETTLED).is_some() {
+        return Ok(());
+    }
+    let mut again = std::process::Command::new(std::env::current_exe()?);
+    let failed = again.args(std::env::args_os().skip(1)).env(SETTLED, "1").env("RAYON_NUM_THREADS", "1").exec();
+    Err(failed)
+}
+
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    if let Err(error) = settle_environment() {
+        eprintln!("waterfill: cannot restart with one candle thread, going on more slowly: {error}");
+    }
     match execute(&arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -23,7 +46,8 @@ fn main() -> ExitCode {
 
 fn execute(arguments: &Arguments) -> Result<()> {
     // Before anything else: the tensor library runs in this pool too.
-    let threads = usize::from(arguments.threads.unwrap_or(0));
+    let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
+    let threads = arguments.threads.map_or(cores, usize::from);
     rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().context("starting threads")?;
     let console = Console::new(arguments.mode());
     match &arguments.command {

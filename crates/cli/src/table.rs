@@ -10,10 +10,14 @@ pub fn render(output: &RunOutput) -> String {
     let mut line = |s: String| writeln!(text, "{}", s.trim_end()).expect("writing to a string");
     if let Some(base) = &output.base {
         let accuracy = base.accuracy.map_or(String::new(), |a| format!(", accuracy {:.1} %", a * 100.0));
-        line(format!("{}: original {:.4} nats per token, perplexity {:.3}{accuracy}", output.model, base.nll, base.perplexity));
+        line(format!(
+            "{}: original {:.4} nats per token, perplexity {:.3}{accuracy}",
+            output.model, base.nll, base.perplexity
+        ));
     }
     if !output.points.is_empty() {
-        let heads = ["lambda", "bytes", "bits/w", "linear", "memory", "KL", "± se", "predicted", "ppl", "top-1 %", "acc %"];
+        let heads =
+            ["lambda", "bytes", "bits/w", "linear", "memory", "KL", "± se", "predicted", "ppl", "top-1 %", "acc %"];
         line(row(&heads.map(String::from)));
         output.points.iter().for_each(|p| line(row(&cells(p))));
     }

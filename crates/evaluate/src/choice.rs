@@ -26,6 +26,8 @@ pub struct QuestionResult {
     pub correct: bool,
     /// Examples that fitted before the question.
     pub shots: usize,
+    /// Whether the question's beginning was cut to fit the context.
+    pub truncated: bool,
 }
 
 /// Accuracy over all questions.
@@ -44,13 +46,15 @@ struct Query {
     prefix: Vec<u32>,
     endings: Vec<Vec<u32>>,
     shots: usize,
+    truncated: bool,
 }
 
 /// Answers all questions of `set` with up to `shots` examples of the question's subject before
-/// each; examples that do not fit the context are left out, from the last.
+/// each; examples that do not fit the context are left out, from the last, and a question that does
+/// not fit alone loses its beginning.
 ///
 /// # Errors
-/// Questions that do not fit even alone, and models that cannot be run.
+/// Contexts too short for any ending, and models that cannot be run.
 pub fn evaluate_choices(
     model: &Model,
     text: &Text,
@@ -77,6 +81,7 @@ pub fn evaluate_choices(
                 answer: question.answer,
                 correct: best == question.answer,
                 shots: query.shots,
+                truncated: query.truncated,
             }
         })
         .collect();
@@ -96,16 +101,19 @@ fn query(text: &Text, question: &Question, dev: &[Question], shots: usize, conte
         // Tokens that all four share are the prompt, however the tokenizer joins them.
         let shared = (0..).take_while(|&i| full.iter().all(|f| f.len() > i + 1 && f[i] == full[0][i])).count();
         let longest = full.iter().map(Vec::len).max().unwrap_or(0);
-        if longest <= context && shared > 0 {
-            let endings = full.iter().map(|f| f[shared..].to_vec()).collect();
-            return Ok(Query { prefix: full[0][..shared].to_vec(), endings, shots });
+        if longest > context && shots > 0 {
+            continue;
         }
-        if shots == 0 {
+        // A question that does not fit alone loses its beginning, as in lm-evaluation-harness.
+        let cut = longest.saturating_sub(context);
+        if shared <= cut {
             let question = question.question.chars().take(60).collect();
             return Err(EvaluateError::Prompt { question, tokens: longest, context });
         }
+        let endings = full.iter().map(|f| f[shared..].to_vec()).collect();
+        return Ok(Query { prefix: full[0][cut..shared].to_vec(), endings, shots, truncated: cut > 0 });
     }
-    unreachable!("zero examples either fit or are an error")
+    unreachable!("without examples the loop returns")
 }
 
 /// Log-likelihood of every ending of every query.

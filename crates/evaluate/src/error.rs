@@ -33,8 +33,10 @@ pub enum EvaluateError {
         /// What was found and what was expected.
         reason: String,
     },
-    /// A question whose prompt does not fit the model's context even without examples.
-    #[error("question {question:?}: {tokens} tokens without examples, the model takes {context}")]
+    /// A context too short to hold even the end of a prompt.
+    #[error(
+        "question {question:?}: {tokens} tokens without examples, the model takes {context}, too few for an answer"
+    )]
     Prompt {
         /// Its beginning.
         question: String,

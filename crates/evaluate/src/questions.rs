@@ -55,7 +55,7 @@ impl QuestionSet {
         let mut order: Vec<usize> = (0..test.len()).collect();
         let count = count.min(test.len());
         for i in 0..count {
-            let j = i + (u128::from(rng.next_u64()) * (test.len() - i) as u128 >> 64) as usize;
+            let j = i + ((u128::from(rng.next_u64()) * (test.len() - i) as u128) >> 64) as usize;
             order.swap(i, j);
         }
         order.truncate(count);

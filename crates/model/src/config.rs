@@ -94,12 +94,12 @@ impl ModelConfig {
             return Err(unsupported("a size of zero, expected at least 1".into()));
         }
         let kv_heads = raw.num_key_value_heads.unwrap_or(raw.num_attention_heads);
-        if kv_heads == 0 || raw.num_attention_heads % kv_heads != 0 {
+        if kv_heads == 0 || !raw.num_attention_heads.is_multiple_of(kv_heads) {
             let heads = raw.num_attention_heads;
             return Err(unsupported(format!("{heads} query heads for {kv_heads} key heads, expected a multiple")));
         }
         let head_dim = raw.head_dim.unwrap_or(raw.hidden_size / raw.num_attention_heads);
-        if head_dim == 0 || head_dim % 2 != 0 {
+        if head_dim == 0 || !head_dim.is_multiple_of(2) {
             return Err(unsupported(format!("head_dim {head_dim}, expected an even number")));
         }
         Ok(Self {

@@ -111,6 +111,10 @@ pub struct Allocate {
     /// Predicted losses are raised by this share before they are weighed against bits.
     #[serde(default)]
     pub margin: f64,
+    /// No tensor counts as less sensitive than this share of the median tensor, by the predicted
+    /// loss of erasing it: the quadratic model underrates saturated attention.
+    #[serde(default = "default_sensitivity_floor")]
+    pub sensitivity_floor: f64,
     /// How several calibration shards combine.
     #[serde(default)]
     pub shard_rule: ShardRule,
@@ -272,6 +276,9 @@ fn default_block() -> usize {
 fn default_formats() -> Vec<Format> {
     vec![Format::Int4, Format::Int8, Format::Fp8, Format::Lossless]
 }
+fn default_sensitivity_floor() -> f64 {
+    0.3
+}
 fn default_storage() -> f64 {
     1.0
 }
@@ -296,6 +303,7 @@ pub(crate) fn problems(config: &Config) -> Vec<String> {
     range("calibrate.shards", c.shards as f64, 1.0, c.sequences as f64);
     range("calibrate.second_moment_block", c.second_moment_block as f64, 16.0, 8192.0);
     range("allocate.margin", a.margin, 0.0, 100.0);
+    range("allocate.sensitivity_floor", a.sensitivity_floor, 0.0, 10.0);
     range("allocate.rate.storage", a.rate.storage, 0.0, 1e6);
     range("allocate.rate.resident", a.rate.resident, 0.0, 1e6);
     range("evaluate.context", e.context as f64, 1.0, 1_048_576.0);
@@ -318,13 +326,17 @@ pub(crate) fn problems(config: &Config) -> Vec<String> {
             found.push(message.into());
         }
     };
-    let plain = |s: &str| !s.is_empty() && s.chars().all(|c| c.is_alphanumeric() || "-_.".contains(c)) && !s.starts_with('.');
+    let plain =
+        |s: &str| !s.is_empty() && s.chars().all(|c| c.is_alphanumeric() || "-_.".contains(c)) && !s.starts_with('.');
     require(plain(&config.name), &format!("name is {:?}, expected letters, digits, '-', '_' and '.'", config.name));
     let known = ["path:", "fixture:", "hf:"].iter().any(|p| config.model.starts_with(p));
     require(known, &format!("model is {:?}, expected path:DIR, fixture:SEED or hf:ID", config.model));
     require(!(a.lambdas.is_empty() && a.targets.is_empty()), "allocate needs at least one entry in lambdas or targets");
     require(!a.formats.is_empty(), "allocate.formats is empty, expected some of int4, int8, fp8, lossless");
-    require(a.rate.storage + a.rate.resident > 0.0, "allocate.rate prices no bits, expected storage or resident above 0");
+    require(
+        a.rate.storage + a.rate.resident > 0.0,
+        "allocate.rate prices no bits, expected storage or resident above 0",
+    );
     require(e.text.is_some() != e.tokens.is_some(), "evaluate needs either text or tokens");
     found
 }

@@ -57,7 +57,10 @@ fn inspect_artifact(path: &Path) -> Result<String> {
     let mut text = String::new();
     let mut line = |s: String| writeln!(text, "{s}").expect("a string");
     line(format!("artifact of stage {}, version {}, key {}", identity.stage, identity.version, artifact.manifest.key));
-    identity.inputs.iter().for_each(|(name, digest)| line(format!("  input {name}: {}", &digest[..digest.len().min(16)])));
+    identity
+        .inputs
+        .iter()
+        .for_each(|(name, digest)| line(format!("  input {name}: {}", &digest[..digest.len().min(16)])));
     if !identity.config.is_null() {
         line(format!("  configuration: {}", identity.config));
     }
@@ -124,8 +127,12 @@ fn inspect_checkpoint(checkpoint: &Checkpoint) -> Result<String> {
         bytes as f64 * 8.0 / weights.max(1) as f64
     );
     let head = ["kind", "tensors", "weights", "bits/weight", "side bits", "entropy", "formats"];
-    writeln!(text, "{:<26}{:>8}{:>12}{:>13}{:>11}{:>9}  {}", head[0], head[1], head[2], head[3], head[4], head[5], head[6])
-        .expect("a string");
+    writeln!(
+        text,
+        "{:<26}{:>8}{:>12}{:>13}{:>11}{:>9}  {}",
+        head[0], head[1], head[2], head[3], head[4], head[5], head[6]
+    )
+    .expect("a string");
     for (name, kind) in &kinds {
         let per_weight = |bytes: u64| bytes as f64 * 8.0 / kind.weights.max(1) as f64;
         let formats: Vec<String> = kind

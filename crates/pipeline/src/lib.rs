@@ -22,12 +22,7 @@ pub use stages::{Session, Until};
 ///
 /// # Errors
 /// Damaged checkpoints, a directory that exists, files that cannot be written.
-pub fn decode(
-    from: &std::path::Path,
-    to: &std::path::Path,
-    dtype: Option<&str>,
-    console: &Console,
-) -> Result<()> {
+pub fn decode(from: &std::path::Path, to: &std::path::Path, dtype: Option<&str>, console: &Console) -> Result<()> {
     let dtype = match dtype {
         Some("bf16") => Some(waterfill_codec::Dtype::Bf16),
         Some("f32") => Some(waterfill_codec::Dtype::F32),

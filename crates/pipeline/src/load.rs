@@ -50,7 +50,8 @@ pub fn validate(path: &Path) -> Result<Config> {
     files.extend(config.model.strip_prefix("path:").map(|d| ("model", d)));
     for (key, file) in files {
         if file != "fixture" && !Path::new(file).exists() {
-            let reason = format!("{key} is {file:?}, which does not exist (paths are relative to the working directory)");
+            let reason =
+                format!("{key} is {file:?}, which does not exist (paths are relative to the working directory)");
             return Err(PipelineError::Config { path: path.to_path_buf(), reason });
         }
     }
@@ -109,7 +110,9 @@ fn check_keys(value: &Value, schema: &Value, root: &Value, at: &str) -> std::res
             Ok(())
         }
         Value::Array(items) => match schema.get("items") {
-            Some(schema) => items.iter().enumerate().try_for_each(|(i, v)| check_keys(v, schema, root, &format!("{at}[{i}]"))),
+            Some(schema) => {
+                items.iter().enumerate().try_for_each(|(i, v)| check_keys(v, schema, root, &format!("{at}[{i}]")))
+            }
             None => Ok(()),
         },
         _ => Ok(()),
@@ -158,7 +161,8 @@ mod tests {
     fn typos_are_named_with_the_nearest_key() {
         let message = load_text(&GOOD.replace("lambdas", "lambda")).unwrap_err();
         assert!(message.contains("unknown key allocate.lambda; did you mean lambdas?"), "{message}");
-        let message = load_text(&GOOD.replace("text: fixture}\nallocate", "text: fixture, contxt: 3}\nallocate")).unwrap_err();
+        let message =
+            load_text(&GOOD.replace("text: fixture}\nallocate", "text: fixture, contxt: 3}\nallocate")).unwrap_err();
         assert!(message.contains("calibrate.contxt; did you mean context?"), "{message}");
     }
 

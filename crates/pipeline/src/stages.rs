@@ -7,7 +7,7 @@ use std::time::Instant;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use waterfill_allocate as alloc;
-use waterfill_artifacts::{Artifact, Identity, Store};
+use waterfill_artifacts::{Artifact, Identity, Progress, Store};
 use waterfill_calibrate as calib;
 use waterfill_checkpoint::Checkpoint;
 use waterfill_codec::{BitsPerWeight, Format, Lambda, Rate};
@@ -173,7 +173,9 @@ impl<'a> Session<'a> {
     /// Rate-distortion points of all tiles.
     pub(crate) fn points(&self, calibration: &Artifact) -> Result<Artifact> {
         let a = &self.config.allocate;
-        let settled = serde_json::json!({"shard_rule": a.shard_rule, "granularity": a.granularity});
+        let settled = serde_json::json!({
+            "shard_rule": a.shard_rule, "granularity": a.granularity, "sensitivity_floor": a.sensitivity_floor,
+        });
         let identity = self.identity("points", 1, [("calibrate", calibration.digest())], settled);
         let rule = match a.shard_rule {
             config::ShardRule::Mean => alloc::ShardRule::Mean,
@@ -187,18 +189,24 @@ impl<'a> Session<'a> {
             let sensitivities = calib::Sensitivities::open(&calibration.dir)?;
             let summary: calib::Summary = read_json(&calibration.path("summary.json"))?;
             let weights = self.model.weights();
-            waterfill_artifacts::Progress::start(self.console, "points", weights.len() as u64);
+            let read = |(name, shape): &(String, [usize; 2])| -> Result<_> {
+                let sensitivity = sensitivities.read(name, shape[0], shape[1])?;
+                Ok((sensitivity, self.model.checkpoint().read_f32(name, shape)?))
+            };
+            let erasure = |weight| read(weight).map(|(s, values)| alloc::erasure_loss(&values, &s, rule));
+            let erasures = weights.par_iter().map(erasure).collect::<Result<Vec<_>>>()?;
+            let raises = alloc::raises(&erasures, a.sensitivity_floor);
+            self.console.start("points", weights.len() as u64);
             let mut index = Vec::new();
-            for (i, (name, [rows, cols])) in weights.iter().enumerate() {
-                let sensitivity = sensitivities.read(name, *rows, *cols)?;
-                let values = self.model.checkpoint().read(name)?;
+            for (i, weight) in weights.iter().enumerate() {
+                let ((sensitivity, values), name) = (read(weight)?, &weight.0);
+                let dtype = self.model.checkpoint().dtype(name)?;
                 let unseen = if name == EMBEDDING { 0.5 / summary.tokens as f64 } else { 0.0 };
-                let weights = self.model.checkpoint().read_f32(name, &[*rows, *cols])?;
-                let points = alloc::measure_points(&weights, values.dtype, &sensitivity, rule, granularity, unseen);
+                let points = alloc::measure_points(&values, dtype, &sensitivity, rule, granularity, unseen, raises[i]);
                 let file = format!("{i:04}.safetensors");
                 points.write(&dir.join(&file))?;
                 index.push((name.clone(), file));
-                waterfill_artifacts::Progress::advance(self.console, 1);
+                self.console.advance(1);
             }
             write_json(&dir.join("index.json"), &index)
         })
@@ -225,7 +233,9 @@ impl<'a> Session<'a> {
         };
         let mut floors: Vec<alloc::Floor> = Vec::new();
         if a.policy == PolicyName::Safe {
-            for name in [EMBEDDING, lm_head_name(&self.model.config), "*.q_proj.weight", "*.k_proj.weight", "*.v_proj.weight"] {
+            for name in
+                [EMBEDDING, lm_head_name(&self.model.config), "*.q_proj.weight", "*.k_proj.weight", "*.v_proj.weight"]
+            {
                 floors.push(alloc::Floor::new(name, Format::Fp8)?);
             }
         }
@@ -396,12 +406,23 @@ fn summarise(
     }
 }
 
-/// Bits outside coded tensors: plain tensors and the shard's table, about 95 bytes an entry
-/// beside the name.
+/// Bits outside coded tensors: plain tensors, and the shard's header with offsets of about the
+/// right number of digits.
 fn overhead(checkpoint: &Checkpoint, coded: &[(String, PathBuf)]) -> alloc::Overhead {
-    let plain: u64 = checkpoint.tensors().filter(|t| coded.iter().all(|(n, _)| *n != t.name)).map(|t| t.bytes).sum();
-    let table: usize = checkpoint.tensors().map(|t| t.name.len() + 70).sum::<usize>() + 120;
-    alloc::Overhead { plain: Rate((plain + table as u64) as f64 * 8.0), plain_resident: Rate(plain as f64 * 8.0) }
+    let (mut plain, mut header, mut offset) = (0, 110, 0);
+    for tensor in checkpoint.tensors() {
+        let is_coded = coded.iter().any(|(name, _)| *name == tensor.name);
+        let (dtype, bytes) = if is_coded { ("U8", tensor.weights() / 2) } else { ("BF16", tensor.bytes) };
+        plain += if is_coded { 0 } else { bytes };
+        let entry = format!(
+            "\"{}\":{{\"dtype\":\"{dtype}\",\"shape\":[{bytes}],\"data_offsets\":[{offset},{}]}},",
+            tensor.name,
+            offset + bytes
+        );
+        header += entry.len() as u64;
+        offset += bytes;
+    }
+    alloc::Overhead { plain: Rate((plain + header) as f64 * 8.0), plain_resident: Rate(plain as f64 * 8.0) }
 }
 
 fn tokens_digest(windows: &Windows) -> String {

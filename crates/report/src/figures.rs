@@ -249,7 +249,14 @@ const CELL: (i32, i32) = (82, 24);
 const MARGIN: (i32, i32) = (110, 78);
 
 /// Rows (layers, then what is outside them) and columns (kinds) of a heat map.
-fn grid(point: &Point) -> (Vec<Option<usize>>, Vec<String>, BTreeMap<(usize, usize), f64>) {
+struct Grid {
+    rows: Vec<Option<usize>>,
+    columns: Vec<String>,
+    /// Bits per weight by row and column.
+    cells: BTreeMap<(usize, usize), f64>,
+}
+
+fn grid(point: &Point) -> Grid {
     let (mut rows, mut columns): (Vec<Option<usize>>, Vec<String>) = (Vec::new(), Vec::new());
     for tensor in &point.tensors {
         let (layer, kind) = tensor.place();
@@ -268,11 +275,11 @@ fn grid(point: &Point) -> (Vec<Option<usize>>, Vec<String>, BTreeMap<(usize, usi
         let column = columns.iter().position(|c| c == kind).expect("collected above");
         cells.insert((row, column), tensor.bits / tensor.weights.max(1) as f64);
     }
-    (rows, columns, cells)
+    Grid { rows, columns, cells }
 }
 
 fn heat_size(point: &Point) -> (u32, u32) {
-    let (rows, columns, _) = grid(point);
+    let Grid { rows, columns, .. } = grid(point);
     let width = MARGIN.0 + CELL.0 * columns.len() as i32 + 20;
     let height = MARGIN.1 + CELL.1 * rows.len() as i32 + 16;
     (width.max(420) as u32, height as u32)
@@ -287,7 +294,7 @@ fn shade(share: f64) -> (RGBColor, RGBColor) {
 
 fn heat_map<DB: DrawingBackend>(area: &DrawingArea<DB, Shift>, point: &Point) -> Drawn {
     area.fill(&WHITE).map_err(text_error)?;
-    let (rows, columns, cells) = grid(point);
+    let Grid { rows, columns, cells } = grid(point);
     let low = cells.values().copied().fold(f64::INFINITY, f64::min);
     let high = cells.values().copied().fold(0.0, f64::max);
     let draw = |text: String, at: (i32, i32), size: u32, colour: RGBColor, pos: HPos| {

@@ -23,11 +23,8 @@ pub(crate) fn page(report: &Report, figures: &[(String, String)]) -> String {
     add(format!("<p>{}</p>", escape(&introduction(report))));
     add(format!("<p>{}</p>", escape(&findings(report))));
     add(table(report));
-    let titled = [
-        ("curve", "Rate and distortion"),
-        ("predicted", "Predicted and measured loss"),
-        ("formats", "Formats"),
-    ];
+    let titled =
+        [("curve", "Rate and distortion"), ("predicted", "Predicted and measured loss"), ("formats", "Formats")];
     for (name, title) in titled {
         if let Some((_, svg)) = figures.iter().find(|(n, _)| n == name) {
             add(format!("<h2>{title}</h2>{svg}"));
@@ -83,7 +80,15 @@ fn table(report: &Report) -> String {
     let questions = report.questions > 0;
     let mut out = String::from("<div class=\"wide\"><table><thead><tr>");
     let mut heads = vec![
-        "lambda", "bytes", "bits/weight", "linear layers", "in memory", "KL", "predicted", "nll change", "perplexity",
+        "lambda",
+        "bytes",
+        "bits/weight",
+        "linear layers",
+        "in memory",
+        "KL",
+        "predicted",
+        "nll change",
+        "perplexity",
         "top-1 %",
     ];
     if questions {
@@ -93,7 +98,8 @@ fn table(report: &Report) -> String {
     out += "</tr></thead><tbody>";
     for point in &report.points {
         let cells = cells(point, questions);
-        write!(out, "<tr>{}</tr>", cells.iter().map(|c| format!("<td>{c}</td>")).collect::<String>()).expect("a string");
+        write!(out, "<tr>{}</tr>", cells.iter().map(|c| format!("<td>{c}</td>")).collect::<String>())
+            .expect("a string");
     }
     out + "</tbody></table></div>"
 }

@@ -23,7 +23,8 @@ pub(crate) fn write(report: &Report, dir: &Path) -> Result<()> {
 }
 
 fn points(report: &Report) -> PolarsResult<DataFrame> {
-    let number = |name: &str, f: fn(&Point) -> f64| Column::new(name.into(), report.points.iter().map(f).collect::<Vec<_>>());
+    let number =
+        |name: &str, f: fn(&Point) -> f64| Column::new(name.into(), report.points.iter().map(f).collect::<Vec<_>>());
     let optional = |name: &str, f: fn(&Point) -> Option<f64>| {
         Column::new(name.into(), report.points.iter().map(f).collect::<Vec<Option<f64>>>())
     };
