@@ -61,7 +61,8 @@ pub fn calibrate(
     dir: &Path,
     progress: &dyn Progress,
 ) -> Result<Summary> {
-    let plan = Plan::new(windows, settings)?;
+    let plan = &Plan::new(windows, settings)?;
+    let pass = Pass { model, plan, settings, progress };
     let layers = model.config.layers;
     progress.start("forward", (layers * plan.batches.len()) as u64);
     // inputs[l] holds the input of block l for every batch; the last entry is the output.
@@ -78,7 +79,7 @@ pub fn calibrate(
     }
     let mut writer = Writer { dir, files: BTreeMap::new() };
     progress.start("head", plan.batches.len() as u64);
-    let (mut gradients, head_sums, nll) = run_head(model, &plan, inputs.pop().expect("an output"), settings, progress)?;
+    let (mut gradients, head_sums, nll) = pass.head(inputs.pop().expect("an output"))?;
     if !model.config.tied {
         let name = lm_head_name(&model.config);
         writer.write("head.safetensors", &[plan.entry(name, &head_sums, true, settings, model.config.hidden)])?;
@@ -86,9 +87,9 @@ pub fn calibrate(
     progress.start("backward", (layers * plan.batches.len()) as u64);
     for index in (0..layers).rev() {
         let input = inputs.pop().expect("one input for each block");
-        gradients = run_block(model, index, &plan, &input, &gradients, settings, &mut writer, progress)?;
+        gradients = pass.block(index, &input, &gradients, &mut writer)?;
     }
-    let mut sums = lookup_sums(model, &plan, &gradients)?;
+    let mut sums = lookup_sums(model, plan, &gradients)?;
     if model.config.tied {
         // Lookup and projection share the matrix; their information adds.
         sums.iter_mut().zip(&head_sums).for_each(|(lookup, head)| lookup.add_projection(head));
@@ -180,71 +181,66 @@ fn unwrap_all(totals: Vec<Option<Sums>>) -> Vec<Sums> {
     totals.into_iter().map(|t| t.expect("every shard has a batch")).collect()
 }
 
-fn run_head(
-    model: &Model,
-    plan: &Plan,
-    outputs: Vec<Tensor>,
-    settings: &Settings,
-    progress: &dyn Progress,
-) -> Result<(Vec<Tensor>, Vec<Sums>, f64)> {
-    let head = model.head()?;
-    let mut totals = vec![None; plan.tokens.len()];
-    let (mut gradients, mut nll) = (Vec::new(), 0.0);
-    let batch = |b: usize| {
-        let rows = plan.first[b]..plan.first[b] + plan.batches[b].len();
-        let targets: Vec<&[u32]> = rows.clone().map(|i| plan.windows.targets(i)).collect();
-        let (labels, seed) = (settings.labels, settings.seed);
-        let result = head_batch(&head, &outputs[b], &targets, rows.start, labels, seed, settings.second_moment)?;
-        progress.advance(1);
-        Ok(result)
-    };
-    fold_ordered(plan.batches.len(), batch, |b, HeadBatch { sums, gradient, nll: part }| {
-        plan.add(&mut totals, b, sums);
-        gradients.push(gradient);
-        nll += part;
-    })?;
-    Ok((gradients, unwrap_all(totals), nll))
+/// What every step of the pass needs.
+struct Pass<'a> {
+    model: &'a Model,
+    plan: &'a Plan<'a>,
+    settings: &'a Settings,
+    progress: &'a dyn Progress,
 }
 
-#[allow(clippy::too_many_arguments)]
-fn run_block(
-    model: &Model,
-    index: usize,
-    plan: &Plan,
-    inputs: &[Tensor],
-    gradients: &[Tensor],
-    settings: &Settings,
-    writer: &mut Writer,
-    progress: &dyn Progress,
-) -> Result<Vec<Tensor>> {
-    let block = model.block(index)?;
-    let mut totals = vec![vec![None; plan.tokens.len()]; LINEARS.len()];
-    let mut below = Vec::new();
-    let batch = |b: usize| {
-        let vjp = block.vjp(&inputs[b], &gradients[b])?;
-        let sums = vjp
-            .linears
-            .iter()
-            .enumerate()
-            .map(|(i, trace)| Ok(Sums::of_trace(trace, holds_moment(i, settings).then_some(settings.second_moment))?))
-            .collect::<Result<Vec<Sums>>>()?;
-        progress.advance(1);
-        Ok((vjp.input_gradient, sums))
-    };
-    fold_ordered(plan.batches.len(), batch, |b, (gradient, sums)| {
-        below.push(gradient);
-        sums.into_iter().zip(&mut totals).for_each(|(s, total)| plan.add(total, b, s));
-    })?;
-    let totals: Vec<Vec<Sums>> = totals.into_iter().map(unwrap_all).collect();
-    let names: Vec<String> = LINEARS.iter().map(|l| format!("model.layers.{index}.{l}.weight")).collect();
-    let entries: Vec<Entry> = (0..LINEARS.len())
-        .map(|i| {
-            let width = totals[i][0].col_x2.len();
-            plan.entry(&names[i], &totals[i], holds_moment(i, settings), settings, width)
-        })
-        .collect();
-    writer.write(&format!("block-{index:03}.safetensors"), &entries)?;
-    Ok(below)
+impl Pass<'_> {
+    /// Gradients below the head by batch, the head's sums by shard, and the text's summed nll.
+    fn head(&self, outputs: Vec<Tensor>) -> Result<(Vec<Tensor>, Vec<Sums>, f64)> {
+        let Self { plan, settings, .. } = self;
+        let head = self.model.head()?;
+        let mut totals = vec![None; plan.tokens.len()];
+        let (mut gradients, mut nll) = (Vec::new(), 0.0);
+        let batch = |b: usize| {
+            let rows = plan.first[b]..plan.first[b] + plan.batches[b].len();
+            let targets: Vec<&[u32]> = rows.clone().map(|i| plan.windows.targets(i)).collect();
+            let (labels, seed) = (settings.labels, settings.seed);
+            let result = head_batch(&head, &outputs[b], &targets, rows.start, labels, seed, settings.second_moment)?;
+            self.progress.advance(1);
+            Ok(result)
+        };
+        fold_ordered(plan.batches.len(), batch, |b, HeadBatch { sums, gradient, nll: part }| {
+            plan.add(&mut totals, b, sums);
+            gradients.push(gradient);
+            nll += part;
+        })?;
+        Ok((gradients, unwrap_all(totals), nll))
+    }
+
+    /// Writes the sums of block `index` and returns the gradients below it, by batch.
+    fn block(&self, index: usize, inputs: &[Tensor], above: &[Tensor], writer: &mut Writer) -> Result<Vec<Tensor>> {
+        let Self { plan, settings, .. } = self;
+        let block = self.model.block(index)?;
+        let mut totals = vec![vec![None; plan.tokens.len()]; LINEARS.len()];
+        let mut below = Vec::new();
+        let batch = |b: usize| {
+            let vjp = block.vjp(&inputs[b], &above[b])?;
+            let moment = |i| holds_moment(i, settings).then_some(settings.second_moment);
+            let traces = vjp.linears.iter().enumerate();
+            let sums = traces.map(|(i, trace)| Ok(Sums::of_trace(trace, moment(i))?)).collect::<Result<Vec<Sums>>>()?;
+            self.progress.advance(1);
+            Ok((vjp.input_gradient, sums))
+        };
+        fold_ordered(plan.batches.len(), batch, |b, (gradient, sums)| {
+            below.push(gradient);
+            sums.into_iter().zip(&mut totals).for_each(|(s, total)| plan.add(total, b, s));
+        })?;
+        let totals: Vec<Vec<Sums>> = totals.into_iter().map(unwrap_all).collect();
+        let names: Vec<String> = LINEARS.iter().map(|l| format!("model.layers.{index}.{l}.weight")).collect();
+        let entries: Vec<Entry> = (0..LINEARS.len())
+            .map(|i| {
+                let width = totals[i][0].col_x2.len();
+                plan.entry(&names[i], &totals[i], holds_moment(i, settings), settings, width)
+            })
+            .collect();
+        writer.write(&format!("block-{index:03}.safetensors"), &entries)?;
+        Ok(below)
+    }
 }
 
 /// q, k and v have one input, gate and up another: its plain second moment is kept once.

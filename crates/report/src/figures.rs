@@ -196,12 +196,14 @@ fn predicted<DB: DrawingBackend>(area: &DrawingArea<DB, Shift>, report: &Report)
 fn formats<DB: DrawingBackend>(area: &DrawingArea<DB, Shift>, report: &Report) -> Drawn {
     area.fill(&WHITE).map_err(text_error)?;
     let count = report.points.len().max(1);
+    // Room for the legend right of the bars.
+    let width = count as f64 * 1.2;
     let mut chart = ChartBuilder::on(area)
         .caption(format!("{}: share of each format", report.model), (FONT, 20))
         .margin(14)
         .x_label_area_size(44)
         .y_label_area_size(66)
-        .build_cartesian_2d(0f64..count as f64, 0f64..100f64)
+        .build_cartesian_2d(0f64..width, 0f64..100f64)
         .map_err(text_error)?;
     chart
         .configure_mesh()
@@ -232,15 +234,15 @@ fn formats<DB: DrawingBackend>(area: &DrawingArea<DB, Shift>, report: &Report) -
             .legend(move |(x, y)| Rectangle::new([(x, y - 5), (x + 14, y + 5)], colour.filled()));
     }
     let centred = (FONT, 13).into_font().color(&BLACK).pos(Pos::new(HPos::Center, VPos::Top));
-    let (left, width) = (chart.plotting_area().get_pixel_range().0.start, chart.plotting_area().dim_in_pixel().0);
+    let (left, pixels) = (chart.plotting_area().get_pixel_range().0.start, chart.plotting_area().dim_in_pixel().0);
     let bottom = chart.plotting_area().get_pixel_range().1.end;
     for (i, point) in report.points.iter().enumerate() {
-        let x = left + (width as f64 * (i as f64 + 0.5) / count as f64) as i32;
+        let x = left + (f64::from(pixels) * (i as f64 + 0.5) / width) as i32;
         let text = format!("{:.2}", point.bits_per_weight);
         area.draw(&Text::new(text, (x, bottom + 6), centred.clone())).map_err(text_error)?;
     }
     let middle = (FONT, 15).into_font().color(&BLACK).pos(Pos::new(HPos::Center, VPos::Top));
-    let x = left + width as i32 / 2;
+    let x = left + (f64::from(pixels) * count as f64 / width / 2.0) as i32;
     area.draw(&Text::new("bits per weight of the file", (x, bottom + 24), middle)).map_err(text_error)?;
     legend(&mut chart, SeriesLabelPosition::UpperRight)
 }

@@ -1,0 +1,51 @@
+//! Speed of whole coded tensors of 1024x1024 on one thread, in weights a second.
+
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use waterfill_codec::{CodedTensor, Dtype, Format, TensorPlan, TilePlan, encode_tensor};
+
+const SIDE: usize = 1024;
+
+/// Roughly Gaussian weights of spread 0.02: sums of twelve uniforms of a linear congruence.
+fn weights() -> Vec<f32> {
+    let mut state = 1u64;
+    let mut uniform = || {
+        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (state >> 40) as f32 / (1 << 24) as f32
+    };
+    let exact = |w: f32| Dtype::Bf16.value_of(Dtype::Bf16.pattern_of(w));
+    (0..SIDE * SIDE).map(|_| exact(((0..12).map(|_| uniform()).sum::<f32>() - 6.0) * 0.02)).collect()
+}
+
+/// Every tile in one format; the step is a quarter of the spread, about four bits.
+fn plan(format: Format) -> TensorPlan {
+    TensorPlan {
+        dtype: Dtype::Bf16,
+        rows: SIDE,
+        cols: SIDE,
+        step_base: -61,
+        spread_base: 8,
+        row_scale: vec![],
+        col_scale: vec![],
+        row_spread: vec![],
+        col_spread: vec![],
+        tiles: vec![TilePlan { format, step: 0, spread: 0 }; SIDE / 16 * (SIDE / 16)],
+    }
+}
+
+fn tensors(criterion: &mut Criterion) {
+    let weights = weights();
+    for format in Format::ALL {
+        let plan = plan(format);
+        let bytes = encode_tensor(&plan, &weights).expect("a plan of the right shape");
+        let mut group = criterion.benchmark_group(format.name());
+        group.throughput(Throughput::Elements(weights.len() as u64)).sample_size(10);
+        group.bench_function("encode", |b| b.iter(|| encode_tensor(&plan, &weights)));
+        group.bench_function("decode", |b| b.iter(|| CodedTensor::parse(&bytes).and_then(|c| c.decode())));
+        group.finish();
+        let rate = bytes.len() as f64 * 8.0 / weights.len() as f64;
+        println!("{}: {rate:.3} bits per weight", format.name());
+    }
+}
+
+criterion_group!(benches, tensors);
+criterion_main!(benches);
