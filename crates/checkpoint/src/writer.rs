@@ -93,10 +93,14 @@ impl View for &Blob<'_> {
 /// # Errors
 /// Blobs that cannot be read, files that cannot be written.
 pub fn write_shards(dir: &Path, entries: &[Entry], tuned: bool) -> Result<()> {
+    write_shards_of(dir, entries, tuned, SHARD_BYTES)
+}
+
+fn write_shards_of(dir: &Path, entries: &[Entry], tuned: bool, limit: u64) -> Result<()> {
     let mut groups: Vec<Vec<&Entry>> = Vec::new();
     let mut filled = u64::MAX;
     for entry in entries {
-        if filled.saturating_add(entry.bytes) > SHARD_BYTES {
+        if filled.saturating_add(entry.bytes) > limit {
             groups.push(Vec::new());
             filled = 0;
         }
@@ -183,4 +187,50 @@ pub fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
     use std::io::Write;
     let mut file = File::create(path).map_err(CheckpointError::io(path))?;
     file.write_all(bytes).and_then(|()| file.sync_all()).map_err(CheckpointError::io(path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Checkpoint;
+
+    /// Three plain tensors of 8, 12 and 16 bytes in shards of at most 20.
+    fn sharded(tuned: bool) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        let entries: Vec<Entry> = (2..5)
+            .map(|n| {
+                let blob = dir.path().join(format!("blob{n}"));
+                let values: Vec<u8> = (0..n).flat_map(|i| (i as f32 + 0.5).to_le_bytes()).collect();
+                std::fs::write(&blob, &values).unwrap();
+                let bytes = values.len() as u64;
+                Entry { name: format!("t{n}"), shape: vec![n], plain: Some(Element::F32), blob, bytes }
+            })
+            .collect();
+        write_shards_of(dir.path(), &entries, tuned, 20).unwrap();
+        dir
+    }
+
+    #[test]
+    fn shards_are_split_by_size_and_found_through_the_index() {
+        let dir = sharded(false);
+        let checkpoint = Checkpoint::open(dir.path()).unwrap();
+        let shards = (1..=2).map(|i| dir.path().join(format!("model-{i:05}-of-00002.safetensors")));
+        assert_eq!(checkpoint.bytes(), shards.map(|p| p.metadata().unwrap().len()).sum::<u64>());
+        assert_eq!(checkpoint.weights(), 9);
+        assert_eq!(checkpoint.read_f32("t4", &[4]).unwrap(), [0.5, 1.5, 2.5, 3.5]);
+        let message = checkpoint.read_f32("t4", &[2, 2]).unwrap_err().to_string();
+        assert!(message.contains("t4") && message.contains("[4]") && message.contains("[2, 2]"), "{message}");
+    }
+
+    #[test]
+    fn damage_to_a_plain_tensor_of_a_tuned_shard_is_noticed() {
+        let dir = sharded(true);
+        Checkpoint::open(dir.path()).unwrap().verify().unwrap();
+        let path = dir.path().join("model-00002-of-00002.safetensors");
+        let mut bytes = std::fs::read(&path).unwrap();
+        *bytes.last_mut().unwrap() ^= 1;
+        std::fs::write(&path, bytes).unwrap();
+        let message = Checkpoint::open(dir.path()).unwrap().verify().unwrap_err().to_string();
+        assert!(message.contains("model-00002-of-00002") && message.contains("damaged"), "{message}");
+    }
 }

@@ -38,7 +38,10 @@ fn main() -> ExitCode {
     match execute(&arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("waterfill: {error:#}");
+            match arguments.mode() {
+                Mode::Json => eprintln!("{}", serde_json::json!({"event": "error", "message": format!("{error:#}")})),
+                _ => eprintln!("waterfill: {error:#}"),
+            }
             ExitCode::FAILURE
         }
     }

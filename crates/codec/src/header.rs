@@ -25,6 +25,8 @@ use crate::format::Dtype;
 pub const MAGIC: [u8; 4] = *b"WFT1";
 /// Most rows or columns of a tensor.
 pub const MAX_SIDE: u32 = 1 << 24;
+/// Most weights of a slice, which is what a decoder must hold at once.
+pub const MAX_SLICE_WEIGHTS: u64 = 1 << 26;
 /// Most weights of a tensor.
 pub const MAX_WEIGHTS: u64 = 1 << 33;
 
@@ -66,6 +68,17 @@ pub fn check_of(parts: &[&[u8]]) -> u64 {
 /// Slices that `rows` rows make.
 pub fn slice_count(rows: usize, slice_rows: usize) -> usize {
     rows.div_ceil(slice_rows)
+}
+
+/// Checks that a slice is not larger than the limit.
+///
+/// # Errors
+/// When it is.
+pub fn check_slice(rows: usize, cols: usize, slice_rows: usize) -> Result<()> {
+    match rows.min(slice_rows) as u64 * cols as u64 {
+        0..=MAX_SLICE_WEIGHTS => Ok(()),
+        found => Err(CodecError::Field { field: "weights of a slice", found: found as i64, expected: "at most 2^26" }),
+    }
 }
 
 impl Header {
@@ -133,6 +146,7 @@ impl Header {
             let found = (rows as u64 * cols as u64) as i64;
             return Err(CodecError::Field { field: "weights", found, expected: "at most 2^33" });
         }
+        check_slice(rows, cols, slice_rows)?;
         let count = slice_count(rows, slice_rows);
         let end = Self::bytes(count);
         let side_bytes = field(20, 4) as usize;

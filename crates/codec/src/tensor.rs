@@ -3,7 +3,7 @@
 use crate::TILE;
 use crate::error::{CodecError, Result};
 use crate::format::{Dtype, Format};
-use crate::header::{Header, check_of, slice_count};
+use crate::header::{Header, check_of, check_slice, slice_count};
 use crate::plane::{quantize_slice, reconstruct_slice, slice_range};
 use crate::rans::{Decoder, Encoder};
 use crate::side::{Codebook, code_codebook, code_vector};
@@ -95,6 +95,7 @@ impl TensorPlan {
             false => Err(CodecError::Shape { what, found, expected }),
         };
         shape("weights", weights, self.rows * self.cols)?;
+        check_slice(self.rows, self.cols, self.slice_rows())?;
         shape("tiles", self.tiles.len(), self.rows.div_ceil(TILE) * self.tiles_across())?;
         for (what, vector, length) in [
             ("row_scale", &self.row_scale, self.rows),

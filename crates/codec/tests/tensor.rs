@@ -154,3 +154,18 @@ fn a_weight_that_is_not_finite_is_named() {
     let error = encode_tensor(&plan, &weights).unwrap_err();
     assert_eq!(error, CodecError::NotFinite { row: 2, col: 3, value: "NaN".into() });
 }
+
+/// A header that is consistent in itself but asks for more than a decoder may be made to hold.
+#[test]
+fn sizes_beyond_the_limits_are_refused_before_allocation() {
+    let plan = mixed_plan(Dtype::Bf16, 16, 16, 0);
+    let bytes = encode_tensor(&plan, &weights(Dtype::Bf16, 256, 2)).unwrap();
+    for (at, value, field) in [(8, 1u32 << 25, "rows"), (12, 0, "cols"), (12, 1 << 23, "weights of a slice")] {
+        let mut large = bytes.clone();
+        large[at..at + 4].copy_from_slice(&value.to_le_bytes());
+        match CodedTensor::parse(&large).err() {
+            Some(CodecError::Field { field: found, .. }) => assert_eq!(found, field),
+            other => panic!("{field} = {value}: {other:?}"),
+        }
+    }
+}
