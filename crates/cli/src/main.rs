@@ -39,12 +39,21 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             match arguments.mode() {
-                Mode::Json => eprintln!("{}", serde_json::json!({"event": "error", "message": format!("{error:#}")})),
-                _ => eprintln!("waterfill: {error:#}"),
+                Mode::Json => eprintln!("{}", serde_json::json!({"event": "error", "message": message(&error)})),
+                _ => eprintln!("waterfill: {}", message(&error)),
             }
             ExitCode::FAILURE
         }
     }
+}
+
+/// The error and its causes, those left out that it quotes already.
+fn message(error: &anyhow::Error) -> String {
+    error.chain().map(ToString::to_string).fold(String::new(), |text, cause| match text.contains(&cause) {
+        true => text,
+        false if text.is_empty() => cause,
+        false => format!("{text}: {cause}"),
+    })
 }
 
 fn execute(arguments: &Arguments) -> Result<()> {

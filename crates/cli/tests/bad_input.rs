@@ -80,7 +80,9 @@ fn models_that_cannot_be_used_are_named() {
 #[test]
 fn configurations_that_cannot_be_used_are_named() {
     let place = Place::new();
-    expect(&place.fails(&["run", "absent.yaml"]), &["absent.yaml", "No such file"]);
+    let message = place.fails(&["run", "absent.yaml"]);
+    expect(&message, &["absent.yaml", "No such file"]);
+    assert_eq!(message.matches("No such file").count(), 1, "said once: {message}");
     place.write("p.yaml", &pipeline("lambda: [1e-6]"));
     expect(&place.fails(&["validate", "p.yaml"]), &["unknown key allocate.lambda", "did you mean lambdas?"]);
     place.write("p.yaml", &pipeline("lambdas: [1e6]"));
