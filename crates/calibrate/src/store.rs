@@ -1,4 +1,5 @@
-//! Sensitivities on disk: one safetensors file a block, named tensors `<weight>|<statistic>`.
+//! Sensitivities on disk: one safetensors file a block, named tensors `<weight>|<statistic>`, and
+//! beside it `moments-<file>` with the second moments, which are far larger and read on their own.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -11,6 +12,8 @@ use crate::error::{CalibrateError, Result};
 use crate::statistics::Sums;
 
 const INDEX: &str = "index.json";
+/// Prefix of the files with second moments.
+const MOMENTS: &str = "moments-";
 
 /// Sensitivity of one weight matrix; everything is a mean over tokens.
 #[derive(Debug, Clone)]
@@ -60,7 +63,7 @@ impl Sensitivities {
     /// # Errors
     /// A weight that was not calibrated, or statistics of another shape.
     pub fn read(&self, name: &str, rows: usize, cols: usize) -> Result<Sensitivity> {
-        let (path, bytes) = self.file(name)?;
+        let (path, bytes) = self.file(name, "")?;
         let tensors = SafeTensors::deserialize(&bytes).map_err(|e| failed(&path)(e.to_string()))?;
         let get = |statistic: &str| values(&tensors, name, statistic).map_err(|e| failed(&path)(e));
         let vector = |statistic: &str, length: usize| -> Result<Array1<f64>> {
@@ -98,7 +101,10 @@ impl Sensitivities {
     /// # Errors
     /// As [`Sensitivities::read`].
     pub fn second_moment(&self, name: &str) -> Result<Option<(Vec<usize>, Vec<f64>)>> {
-        let (path, bytes) = self.file(name)?;
+        let (path, bytes) = self.file(name, MOMENTS)?;
+        if bytes.is_empty() {
+            return Ok(None);
+        }
         let tensors = SafeTensors::deserialize(&bytes).map_err(|e| failed(&path)(e.to_string()))?;
         // Layers that share their input share its plain second moment, stored with the first.
         let first = name.replace("k_proj", "q_proj").replace("v_proj", "q_proj").replace("up_proj", "gate_proj");
@@ -110,10 +116,14 @@ impl Sensitivities {
         Ok(None)
     }
 
-    fn file(&self, name: &str) -> Result<(PathBuf, Vec<u8>)> {
+    /// Bytes of a weight's file; empty where it has no moments.
+    fn file(&self, name: &str, prefix: &str) -> Result<(PathBuf, Vec<u8>)> {
         let index = self.dir.join(INDEX);
         let file = self.files.get(name).ok_or_else(|| failed(&index)(format!("has no weight {name}")))?;
-        let path = self.dir.join(file);
+        let path = self.dir.join(format!("{prefix}{file}"));
+        if prefix == MOMENTS && !path.exists() {
+            return Ok((path, Vec::new()));
+        }
         let bytes = std::fs::read(&path).map_err(|e| failed(&path)(e.to_string()))?;
         Ok((path, bytes))
     }
@@ -141,6 +151,18 @@ pub(crate) struct Entry<'a> {
     pub moment_side: usize,
 }
 
+/// Name, shape and f32 bytes of a tensor.
+type Named = (String, Vec<usize>, Vec<u8>);
+
+fn save(path: &Path, tensors: &[Named]) -> Result<()> {
+    let views: Vec<(&str, TensorView)> = tensors
+        .iter()
+        .map(|(n, s, b)| (n.as_str(), TensorView::new(Dtype::F32, s.clone(), b).expect("shape fits the bytes")))
+        .collect();
+    safetensors::serialize_to_file(views, None::<HashMap<String, String>>, path)
+        .map_err(|e| failed(path)(e.to_string()))
+}
+
 /// Collects files and writes the index.
 pub(crate) struct Writer<'a> {
     pub dir: &'a Path,
@@ -150,7 +172,8 @@ pub(crate) struct Writer<'a> {
 impl Writer<'_> {
     /// Writes the means of `entries` to `file`.
     pub fn write(&mut self, file: &str, entries: &[Entry]) -> Result<()> {
-        let mut tensors: Vec<(String, Vec<usize>, Vec<u8>)> = Vec::new();
+        let mut tensors: Vec<Named> = Vec::new();
+        let mut moments: Vec<Named> = Vec::new();
         let bytes = |values: &mut dyn Iterator<Item = f64>| -> Vec<u8> {
             values.flat_map(|v| (v as f32).to_le_bytes()).collect()
         };
@@ -180,17 +203,15 @@ impl Writer<'_> {
                 };
                 let weight = total.moment_weight.max(f64::MIN_POSITIVE);
                 let values = &mut total.moment.iter().map(|&v| f64::from(v) / weight);
-                tensors.push((name("second_moment"), shape, bytes(values)));
+                moments.push((name("second_moment"), shape, bytes(values)));
             }
             self.files.insert(entry.name.to_string(), file.to_string());
         }
-        let path = self.dir.join(file);
-        let views: Vec<(String, TensorView)> = tensors
-            .iter()
-            .map(|(n, s, b)| (n.clone(), TensorView::new(Dtype::F32, s.clone(), b).expect("shape fits the bytes")))
-            .collect();
-        safetensors::serialize_to_file(views, None::<HashMap<String, String>>, &path)
-            .map_err(|e| failed(&path)(e.to_string()))
+        save(&self.dir.join(file), &tensors)?;
+        match moments.is_empty() {
+            true => Ok(()),
+            false => save(&self.dir.join(format!("{MOMENTS}{file}")), &moments),
+        }
     }
 
     /// Writes the index.

@@ -162,7 +162,7 @@ impl<'a> Session<'a> {
             "second_moment_block": c.second_moment_block, "second_moment_weighting": c.second_moment_weighting,
             "batch_tokens": BATCH_TOKENS, "device": self.device,
         });
-        let mut identity = self.identity("calibrate", 1, [("tokens", tokens_digest(&windows))], settled);
+        let mut identity = self.identity("calibrate", 2, [("tokens", tokens_digest(&windows))], settled);
         identity.seeds.insert("labels".into(), c.seed);
         self.stage("calibrate", &identity, |dir| {
             let summary = calib::calibrate(&self.model, &windows, &settings, dir, self.console)?;
