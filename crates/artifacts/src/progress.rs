@@ -7,6 +7,10 @@ pub trait Progress: Sync {
     fn start(&self, phase: &str, units: u64);
     /// `units` more units are done.
     fn advance(&self, units: u64);
+    /// Something that people should know.
+    fn note(&self, message: &str) {
+        let _ = message;
+    }
 }
 
 /// Ignores all progress.

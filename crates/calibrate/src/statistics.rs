@@ -116,6 +116,54 @@ impl Sums {
         self.moment.iter_mut().zip(&other.moment).for_each(|(a, b)| *a += b);
     }
 
+    /// Appends everything to a state: sides, then values.
+    pub fn write(&self, bytes: &mut Vec<u8>) {
+        let (down, across) = self.tile_fisher.dim();
+        for n in [down, across, self.row_fisher.len(), self.col_fisher.len(), self.moment.len()] {
+            bytes.extend((n as u64).to_le_bytes());
+        }
+        for values in [&self.row_fisher, &self.col_fisher, &self.row_g2, &self.col_x2] {
+            values.iter().for_each(|v| bytes.extend(v.to_le_bytes()));
+        }
+        self.tile_fisher.iter().for_each(|v| bytes.extend(v.to_le_bytes()));
+        bytes.extend(self.moment_weight.to_le_bytes());
+        self.moment.iter().for_each(|v| bytes.extend(v.to_le_bytes()));
+    }
+
+    /// Reads what [`Sums::write`] wrote and moves `bytes` behind it; `None` where they end early.
+    pub fn read(bytes: &mut &[u8]) -> Option<Self> {
+        let number = |bytes: &mut &[u8]| {
+            let (head, rest) = bytes.split_first_chunk::<8>()?;
+            *bytes = rest;
+            Some(*head)
+        };
+        let mut sides = [0usize; 5];
+        for side in &mut sides {
+            *side = u64::from_le_bytes(number(bytes)?) as usize;
+        }
+        let [down, across, rows, cols, moment] = sides;
+        let vector = |n: usize, bytes: &mut &[u8]| {
+            (0..n).map(|_| Some(f64::from_le_bytes(number(bytes)?))).collect::<Option<Vec<f64>>>()
+        };
+        let row_fisher = Array1::from(vector(rows, bytes)?);
+        let col_fisher = Array1::from(vector(cols, bytes)?);
+        let row_g2 = Array1::from(vector(rows, bytes)?);
+        let col_x2 = Array1::from(vector(cols, bytes)?);
+        let tiles = vector(down.checked_mul(across)?, bytes)?;
+        let moment_weight = f64::from_le_bytes(number(bytes)?);
+        let (values, rest) = bytes.split_at_checked(moment.checked_mul(4)?)?;
+        *bytes = rest;
+        Some(Self {
+            tile_fisher: Array2::from_shape_vec((down, across), tiles).ok()?,
+            row_fisher,
+            col_fisher,
+            row_g2,
+            col_x2,
+            moment: values.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
+            moment_weight,
+        })
+    }
+
     pub fn check(&self, weight: &str) -> Result<()> {
         for (statistic, finite) in [
             ("the tile Fisher information", self.tile_fisher.iter().all(|v| v.is_finite())),

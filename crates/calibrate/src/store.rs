@@ -1,12 +1,13 @@
 //! Sensitivities on disk: one safetensors file a block, named tensors `<weight>|<statistic>`, and
 //! beside it `moments-<file>` with the second moments, which are far larger and read on their own.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
 use ndarray::{Array1, Array2};
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
+use waterfill_artifacts::Work;
 
 use crate::error::{CalibrateError, Result};
 use crate::statistics::Sums;
@@ -165,7 +166,8 @@ fn save(path: &Path, tensors: &[Named]) -> Result<()> {
 
 /// Collects files and writes the index.
 pub(crate) struct Writer<'a> {
-    pub dir: &'a Path,
+    pub work: &'a Work,
+    /// File of every weight.
     pub files: BTreeMap<String, String>,
 }
 
@@ -207,16 +209,33 @@ impl Writer<'_> {
             }
             self.files.insert(entry.name.to_string(), file.to_string());
         }
-        save(&self.dir.join(file), &tensors)?;
-        match moments.is_empty() {
-            true => Ok(()),
-            false => save(&self.dir.join(format!("{MOMENTS}{file}")), &moments),
+        if !moments.is_empty() {
+            self.work.file(&format!("{MOMENTS}{file}"), |path| save(path, &moments))?;
         }
+        self.work.file(file, |path| save(path, &tensors))?;
+        Ok(())
     }
 
-    /// Writes the index.
+    /// True when an earlier process has written `file`, which holds `names`.
+    pub fn has(&mut self, file: &str, names: &[String]) -> bool {
+        let written = self.work.has_file(file);
+        if written {
+            self.files.extend(names.iter().map(|n| (n.clone(), file.to_string())));
+        }
+        written
+    }
+
+    /// Puts all files into the artifact and writes the index.
     pub fn finish(self) -> Result<()> {
-        let path = self.dir.join(INDEX);
+        let files: BTreeSet<&String> = self.files.values().collect();
+        for file in files {
+            self.work.adopt(file)?;
+            let moments = format!("{MOMENTS}{file}");
+            if self.work.has_file(&moments) {
+                self.work.adopt(&moments)?;
+            }
+        }
+        let path = self.work.path(INDEX);
         let text = serde_json::to_string_pretty(&self.files).expect("strings");
         std::fs::write(&path, text).map_err(|e| failed(&path)(e.to_string()))
     }

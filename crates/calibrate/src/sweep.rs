@@ -1,16 +1,16 @@
 //! One pass forward and one back through the blocks, one block in memory at a time.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::ops::Range;
 
 use candle_core::Tensor;
 use ndarray::{Array1, Array2};
 use rayon::prelude::*;
-use waterfill_artifacts::Progress;
-use waterfill_model::{EMBEDDING, LINEARS, Model, Windows, lm_head_name};
+use waterfill_artifacts::{Pace, Progress, Work};
+use waterfill_model::{EMBEDDING, LINEARS, Model, Windows, linear_name, lm_head_name, pack, unpack};
 
 use crate::error::{CalibrateError, Result};
-use crate::head::{HeadBatch, head_batch};
+use crate::head::head_batch;
 use crate::statistics::{MomentKind, SecondMoment, Sums, TILE, Weighting, vector};
 use crate::store::{Entry, Writer};
 
@@ -47,10 +47,11 @@ pub struct Summary {
     pub nll: f64,
 }
 
-/// Computes sensitivities of all weights into the empty directory `dir`.
+/// Computes sensitivities of all weights; `work` gets one file a block, and an index.
 ///
-/// Results depend on the settings and the windows, not on the number of threads: every batch is
-/// summed on its own and batches are added in order.
+/// Results depend on the settings and the windows, not on the number of threads or on
+/// interruptions: every batch is summed on its own and batches are added in order. Activations and
+/// gradients between blocks are units of `work`, and so are sums over the batches done so far.
 ///
 /// # Errors
 /// Models that cannot be run, values that overflow, files that cannot be written.
@@ -58,37 +59,24 @@ pub fn calibrate(
     model: &Model,
     windows: &Windows,
     settings: &Settings,
-    dir: &Path,
+    work: &Work,
     progress: &dyn Progress,
 ) -> Result<Summary> {
     let plan = &Plan::new(windows, settings)?;
-    let pass = Pass { model, plan, settings, progress };
+    let pass = Pass { model, plan, settings, work, progress };
     let layers = model.config.layers;
-    progress.start("forward", (layers * plan.batches.len()) as u64);
-    // inputs[l] holds the input of block l for every batch; the last entry is the output.
-    let mut inputs = vec![model.embed(&plan.batches)?];
-    for index in 0..layers {
-        let block = model.block(index)?;
-        let previous = &inputs[index];
-        let outputs = ordered(plan.batches.len(), |b| {
-            let output = block.forward(&previous[b])?;
-            progress.advance(1);
-            Ok(output)
-        })?;
-        inputs.push(outputs);
-    }
-    let mut writer = Writer { dir, files: BTreeMap::new() };
-    progress.start("head", plan.batches.len() as u64);
-    let (mut gradients, head_sums, nll) = pass.head(inputs.pop().expect("an output"))?;
+    let mut writer = Writer { work, files: BTreeMap::new() };
+    pass.forward()?;
+    let (head_sums, nll) = pass.head()?;
     if !model.config.tied {
         let name = lm_head_name(&model.config);
         writer.write("head.safetensors", &[plan.entry(name, &head_sums, true, settings, model.config.hidden)])?;
     }
     progress.start("backward", (layers * plan.batches.len()) as u64);
     for index in (0..layers).rev() {
-        let input = inputs.pop().expect("one input for each block");
-        gradients = pass.block(index, &input, &gradients, &mut writer)?;
+        pass.block(index, &mut writer)?;
     }
+    let gradients = (0..plan.batches.len()).map(|b| pass.tensor(GRADIENT, 0, b)).collect::<Result<Vec<_>>>()?;
     let mut sums = lookup_sums(model, plan, &gradients)?;
     if model.config.tied {
         // Lookup and projection share the matrix; their information adds.
@@ -158,27 +146,60 @@ impl<'a> Plan<'a> {
     }
 }
 
-/// Runs `f` for every batch, in parallel, results in order.
-fn ordered<T: Send>(batches: usize, f: impl Fn(usize) -> Result<T> + Sync + Send) -> Result<Vec<T>> {
-    (0..batches).into_par_iter().map(f).collect()
+/// Runs `f` for batches in parallel, results in order.
+fn ordered<T: Send>(batches: Range<usize>, f: impl Fn(usize) -> Result<T> + Sync + Send) -> Result<Vec<T>> {
+    batches.into_par_iter().map(f).collect()
 }
 
-/// As [`ordered`], but holds only as many results as there are threads and hands them on in order.
-fn fold_ordered<T: Send>(
+fn unwrap_all(totals: &[Option<Sums>]) -> Vec<Sums> {
+    totals.iter().map(|t| t.clone().expect("every shard has a batch")).collect()
+}
+
+/// Units: the input of a block, and the gradient there, by block and batch.
+const INPUT: &str = "input";
+const GRADIENT: &str = "gradient";
+/// Unit that says that all inputs are there.
+const FORWARD: &str = "forward";
+/// Unit with the head's sums.
+const HEAD: &str = "head";
+
+/// Sums over the first batches of a phase, for several weights and every shard.
+struct Totals {
     batches: usize,
-    f: impl Fn(usize) -> Result<T> + Sync,
-    mut fold: impl FnMut(usize, T),
-) -> Result<()> {
-    let width = rayon::current_num_threads().max(1);
-    for start in (0..batches).step_by(width) {
-        let part = ordered(width.min(batches - start), |i| f(start + i))?;
-        part.into_iter().enumerate().for_each(|(i, result)| fold(start + i, result));
-    }
-    Ok(())
+    nll: f64,
+    sums: Vec<Vec<Option<Sums>>>,
 }
 
-fn unwrap_all(totals: Vec<Option<Sums>>) -> Vec<Sums> {
-    totals.into_iter().map(|t| t.expect("every shard has a batch")).collect()
+impl Totals {
+    fn new(weights: usize, shards: usize) -> Self {
+        Self { batches: 0, nll: 0.0, sums: vec![vec![None; shards]; weights] }
+    }
+
+    fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = (self.batches as u64).to_le_bytes().to_vec();
+        bytes.extend(self.nll.to_le_bytes());
+        for sums in self.sums.iter().flatten() {
+            bytes.push(u8::from(sums.is_some()));
+            sums.iter().for_each(|s| s.write(&mut bytes));
+        }
+        bytes
+    }
+
+    /// Reads [`Totals::to_bytes`] into totals of as many weights and shards.
+    fn parse(mut self, mut bytes: &[u8]) -> Option<Self> {
+        let (batches, rest) = bytes.split_first_chunk::<8>()?;
+        let (nll, rest) = rest.split_first_chunk::<8>()?;
+        (self.batches, self.nll, bytes) = (u64::from_le_bytes(*batches) as usize, f64::from_le_bytes(*nll), rest);
+        for sums in self.sums.iter_mut().flatten() {
+            let (&some, rest) = bytes.split_first()?;
+            bytes = rest;
+            *sums = match some {
+                0 => None,
+                _ => Some(Sums::read(&mut bytes)?),
+            };
+        }
+        bytes.is_empty().then_some(self)
+    }
 }
 
 /// What every step of the pass needs.
@@ -186,60 +207,138 @@ struct Pass<'a> {
     model: &'a Model,
     plan: &'a Plan<'a>,
     settings: &'a Settings,
+    work: &'a Work,
     progress: &'a dyn Progress,
 }
 
 impl Pass<'_> {
-    /// Gradients below the head by batch, the head's sums by shard, and the text's summed nll.
-    fn head(&self, outputs: Vec<Tensor>) -> Result<(Vec<Tensor>, Vec<Sums>, f64)> {
+    fn keep(&self, kind: &str, block: usize, batch: usize, t: &Tensor) -> Result<()> {
+        Ok(self.work.keep(&format!("{kind}-{block}-{batch}"), &pack(t)?)?)
+    }
+
+    fn tensor(&self, kind: &str, block: usize, batch: usize) -> Result<Tensor> {
+        let name = format!("{kind}-{block}-{batch}");
+        let unit = self.work.unit(&name).and_then(|bytes| unpack(&bytes, self.model.device()));
+        unit.ok_or_else(|| CalibrateError::File {
+            path: self.work.out().with_file_name("units").join(name),
+            reason: "is missing or damaged; remove this directory and start again".into(),
+        })
+    }
+
+    /// Inputs of all blocks, and the last one's output, become units.
+    fn forward(&self) -> Result<()> {
+        let (layers, batches) = (self.model.config.layers, &self.plan.batches);
+        self.progress.start("forward", (layers * batches.len()) as u64);
+        if self.work.unit(FORWARD).is_some() {
+            self.progress.advance((layers * batches.len()) as u64);
+            return Ok(());
+        }
+        for (b, input) in self.model.embed(batches)?.iter().enumerate() {
+            self.keep(INPUT, 0, b, input)?;
+        }
+        for index in 0..layers {
+            let block = self.model.block(index)?;
+            ordered(0..batches.len(), |b| {
+                if self.work.unit(&format!("{INPUT}-{}-{b}", index + 1)).is_none() {
+                    self.keep(INPUT, index + 1, b, &block.forward(&self.tensor(INPUT, index, b)?)?)?;
+                }
+                self.progress.advance(1);
+                Ok(())
+            })?;
+        }
+        Ok(self.work.keep(FORWARD, &[])?)
+    }
+
+    /// Goes through the batches that `phase` has not done, as many at a time as there are threads;
+    /// `fold` adds their results in order.
+    fn phase<T: Send>(
+        &self,
+        phase: &str,
+        weights: usize,
+        batch: impl Fn(usize) -> Result<T> + Sync,
+        mut fold: impl FnMut(&mut Totals, usize, T),
+    ) -> Result<Totals> {
+        let empty = || Totals::new(weights, self.plan.tokens.len());
+        let mut totals = self.work.unit(phase).and_then(|b| empty().parse(&b)).unwrap_or_else(empty);
+        self.progress.advance(totals.batches as u64);
+        let (count, width) = (self.plan.batches.len(), rayon::current_num_threads().max(1));
+        let mut pace = Pace::default();
+        while totals.batches < count {
+            let first = totals.batches;
+            let part = ordered(first..(first + width).min(count), |b| {
+                let result = batch(b)?;
+                self.progress.advance(1);
+                Ok(result)
+            })?;
+            for result in part {
+                let batch = totals.batches;
+                fold(&mut totals, batch, result);
+                totals.batches += 1;
+            }
+            pace.offer(|| self.work.keep(phase, &totals.to_bytes()))?;
+        }
+        Ok(totals)
+    }
+
+    /// Keeps gradients below the head; the head's sums by shard, and the text's summed nll.
+    fn head(&self) -> Result<(Vec<Sums>, f64)> {
         let Self { plan, settings, .. } = self;
         let head = self.model.head()?;
-        let mut totals = vec![None; plan.tokens.len()];
-        let (mut gradients, mut nll) = (Vec::new(), 0.0);
+        let layers = self.model.config.layers;
+        self.progress.start("head", plan.batches.len() as u64);
         let batch = |b: usize| {
             let rows = plan.first[b]..plan.first[b] + plan.batches[b].len();
             let targets: Vec<&[u32]> = rows.clone().map(|i| plan.windows.targets(i)).collect();
             let (labels, seed) = (settings.labels, settings.seed);
-            let result = head_batch(&head, &outputs[b], &targets, rows.start, labels, seed, settings.second_moment)?;
-            self.progress.advance(1);
-            Ok(result)
+            let output = self.tensor(INPUT, layers, b)?;
+            let result = head_batch(&head, &output, &targets, rows.start, labels, seed, settings.second_moment)?;
+            self.keep(GRADIENT, layers, b, &result.gradient)?;
+            Ok((result.sums, result.nll))
         };
-        fold_ordered(plan.batches.len(), batch, |b, HeadBatch { sums, gradient, nll: part }| {
-            plan.add(&mut totals, b, sums);
-            gradients.push(gradient);
-            nll += part;
+        let totals = self.phase(HEAD, 1, batch, |totals, b, (sums, nll)| {
+            plan.add(&mut totals.sums[0], b, sums);
+            totals.nll += nll;
         })?;
-        Ok((gradients, unwrap_all(totals), nll))
+        // Needed again at the very end, so this one is kept whatever it costs.
+        self.work.keep(HEAD, &totals.to_bytes())?;
+        Ok((unwrap_all(&totals.sums[0]), totals.nll))
     }
 
-    /// Writes the sums of block `index` and returns the gradients below it, by batch.
-    fn block(&self, index: usize, inputs: &[Tensor], above: &[Tensor], writer: &mut Writer) -> Result<Vec<Tensor>> {
+    /// Writes the sums of block `index` and keeps the gradients below it.
+    fn block(&self, index: usize, writer: &mut Writer) -> Result<()> {
         let Self { plan, settings, .. } = self;
+        let (file, phase) = (format!("block-{index:03}.safetensors"), format!("block-{index}"));
+        let names: Vec<String> = (0..LINEARS.len()).map(|i| linear_name(index, i)).collect();
+        if writer.has(&file, &names) {
+            self.progress.advance(plan.batches.len() as u64);
+            return Ok(());
+        }
         let block = self.model.block(index)?;
-        let mut totals = vec![vec![None; plan.tokens.len()]; LINEARS.len()];
-        let mut below = Vec::new();
         let batch = |b: usize| {
-            let vjp = block.vjp(&inputs[b], &above[b])?;
+            let vjp = block.vjp(&self.tensor(INPUT, index, b)?, &self.tensor(GRADIENT, index + 1, b)?)?;
             let moment = |i| holds_moment(i, settings).then_some(settings.second_moment);
             let traces = vjp.linears.iter().enumerate();
             let sums = traces.map(|(i, trace)| Ok(Sums::of_trace(trace, moment(i))?)).collect::<Result<Vec<Sums>>>()?;
-            self.progress.advance(1);
-            Ok((vjp.input_gradient, sums))
+            self.keep(GRADIENT, index, b, &vjp.input_gradient)?;
+            Ok(sums)
         };
-        fold_ordered(plan.batches.len(), batch, |b, (gradient, sums)| {
-            below.push(gradient);
-            sums.into_iter().zip(&mut totals).for_each(|(s, total)| plan.add(total, b, s));
+        let totals = self.phase(&phase, LINEARS.len(), batch, |totals, b, sums| {
+            sums.into_iter().zip(&mut totals.sums).for_each(|(s, total)| plan.add(total, b, s));
         })?;
-        let totals: Vec<Vec<Sums>> = totals.into_iter().map(unwrap_all).collect();
-        let names: Vec<String> = LINEARS.iter().map(|l| format!("model.layers.{index}.{l}.weight")).collect();
+        let totals: Vec<Vec<Sums>> = totals.sums.iter().map(|t| unwrap_all(t)).collect();
         let entries: Vec<Entry> = (0..LINEARS.len())
             .map(|i| {
                 let width = totals[i][0].col_x2.len();
                 plan.entry(&names[i], &totals[i], holds_moment(i, settings), settings, width)
             })
             .collect();
-        writer.write(&format!("block-{index:03}.safetensors"), &entries)?;
-        Ok(below)
+        writer.write(&file, &entries)?;
+        self.work.forget(&phase);
+        for b in 0..plan.batches.len() {
+            self.work.forget(&format!("{INPUT}-{index}-{b}"));
+            self.work.forget(&format!("{GRADIENT}-{}-{b}", index + 1));
+        }
+        Ok(())
     }
 }
 

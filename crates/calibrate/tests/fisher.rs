@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
-use waterfill_artifacts::Silent;
+use waterfill_artifacts::{Silent, Work};
 use waterfill_calibrate::{Labels, MomentKind, SecondMoment, Sensitivities, Settings, Weighting, calibrate};
 use waterfill_fixture::{Fixture, Shape, generate};
 use waterfill_model::{EMBEDDING, LINEARS, Model, Text, Windows, lm_head_name, tokens::Layout};
@@ -68,8 +68,8 @@ fn fisher_equals_direct_per_token_computation() {
         let model = Model::open(&fixture.model, &Device::Cpu).unwrap();
         let windows = windows(&fixture, &model, 4);
         let out = tempfile::tempdir().unwrap();
-        calibrate(&model, &windows, &settings(), out.path(), &Silent).unwrap();
-        let sensitivities = Sensitivities::open(out.path()).unwrap();
+        calibrate(&model, &windows, &settings(), &Work::begin(out.path()).unwrap(), &Silent).unwrap();
+        let sensitivities = Sensitivities::open(&out.path().join("out")).unwrap();
 
         // All sequences at once, blocks chained by hand.
         let batch = windows.batches(10_000);
@@ -147,8 +147,8 @@ fn head_fisher_under_sampled_labels_is_in_closed_form() {
     let head = |seed| {
         let out = tempfile::tempdir().unwrap();
         let settings = Settings { labels: Labels::Sampled, seed, ..settings() };
-        calibrate(&model, &windows, &settings, out.path(), &Silent).unwrap();
-        let all = Sensitivities::open(out.path()).unwrap();
+        calibrate(&model, &windows, &settings, &Work::begin(out.path()).unwrap(), &Silent).unwrap();
+        let all = Sensitivities::open(&out.path().join("out")).unwrap();
         let vocab = model.config.vocab;
         (all.read("lm_head.weight", vocab, 32).unwrap(), all.read(EMBEDDING, vocab, 32).unwrap())
     };
@@ -182,9 +182,50 @@ fn identical_output_at_one_and_two_threads() {
             let second_moment = SecondMoment { kind, weighting };
             let settings = Settings { labels: Labels::Sampled, second_moment, ..settings() };
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-            pool.install(|| calibrate(&model, &windows, &settings, out.path(), &Silent)).unwrap();
-            files(out.path())
+            pool.install(|| calibrate(&model, &windows, &settings, &Work::begin(out.path()).unwrap(), &Silent))
+                .unwrap();
+            files(&out.path().join("out"))
         };
         assert!(run(1) == run(2), "{kind:?} {weighting:?}: bytes differ");
     }
+}
+
+/// Progress that stops the process, as it were, at a unit.
+struct Until(std::sync::atomic::AtomicI64);
+
+impl waterfill_artifacts::Progress for Until {
+    fn start(&self, _: &str, _: u64) {}
+    fn advance(&self, _: u64) {
+        let left = self.0.fetch_sub(1, std::sync::atomic::Ordering::SeqCst);
+        assert!(left > 0, "stopped on purpose");
+    }
+}
+
+#[test]
+fn a_stopped_calibration_goes_on_to_the_same_bytes() {
+    let dir = tempfile::tempdir().unwrap();
+    let shape = Shape { hidden: 32, intermediate: 40, layers: 2, ..Shape::default() };
+    let fixture = generate(dir.path(), 9, &shape).unwrap();
+    let model = Model::open(&fixture.model, &Device::Cpu).unwrap();
+    let windows = windows(&fixture, &model, 9);
+    let settings = Settings { labels: Labels::Sampled, ..settings() };
+    let whole = tempfile::tempdir().unwrap();
+    let summary = calibrate(&model, &windows, &settings, &Work::begin(whole.path()).unwrap(), &Silent).unwrap();
+    let stopped = tempfile::tempdir().unwrap();
+    let mut stops = 0;
+    // Stop again and again, each time a little further.
+    for units in 3.. {
+        let work = Work::begin(stopped.path()).unwrap();
+        let progress = Until(units.into());
+        let run = std::panic::AssertUnwindSafe(|| calibrate(&model, &windows, &settings, &work, &progress));
+        match std::panic::catch_unwind(run) {
+            Ok(done) => {
+                assert_eq!(done.unwrap(), summary);
+                break;
+            }
+            Err(_) => stops += 1,
+        }
+    }
+    assert!(stops > 5, "{stops} stops");
+    assert_eq!(files(&whole.path().join("out")), files(&stopped.path().join("out")));
 }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use waterfill_pipeline::Mode;
+use waterfill_pipeline::{Config, Mode};
 
 /// Decides how many bits every weight of an LLM deserves, and writes a checkpoint with those bits.
 #[derive(Parser)]
@@ -46,19 +46,41 @@ pub enum Command {
     Evaluate(RunArguments),
     /// Write tables, figures and the HTML page
     Report(RunArguments),
+    /// Run every combination of a file's sweep section
+    Sweep {
+        /// YAML file
+        file: PathBuf,
+        /// Show what would be computed, what is there already, and the estimated time
+        #[arg(long)]
+        dry_run: bool,
+        #[command(flatten)]
+        options: RunOptions,
+    },
+    /// Train a small model on the generated world
+    Train {
+        /// YAML file
+        config: PathBuf,
+        /// Compute damaged artifacts again
+        #[arg(long)]
+        repair: bool,
+    },
     /// Check a configuration without running it
     Validate {
         /// YAML file
         config: PathBuf,
     },
     /// Print the JSON schema of configurations
-    Schema,
+    Schema {
+        /// That of training files instead
+        #[arg(long)]
+        train: bool,
+    },
     /// Describe an artifact or a checkpoint
     Inspect {
         /// Directory
         path: PathBuf,
     },
-    /// Check every digest of an artifact or a checkpoint
+    /// Check every digest of an artifact, a checkpoint, or a whole store
     Verify {
         /// Directory
         path: PathBuf,
@@ -79,6 +101,12 @@ pub enum Command {
 pub struct RunArguments {
     /// YAML file
     pub config: PathBuf,
+    #[command(flatten)]
+    pub options: RunOptions,
+}
+
+#[derive(Args)]
+pub struct RunOptions {
     /// Use this model instead of the file's: path:DIR or fixture:SEED
     #[arg(long)]
     pub model: Option<String>,
@@ -88,6 +116,21 @@ pub struct RunArguments {
     /// cpu or cuda:N
     #[arg(long, default_value = "cpu")]
     pub device: String,
+    /// Compute damaged artifacts again
+    #[arg(long)]
+    pub repair: bool,
+}
+
+impl RunOptions {
+    /// Puts what was given here into a configuration.
+    pub fn apply(&self, config: &mut Config) {
+        if let Some(model) = &self.model {
+            config.model = model.clone();
+        }
+        if let Some(store) = &self.store {
+            config.store = store.clone();
+        }
+    }
 }
 
 #[derive(Clone, Copy, ValueEnum)]

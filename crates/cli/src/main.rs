@@ -1,15 +1,19 @@
 //! The `waterfill` command.
 
 mod arguments;
+mod interrupt;
 mod table;
 
 use std::os::unix::process::CommandExt;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
-use arguments::{Arguments, Command, RunArguments};
+use arguments::{Arguments, Command, RunArguments, RunOptions};
 use clap::Parser;
-use waterfill_pipeline::{Console, Mode, Session, Until, decode, inspect, json_schema, load, run, validate, verify};
+use waterfill_pipeline::{
+    Console, Mode, Session, Store, Until, decode, dry_run, inspect, json_schema, load, load_sweep, load_train, run,
+    run_sweep, train, train_schema, validate, verify,
+};
 
 /// Tensors come and go by the million; the system's allocator returns each to the kernel and
 /// spends as long clearing pages as the arithmetic takes.
@@ -61,6 +65,7 @@ fn execute(arguments: &Arguments) -> Result<()> {
     let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
     let threads = arguments.threads.map_or(cores, usize::from);
     rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().context("starting threads")?;
+    interrupt::explain(arguments.mode());
     let console = Console::new(arguments.mode());
     match &arguments.command {
         Command::Run(a) => execute_run(arguments, a, Until::Report, &console),
@@ -73,15 +78,25 @@ fn execute(arguments: &Arguments) -> Result<()> {
             let checked = validate(config)?;
             show(arguments, &format!("{} is valid: pipeline {}", config.display(), checked.name), "valid")
         }
-        Command::Schema => {
-            println!("{:#}", json_schema());
+        Command::Sweep { file, dry_run, options } => execute_sweep(arguments, file, *dry_run, options, &console),
+        Command::Train { config, repair } => {
+            let output = train(&load_train(config)?, *repair, &console)?;
+            console.finish("");
+            match arguments.mode() {
+                Mode::Json => println!("{}", serde_json::to_string(&output)?),
+                _ => print!("{}", table::render_training(&output)),
+            }
+            Ok(())
+        }
+        Command::Schema { train } => {
+            println!("{:#}", if *train { train_schema() } else { json_schema() });
             Ok(())
         }
         Command::Inspect { path } => show(arguments, inspect(path)?.trim_end(), "text"),
         Command::Verify { path } => show(arguments, verify(path)?.trim_end(), "verified"),
         Command::Decode { checkpoint, out, dtype } => {
             decode(checkpoint, out, dtype.map(|d| d.name()), &console)?;
-            console.finish();
+            console.finish("");
             show(arguments, &format!("dense checkpoint in {}", out.display()), "decoded")
         }
     }
@@ -98,18 +113,44 @@ fn show(arguments: &Arguments, text: &str, key: &str) -> Result<()> {
 }
 
 fn execute_run(arguments: &Arguments, run_arguments: &RunArguments, until: Until, console: &Console) -> Result<()> {
-    let mut config = load(&run_arguments.config)?;
-    if let Some(model) = &run_arguments.model {
-        config.model = model.clone();
-    }
-    if let Some(store) = &run_arguments.store {
-        config.store = store.clone();
-    }
-    let session = Session::open(&config, &run_arguments.device, console)?;
+    let (mut config, options) = (load(&run_arguments.config)?, &run_arguments.options);
+    options.apply(&mut config);
+    let store = Store::new(&config.store).repairing(options.repair);
+    let session = Session::open(&config, &store, &options.device, console)?;
     let output = run(&session, until)?;
+    console.finish("");
     match arguments.mode() {
         Mode::Json => println!("{}", serde_json::to_string(&output)?),
         _ => print!("{}", table::render(&output)),
     }
     Ok(())
+}
+
+fn execute_sweep(
+    arguments: &Arguments,
+    file: &std::path::Path,
+    dry: bool,
+    options: &RunOptions,
+    console: &Console,
+) -> Result<()> {
+    let mut sweep = load_sweep(file)?;
+    sweep.runs.iter_mut().for_each(|run| options.apply(&mut run.config));
+    if dry {
+        let planned = dry_run(&sweep, &options.device, console);
+        console.finish("");
+        match arguments.mode() {
+            Mode::Json => println!("{}", serde_json::to_string(&planned)?),
+            _ => print!("{}", table::render_plan(&planned)),
+        }
+        return Ok(());
+    }
+    let output = run_sweep(&sweep, options.repair, &options.device, console);
+    match arguments.mode() {
+        Mode::Json => println!("{}", serde_json::to_string(&output)?),
+        _ => print!("{}", table::render_sweep(&output)),
+    }
+    match output.failures() {
+        0 => Ok(()),
+        failed => anyhow::bail!("{failed} of {} runs failed", output.runs.len()),
+    }
 }

@@ -2,7 +2,10 @@
 
 use std::fmt::Write;
 
-use waterfill_pipeline::{PointOutput, RunOutput};
+use waterfill_pipeline::{DryRun, PlannedStage, PointOutput, RunOutput, SweepOutput, TrainOutput};
+
+const HEADS: [&str; 11] =
+    ["lambda", "bytes", "bits/w", "linear", "memory", "KL", "± se", "predicted", "ppl", "top-1 %", "acc %"];
 
 /// Aligned columns, then the directories.
 pub fn render(output: &RunOutput) -> String {
@@ -16,9 +19,7 @@ pub fn render(output: &RunOutput) -> String {
         ));
     }
     if !output.points.is_empty() {
-        let heads =
-            ["lambda", "bytes", "bits/w", "linear", "memory", "KL", "± se", "predicted", "ppl", "top-1 %", "acc %"];
-        line(row(&heads.map(String::from)));
+        line(row(&HEADS.map(String::from)));
         output.points.iter().for_each(|p| line(row(&cells(p))));
     }
     for (stage, dir) in &output.artifacts {
@@ -54,4 +55,74 @@ fn cells(p: &PointOutput) -> [String; 11] {
         fixed(p.top1.map(|v| v * 100.0), 2),
         fixed(p.accuracy.map(|v| v * 100.0), 1),
     ]
+}
+
+/// All points of all runs, then where things are and what failed.
+pub fn render_sweep(output: &SweepOutput) -> String {
+    let mut text = String::new();
+    let mut line = |s: String| writeln!(text, "{}", s.trim_end()).expect("writing to a string");
+    let width = output.runs.iter().map(|r| r.label.chars().count()).max().unwrap_or(0).max(3);
+    line(format!("{:width$}{}", "run", row(&HEADS.map(String::from))));
+    for one in &output.runs {
+        for point in one.output.iter().flat_map(|o| &o.points) {
+            line(format!("{:width$}{}", one.label, row(&cells(point))));
+        }
+    }
+    for one in &output.runs {
+        if let Some(dir) = one.output.as_ref().and_then(|o| o.artifacts.get("report")) {
+            line(format!("{}: {}", one.label, dir.join("report.html").display()));
+        }
+    }
+    let failed: Vec<_> = output.runs.iter().filter_map(|r| Some((&r.label, r.error.as_ref()?))).collect();
+    if !failed.is_empty() {
+        line(format!("{} of {} runs failed:", failed.len(), output.runs.len()));
+        failed.iter().for_each(|(label, error)| line(format!("  {label}: {error}")));
+    }
+    text
+}
+
+/// What every run would do.
+pub fn render_plan(planned: &DryRun) -> String {
+    let mut text = String::new();
+    let mut line = |s: String| writeln!(text, "{s}").expect("writing to a string");
+    for one in &planned.runs {
+        line(format!("{} (about {:.1} GB)", one.label, one.memory_bytes as f64 / 1e9));
+        if let Some(error) = &one.error {
+            line(format!("  cannot run: {error}"));
+        }
+        let state = |s: &PlannedStage| match (s.cached, s.shared) {
+            (true, _) => "in the store".to_string(),
+            (_, true) => "computed by an earlier run".to_string(),
+            _ => format!("to compute, about {:.1} s", s.seconds),
+        };
+        one.stages.iter().for_each(|s| line(format!("  {:32}{}", s.stage, state(s))));
+    }
+    let count = |f: fn(&PlannedStage) -> bool| planned.runs.iter().flat_map(|r| &r.stages).filter(|s| f(s)).count();
+    let basis = if planned.rough { "a guess: nothing like it was measured yet" } else { "from earlier runs" };
+    line(format!(
+        "{} runs: {} stages in the store, {} shared, {} to compute; about {:.0} s ({basis})",
+        planned.runs.len(),
+        count(|s| s.cached),
+        count(|s| s.shared),
+        count(|s| !s.cached && !s.shared),
+        planned.seconds
+    ));
+    text
+}
+
+/// A trained model in words.
+pub fn render_training(output: &TrainOutput) -> String {
+    let s = &output.summary;
+    format!(
+        "{} weights, {} tokens: perplexity {:.3} on held-out text (unigram {:.1}, bigram {:.2}), answers {:.1} %\n\
+         model: {}\ntexts and questions: {}\n",
+        s.weights,
+        s.tokens,
+        s.perplexity,
+        s.unigram_perplexity,
+        s.bigram_perplexity,
+        s.answers * 100.0,
+        output.model.display(),
+        output.data.display()
+    )
 }

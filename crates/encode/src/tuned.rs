@@ -1,11 +1,9 @@
 //! Encoding: every tensor to a blob, then the blobs to shards.
 
-use std::path::Path;
-
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use waterfill_allocate::{Allocation, read_plan};
-use waterfill_artifacts::Progress;
+use waterfill_artifacts::{Progress, Work};
 use waterfill_checkpoint::writer::{Entry, write_companions, write_file, write_shards};
 use waterfill_checkpoint::{Checkpoint, CheckpointError, TensorInfo};
 use waterfill_codec::encode_tensor;
@@ -25,23 +23,24 @@ pub struct EncodeSummary {
     pub linear_weights: u64,
 }
 
-/// Writes the tuned checkpoint of `source` under `allocation` into the empty directory `out`.
-/// Tensors without a plan are copied as they are. The result does not depend on the number of
-/// threads.
+/// Writes the tuned checkpoint of `source` under `allocation` into `checkpoint/` of `work`, where a
+/// tensor is a unit. Tensors without a plan are copied as they are. The result does not depend on
+/// the number of threads.
 ///
 /// # Errors
 /// Tensors that cannot be read, plans that do not fit, files that cannot be written.
 pub fn encode(
     source: &Checkpoint,
     allocation: &Allocation,
-    out: &Path,
+    work: &Work,
     progress: &dyn Progress,
 ) -> Result<EncodeSummary> {
     let names = allocation.names();
     if let Some(missing) = names.iter().find(|n| !source.contains(n)) {
         source.tensor(missing)?;
     }
-    let scratch = tempfile::tempdir_in(out).map_err(CheckpointError::io(out))?;
+    let out = work.path("checkpoint");
+    std::fs::create_dir(&out).map_err(CheckpointError::io(&out))?;
     let tensors: Vec<&TensorInfo> = source.tensors().collect();
     progress.start("encode", tensors.len() as u64);
     let entries = tensors
@@ -49,18 +48,19 @@ pub fn encode(
         .enumerate()
         .map(|(i, info)| {
             let coded = names.contains(&info.name);
-            let bytes = if coded { code(source, allocation, info)? } else { source.read_raw(&info.name)? };
-            let blob = scratch.path().join(i.to_string());
-            write_file(&blob, &bytes)?;
+            let blob = work.file(&format!("tensor-{i}"), |path| -> Result<()> {
+                let bytes = if coded { code(source, allocation, info)? } else { source.read_raw(&info.name)? };
+                Ok(write_file(path, &bytes)?)
+            })?;
+            let bytes = blob.metadata().map_err(CheckpointError::io(&blob))?.len();
             progress.advance(1);
             let plain = (!coded).then_some(info.element);
-            Ok(Entry { name: info.name.clone(), shape: info.shape.clone(), plain, blob, bytes: bytes.len() as u64 })
+            Ok(Entry { name: info.name.clone(), shape: info.shape.clone(), plain, blob, bytes })
         })
         .collect::<Result<Vec<Entry>>>()?;
-    write_shards(out, &entries, true)?;
-    drop(scratch);
-    write_companions(source.dir(), out, true)?;
-    let written = Checkpoint::open(out)?;
+    write_shards(&out, &entries, true)?;
+    write_companions(source.dir(), &out, true)?;
+    let written = Checkpoint::open(&out)?;
     let linear = |info: &&TensorInfo| info.name.contains("_proj.");
     Ok(EncodeSummary {
         bytes: written.bytes(),

@@ -2,12 +2,12 @@
 
 use candle_core::{DType, Device};
 use serde::{Deserialize, Serialize};
-use waterfill_artifacts::Progress;
+use waterfill_artifacts::{Progress, Work};
 use waterfill_model::{Model, Text};
 
 use crate::error::{EvaluateError, Result};
 use crate::questions::{LETTERS, Question, QuestionSet, prompt};
-use crate::states::final_states;
+use crate::states::{blocks, final_states};
 use crate::statistics::wilson;
 
 /// Tokens of a batch of prompts.
@@ -41,6 +41,9 @@ pub struct ChoiceResult {
     pub questions: Vec<QuestionResult>,
 }
 
+/// A question, one of its choices, and that choice's log-likelihood.
+type Score = (usize, usize, f64);
+
 /// A prompt's tokens and, for each choice, the tokens that follow.
 struct Query {
     prefix: Vec<u32>,
@@ -51,7 +54,7 @@ struct Query {
 
 /// Answers all questions of `set` with up to `shots` examples of the question's subject before
 /// each; examples that do not fit the context are left out, from the last, and a question that does
-/// not fit alone loses its beginning.
+/// not fit alone loses its beginning. A block of questions is a unit of `work`.
 ///
 /// # Errors
 /// Contexts too short for any ending, and models that cannot be run.
@@ -60,6 +63,7 @@ pub fn evaluate_choices(
     text: &Text,
     set: &QuestionSet,
     shots: usize,
+    work: &Work,
     progress: &dyn Progress,
 ) -> Result<ChoiceResult> {
     let queries = set
@@ -67,7 +71,7 @@ pub fn evaluate_choices(
         .iter()
         .map(|q| query(text, q, &set.dev, shots, model.config.positions))
         .collect::<Result<Vec<Query>>>()?;
-    let scores = score(model, &queries, progress)?;
+    let scores = score(model, &queries, work, progress)?;
     let questions: Vec<QuestionResult> = set
         .test
         .iter()
@@ -117,7 +121,7 @@ fn query(text: &Text, question: &Question, dev: &[Question], shots: usize, conte
 }
 
 /// Log-likelihood of every ending of every query.
-fn score(model: &Model, queries: &[Query], progress: &dyn Progress) -> Result<Vec<[f64; 4]>> {
+fn score(model: &Model, queries: &[Query], work: &Work, progress: &dyn Progress) -> Result<Vec<[f64; 4]>> {
     // One sequence for a query whose endings are single tokens, else one for each ending.
     let mut sequences: Vec<(usize, Option<usize>, Vec<u32>)> = Vec::new();
     for (n, query) in queries.iter().enumerate() {
@@ -140,38 +144,63 @@ fn score(model: &Model, queries: &[Query], progress: &dyn Progress) -> Result<Ve
             _ => batches.push(vec![i]),
         }
     }
-    let padded: Vec<Vec<Vec<u32>>> = batches
-        .iter()
-        .map(|batch| {
-            let longest = batch.iter().map(|&i| sequences[i].2.len()).max().unwrap_or(0);
-            let pad = |i: &usize| {
-                let mut row = sequences[*i].2.clone();
-                row.resize(longest, 0);
-                row
-            };
-            batch.iter().map(pad).collect()
-        })
-        .collect();
-    let rows: Vec<Vec<&[u32]>> = padded.iter().map(|b| b.iter().map(Vec::as_slice).collect()).collect();
-    let states = final_states(model, &rows, progress)?;
+    progress.start("questions", (model.config.layers * batches.len()) as u64);
     let head = model.head()?;
     let mut scores = vec![[0.0; 4]; queries.len()];
-    for (batch, states) in batches.iter().zip(&states) {
-        for (row, &i) in batch.iter().enumerate() {
-            let (n, choice, inputs) = &sequences[i];
-            let first = queries[*n].prefix.len() - 1;
-            let positions = inputs.len() - first;
-            let hidden = head.normalise(&states.get(row)?.narrow(0, first, positions)?)?;
-            let logits: Vec<Vec<f32>> =
-                head.logits(&hidden)?.to_dtype(DType::F32)?.to_device(&Device::Cpu)?.to_vec2()?;
-            let choices = choice.map_or(0..4, |c| c..c + 1);
-            for c in choices {
-                let ending = &queries[*n].endings[c];
-                scores[*n][c] = ending.iter().zip(&logits).map(|(&t, l)| log_probability(l, t as usize)).sum();
+    let longest = |batch: &Vec<usize>| batch.iter().map(|&i| sequences[i].2.len()).max().unwrap_or(0);
+    for (n, block) in blocks(&batches, |b| b.len() * longest(b)).into_iter().enumerate() {
+        let batches = &batches[block];
+        let unit = format!("questions-{n}");
+        if let Some(kept) = work.unit(&unit).and_then(|bytes| parse(&bytes, queries.len())) {
+            kept.into_iter().for_each(|(n, c, score)| scores[n][c] = score);
+            progress.advance((model.config.layers * batches.len()) as u64);
+            continue;
+        }
+        let pad = |batch: &Vec<usize>| {
+            let row = |&i: &usize| {
+                let mut row = sequences[i].2.clone();
+                row.resize(longest(batch), 0);
+                row
+            };
+            batch.iter().map(row).collect::<Vec<Vec<u32>>>()
+        };
+        let padded: Vec<Vec<Vec<u32>>> = batches.iter().map(pad).collect();
+        let rows: Vec<Vec<&[u32]>> = padded.iter().map(|b| b.iter().map(Vec::as_slice).collect()).collect();
+        let states = final_states(model, &rows, (work, "questions-states"), progress)?;
+        let mut done: Vec<Score> = Vec::new();
+        for (batch, states) in batches.iter().zip(&states) {
+            for (row, &i) in batch.iter().enumerate() {
+                let (n, choice, inputs) = &sequences[i];
+                let first = queries[*n].prefix.len() - 1;
+                let positions = inputs.len() - first;
+                let hidden = head.normalise(&states.get(row)?.narrow(0, first, positions)?)?;
+                let logits: Vec<Vec<f32>> =
+                    head.logits(&hidden)?.to_dtype(DType::F32)?.to_device(&Device::Cpu)?.to_vec2()?;
+                let choices = choice.map_or(0..4, |c| c..c + 1);
+                for c in choices {
+                    let ending = &queries[*n].endings[c];
+                    let score = ending.iter().zip(&logits).map(|(&t, l)| log_probability(l, t as usize)).sum();
+                    scores[*n][c] = score;
+                    done.push((*n, c, score));
+                }
             }
         }
+        work.keep(&unit, &to_bytes(&done))?;
     }
     Ok(scores)
+}
+
+fn to_bytes(scores: &[Score]) -> Vec<u8> {
+    let bytes = |&(n, c, score): &Score| [(n as u64).to_le_bytes(), (c as u64).to_le_bytes(), score.to_le_bytes()];
+    scores.iter().flat_map(bytes).flatten().collect()
+}
+
+fn parse(bytes: &[u8], questions: usize) -> Option<Vec<Score>> {
+    let part = |b: &[u8], at: usize| -> [u8; 8] { b[at..at + 8].try_into().expect("eight bytes") };
+    let index = |b: &[u8], at| u64::from_le_bytes(part(b, at)) as usize;
+    let score = |b: &[u8]| (index(b, 0), index(b, 8), f64::from_le_bytes(part(b, 16)));
+    let scores: Vec<Score> = bytes.chunks_exact(24).map(score).collect();
+    scores.iter().all(|s| s.0 < questions && s.1 < 4).then_some(scores)
 }
 
 fn log_probability(logits: &[f32], token: usize) -> f64 {

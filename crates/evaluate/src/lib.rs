@@ -1,8 +1,8 @@
 //! What a checkpoint is worth, always measured from the file as it decodes.
 //!
-//! [`final_states`] streams a model block by block; [`evaluate_text`] turns final states into
-//! perplexity, KL and top-1 agreement; [`evaluate_choices`] answers multiple-choice questions as
-//! MMLU does. Every figure carries its uncertainty.
+//! [`evaluate_text`] measures perplexity, KL and top-1 agreement; [`evaluate_choices`] answers
+//! multiple-choice questions as MMLU does. Both stream the model block by block and keep finished
+//! blocks of sequences and questions. Every figure carries its uncertainty.
 
 mod choice;
 mod error;
@@ -14,6 +14,5 @@ mod text;
 pub use choice::{ChoiceResult, QuestionResult, evaluate_choices};
 pub use error::{EvaluateError, Result};
 pub use questions::{Question, QuestionSet, prompt};
-pub use states::{final_states, read_states, write_states};
 pub use statistics::{Estimate, wilson};
-pub use text::{TextResult, evaluate_text};
+pub use text::{Original, TextResult, evaluate_text};

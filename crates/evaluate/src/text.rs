@@ -1,11 +1,15 @@
 //! Perplexity, KL and top-1 agreement on windows of text.
 
+use std::path::Path;
+
 use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
-use waterfill_model::{Head, Windows};
+use waterfill_artifacts::{Progress, Work};
+use waterfill_model::{Head, Model, Windows};
 
 use crate::error::Result;
+use crate::states::{blocks, final_states, read_states, write_states};
 use crate::statistics::Estimate;
 
 /// Elements of logits held at once by a thread.
@@ -39,34 +43,58 @@ struct Sums {
     agreements: f64,
 }
 
-/// Compares a model with the original on `windows`, from the final states of both (batches as
-/// [`Windows::batches`] of any size). `tuned` is `None` for the original itself.
+/// The original model, and the artifact in which its evaluation left its final states.
+pub type Original<'a> = (&'a Model, &'a Path);
+
+/// Measures `model` on `windows`, beside the original; `None` when it is the original, whose final
+/// states become files of the artifact then. A block of sequences is a unit of `work`.
 ///
 /// # Errors
-/// Shapes that do not fit.
+/// Models that cannot be run, files that cannot be read or written.
 pub fn evaluate_text(
+    model: &Model,
     windows: &Windows,
-    original: (&Head, &[Tensor]),
-    tuned: Option<(&Head, &[Tensor])>,
+    batch_tokens: usize,
+    original: Option<Original>,
+    work: &Work,
+    progress: &dyn Progress,
 ) -> Result<TextResult> {
-    let mut first = 0;
-    let mut jobs = Vec::new();
-    for (batch, states) in original.1.iter().enumerate() {
-        let rows = states.dim(0)?;
-        jobs.extend((0..rows).map(|row| (batch, row, first + row)));
+    let batches = windows.batches(batch_tokens);
+    progress.start("text", (model.config.layers * batches.len()) as u64);
+    let head = model.head()?;
+    let original = original.map(|(model, dir)| Ok::<_, crate::EvaluateError>((model.head()?, dir))).transpose()?;
+    let (mut sums, mut first) = (Vec::new(), 0);
+    for (n, block) in blocks(&batches, |b| b.len() * windows.context).into_iter().enumerate() {
+        let (unit, file) = (format!("text-{n}"), format!("states-{n:03}.safetensors"));
+        let batches = &batches[block];
+        let rows: usize = batches.iter().map(Vec::len).sum();
+        let part = match work.unit(&unit).and_then(|bytes| Sums::parse(&bytes, rows)) {
+            Some(part) => {
+                progress.advance((model.config.layers * batches.len()) as u64);
+                part
+            }
+            None => {
+                let states = final_states(model, batches, (work, "text-states"), progress)?;
+                let part = match &original {
+                    None => {
+                        work.file(&file, |path| write_states(&states, path))?;
+                        compare_block(windows, first, (&head, &states), None)?
+                    }
+                    Some((original, dir)) => {
+                        let reference = read_states(&dir.join(&file), model.device())?;
+                        compare_block(windows, first, (original, &reference), Some((&head, &states)))?
+                    }
+                };
+                work.keep(&unit, &part.iter().flat_map(Sums::to_bytes).collect::<Vec<u8>>())?;
+                part
+            }
+        };
+        if original.is_none() {
+            work.adopt(&file)?;
+        }
         first += rows;
+        sums.extend(part);
     }
-    let sums = jobs
-        .par_iter()
-        .map(|&(batch, row, sequence)| {
-            let states = |(head, states): (&Head, &[Tensor])| {
-                Ok::<_, crate::EvaluateError>(head.normalise(&states[batch].get(row)?)?)
-            };
-            let reference = states(original)?;
-            let other = tuned.map(states).transpose()?;
-            compare(windows.targets(sequence), (original.0, &reference), tuned.map(|t| t.0).zip(other.as_ref()))
-        })
-        .collect::<Result<Vec<Sums>>>()?;
     let tokens = windows.context as f64;
     let over = |f: fn(&Sums) -> f64| Estimate::of(&sums.iter().map(|s| f(s) / tokens).collect::<Vec<_>>());
     let nll = over(|s| s.nll);
@@ -79,6 +107,50 @@ pub fn evaluate_text(
         top1: over(|s| s.agreements),
         nll_change: over(|s| s.nll - s.original_nll),
     })
+}
+
+impl Sums {
+    fn to_bytes(&self) -> [u8; 32] {
+        let mut bytes = [0; 32];
+        let values = [self.nll, self.original_nll, self.kl, self.agreements];
+        bytes.chunks_exact_mut(8).zip(values).for_each(|(b, v)| b.copy_from_slice(&v.to_le_bytes()));
+        bytes
+    }
+
+    fn parse(bytes: &[u8], rows: usize) -> Option<Vec<Self>> {
+        let number = |b: &[u8]| f64::from_le_bytes(b.try_into().expect("eight bytes"));
+        let sums = bytes.chunks_exact(32).map(|b| Self {
+            nll: number(&b[..8]),
+            original_nll: number(&b[8..16]),
+            kl: number(&b[16..24]),
+            agreements: number(&b[24..]),
+        });
+        (bytes.len() == 32 * rows).then(|| sums.collect())
+    }
+}
+
+/// Sums of every sequence of a block, whose first is `first`, from final states of whole batches.
+fn compare_block(
+    windows: &Windows,
+    mut first: usize,
+    original: (&Head, &[Tensor]),
+    tuned: Option<(&Head, &[Tensor])>,
+) -> Result<Vec<Sums>> {
+    let mut jobs = Vec::new();
+    for (batch, states) in original.1.iter().enumerate() {
+        let rows = states.dim(0)?;
+        jobs.extend((0..rows).map(|row| (batch, row, first + row)));
+        first += rows;
+    }
+    let compare = |&(batch, row, sequence): &(usize, usize, usize)| {
+        let states = |(head, states): (&Head, &[Tensor])| {
+            Ok::<_, crate::EvaluateError>(head.normalise(&states[batch].get(row)?)?)
+        };
+        let reference = states(original)?;
+        let other = tuned.map(states).transpose()?;
+        compare(windows.targets(sequence), (original.0, &reference), tuned.map(|t| t.0).zip(other.as_ref()))
+    };
+    jobs.par_iter().map(compare).collect()
 }
 
 fn compare(targets: &[u32], original: (&Head, &Tensor), tuned: Option<(&Head, &Tensor)>) -> Result<Sums> {

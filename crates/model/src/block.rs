@@ -1,11 +1,14 @@
-//! A transformer block: forward with fused operations, vector-Jacobian product with composed ones.
+//! A transformer block: forward pass and vector-Jacobian product.
 
-use candle_core::{D, Device, Result as CandleResult, Tensor, Var};
+use std::sync::Arc;
+
+use candle_core::{D, DType, Device, Result as CandleResult, Tensor, Var};
 use candle_nn::ops::{rms_norm, softmax, softmax_last_dim};
 use candle_nn::rotary_emb::{rope, rope_slow};
 
 use crate::config::ModelConfig;
 use crate::error::{ModelError, Result};
+use crate::kernels::{Attention, Norm, Swiglu};
 
 /// The linear layers of a block in the order of [`Vjp::linears`], as in checkpoint names.
 pub const LINEARS: [&str; 7] = [
@@ -20,13 +23,19 @@ pub const LINEARS: [&str; 7] = [
 
 /// Rotary tables `[positions, head_dim / 2]`.
 #[derive(Clone)]
-pub(crate) struct Rotary {
+pub struct Rotary {
     cos: Tensor,
     sin: Tensor,
+    /// The same for the kernels.
+    plain: [Arc<Vec<f32>>; 2],
 }
 
 impl Rotary {
-    pub(crate) fn new(config: &ModelConfig, like: &Tensor) -> Result<Self> {
+    /// Tables of a model, with the element type and device of `like`.
+    ///
+    /// # Errors
+    /// As the tensor library says.
+    pub fn new(config: &ModelConfig, like: &Tensor) -> Result<Self> {
         let half = config.head_dim / 2;
         let angles: Vec<f64> = (0..config.positions)
             .flat_map(|p| {
@@ -39,7 +48,8 @@ impl Rotary {
                 .to_dtype(like.dtype())?
                 .to_device(like.device())?)
         };
-        Ok(Self { cos: table(f64::cos)?, sin: table(f64::sin)? })
+        let plain = |f: fn(f64) -> f64| Arc::new(angles.iter().map(|&a| f(a) as f32).collect());
+        Ok(Self { cos: table(f64::cos)?, sin: table(f64::sin)?, plain: [plain(f64::cos), plain(f64::sin)] })
     }
 }
 
@@ -70,17 +80,53 @@ pub struct Vjp {
     pub linears: Vec<LinearTrace>,
 }
 
-/// Fused operations have no backward in candle; composed ones do.
+/// candle's fused operations have no gradient. Ours have, for f32 on the CPU; elsewhere gradients
+/// go through composed operations.
 #[derive(Clone, Copy, PartialEq)]
 enum Operations {
     Fused,
+    Kernels,
     Composed,
+}
+
+impl Operations {
+    /// Those with gradients, for tensors like `x`.
+    fn differentiable(x: &Tensor) -> Self {
+        if x.device().is_cpu() && x.dtype() == DType::F32 { Self::Kernels } else { Self::Composed }
+    }
 }
 
 /// What happens at a linear layer: index, input, output.
 type Tap<'a> = dyn FnMut(usize, &Tensor, Tensor) -> CandleResult<Tensor> + 'a;
 
 impl Block {
+    /// A block from its weights: the two norms, then the linear layers in the order of [`LINEARS`].
+    pub fn from_weights(
+        index: usize,
+        config: &ModelConfig,
+        norms: [Tensor; 2],
+        weights: [Tensor; 7],
+        rotary: &Rotary,
+    ) -> Self {
+        let [attention_norm, mlp_norm] = norms;
+        Self {
+            index,
+            config: config.clone(),
+            attention_norm,
+            mlp_norm,
+            weights: weights.into(),
+            rotary: rotary.clone(),
+        }
+    }
+
+    /// As [`Block::forward`], from operations through which gradients reach input and weights.
+    ///
+    /// # Errors
+    /// As [`Block::forward`].
+    pub fn forward_differentiable(&self, x: &Tensor) -> Result<Tensor> {
+        Ok(self.run(x, Operations::differentiable(x), &mut |_, _, y| Ok(y))?)
+    }
+
     /// Runs the block on `x` `[batch, tokens, hidden]`.
     ///
     /// # Errors
@@ -101,7 +147,7 @@ impl Block {
         let input = Var::from_tensor(x)?;
         let mut inputs = Vec::new();
         let mut zeros = Vec::new();
-        let output = self.run(input.as_tensor(), Operations::Composed, &mut |_, input, y| {
+        let output = self.run(input.as_tensor(), Operations::differentiable(x), &mut |_, input, y| {
             let zero = Var::zeros(y.shape(), y.dtype(), y.device())?;
             let tapped = (y + zero.as_tensor())?;
             inputs.push(input.detach());
@@ -131,14 +177,18 @@ impl Block {
         let attended = self.attend(&q, &k, &v, operations)?;
         let x = (x + linear(3, &attended)?)?;
         let normed = self.norm(&x, &self.mlp_norm, operations)?;
-        let gated = (linear(4, &normed)?.silu()? * linear(5, &normed)?)?;
+        let (gate, up) = (linear(4, &normed)?, linear(5, &normed)?);
+        let gated = match operations {
+            Operations::Kernels => gate.apply_op2(&up, Swiglu)?,
+            _ => (gate.silu()? * up)?,
+        };
         x + linear(6, &gated)?
     }
 
     fn norm(&self, x: &Tensor, weight: &Tensor, operations: Operations) -> CandleResult<Tensor> {
         match operations {
             Operations::Fused => rms_norm(&x.contiguous()?, weight, self.config.norm_eps as f32),
-            Operations::Composed => composed_norm(x, weight, self.config.norm_eps),
+            _ => differentiable_norm(x, weight, self.config.norm_eps),
         }
     }
 
@@ -149,13 +199,18 @@ impl Block {
         if tokens > config.positions {
             candle_core::bail!("{tokens} tokens, the model has {} positions", config.positions);
         }
+        if operations == Operations::Kernels {
+            let [cos, sin] = self.rotary.plain.clone();
+            let (heads, kv_heads, dim) = (config.heads, config.kv_heads, config.head_dim);
+            return q.apply_op3(k, v, Attention { heads, kv_heads, dim, tokens, cos, sin });
+        }
         let split =
             |t: &Tensor, heads| t.reshape((batch, tokens, heads, config.head_dim))?.transpose(1, 2)?.contiguous();
         let cos = self.rotary.cos.narrow(0, 0, tokens)?;
         let sin = self.rotary.sin.narrow(0, 0, tokens)?;
         let rotate = |t: &Tensor| match operations {
             Operations::Fused => rope(t, &cos, &sin),
-            Operations::Composed => rope_slow(t, &cos, &sin),
+            _ => rope_slow(t, &cos, &sin),
         };
         let q = (rotate(&split(q, config.heads)?)? / (config.head_dim as f64).sqrt())?;
         let k = self.repeat(&rotate(&split(k, config.kv_heads)?)?)?;
@@ -163,7 +218,7 @@ impl Block {
         let scores = q.matmul(&k.transpose(2, 3)?.contiguous()?)?.broadcast_add(&causal_mask(tokens, &q)?)?;
         let weights = match operations {
             Operations::Fused => softmax_last_dim(&scores)?,
-            Operations::Composed => softmax(&scores, D::Minus1)?,
+            _ => softmax(&scores, D::Minus1)?,
         };
         weights.matmul(&v)?.transpose(1, 2)?.contiguous()?.reshape((batch, tokens, config.heads * config.head_dim))
     }
@@ -184,8 +239,14 @@ impl Block {
     }
 }
 
-/// RMSNorm (Zhang & Sennrich 2019) from differentiable operations.
-pub(crate) fn composed_norm(x: &Tensor, weight: &Tensor, eps: f64) -> CandleResult<Tensor> {
+/// RMSNorm (Zhang & Sennrich 2019) with a gradient.
+///
+/// # Errors
+/// Shapes that do not fit.
+pub fn differentiable_norm(x: &Tensor, weight: &Tensor, eps: f64) -> CandleResult<Tensor> {
+    if Operations::differentiable(x) == Operations::Kernels {
+        return x.apply_op2(weight, Norm { eps: eps as f32 });
+    }
     let scale = (x.sqr()?.mean_keepdim(D::Minus1)? + eps)?.sqrt()?;
     x.broadcast_div(&scale)?.broadcast_mul(weight)
 }
@@ -221,6 +282,43 @@ mod tests {
 
     fn scalar(t: &Tensor) -> f64 {
         t.sum_all().unwrap().to_dtype(DType::F64).unwrap().to_scalar::<f64>().unwrap()
+    }
+
+    /// The kernels against the composed operations: output, and gradients of input and weights.
+    #[test]
+    fn kernels_equal_composed_operations() {
+        let (_dir, block) = fixture_block(DType::F32);
+        // More tokens than the kernel takes at a time.
+        let tokens = 70;
+        let (x, gradient) = (noise(1.0, (2, tokens, 32)), noise(7.0, (2, tokens, 32)));
+        let (x, gradient) = (x.to_dtype(DType::F32).unwrap(), gradient.to_dtype(DType::F32).unwrap());
+        let run = |operations| {
+            let (input, norm) = (Var::from_tensor(&x).unwrap(), Var::from_tensor(&block.attention_norm).unwrap());
+            let mut block = Block::from_weights(
+                0,
+                &block.config,
+                [norm.as_tensor().clone(), block.mlp_norm.clone()],
+                block.weights.clone().try_into().unwrap(),
+                &block.rotary,
+            );
+            let query = Var::from_tensor(&block.weights[0]).unwrap();
+            let key = Var::from_tensor(&block.weights[1]).unwrap();
+            let up = Var::from_tensor(&block.weights[5]).unwrap();
+            for (i, variable) in [(0, &query), (1, &key), (5, &up)] {
+                block.weights[i] = variable.as_tensor().clone();
+            }
+            let output = block.run(input.as_tensor(), operations, &mut |_, _, y| Ok(y)).unwrap();
+            let grads = (&output * &gradient).unwrap().sum_all().unwrap().backward().unwrap();
+            let mut all: Vec<Tensor> =
+                [&input, &norm, &query, &key, &up].iter().map(|v| grads.get(v.as_tensor()).unwrap().clone()).collect();
+            all.push(output);
+            all
+        };
+        for (n, (a, b)) in run(Operations::Kernels).iter().zip(run(Operations::Composed)).enumerate() {
+            let largest = scalar(&b.abs().unwrap().flatten_all().unwrap().max(0).unwrap());
+            let difference = scalar(&(a - b).unwrap().abs().unwrap().flatten_all().unwrap().max(0).unwrap());
+            assert!(difference < 1e-5 * largest, "{n}: {difference} of {largest}");
+        }
     }
 
     /// Gradient check: the vector-Jacobian product against central differences in f64, for the

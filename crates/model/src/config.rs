@@ -116,4 +116,29 @@ impl ModelConfig {
             tied: raw.tie_word_embeddings,
         })
     }
+
+    /// Shape `[out, in]` of linear layer `i` of a block, in the order of [`crate::LINEARS`].
+    pub fn linear_shape(&self, i: usize) -> [usize; 2] {
+        let (q, kv) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
+        match crate::LINEARS[i] {
+            "self_attn.q_proj" => [q, self.hidden],
+            "self_attn.k_proj" | "self_attn.v_proj" => [kv, self.hidden],
+            "self_attn.o_proj" => [self.hidden, q],
+            "mlp.down_proj" => [self.hidden, self.intermediate],
+            _ => [self.intermediate, self.hidden],
+        }
+    }
+
+    /// `config.json` of the model as other software reads it, for bf16 weights.
+    pub fn to_json(&self) -> serde_json::Value {
+        serde_json::json!({
+            "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
+            "vocab_size": self.vocab, "hidden_size": self.hidden, "intermediate_size": self.intermediate,
+            "num_hidden_layers": self.layers, "num_attention_heads": self.heads,
+            "num_key_value_heads": self.kv_heads, "head_dim": self.head_dim,
+            "max_position_embeddings": self.positions, "rms_norm_eps": self.norm_eps,
+            "rope_theta": self.rope_theta, "tie_word_embeddings": self.tied,
+            "attention_bias": false, "mlp_bias": false, "torch_dtype": "bfloat16",
+        })
+    }
 }

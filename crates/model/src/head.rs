@@ -3,7 +3,7 @@
 use candle_core::{Tensor, Var};
 use candle_nn::ops::rms_norm;
 
-use crate::block::composed_norm;
+use crate::block::differentiable_norm;
 use crate::config::ModelConfig;
 use crate::error::{ModelError, Result};
 
@@ -46,7 +46,7 @@ impl Head {
     /// Shapes that do not fit.
     pub fn normalise_vjp(&self, x: &Tensor, gradient: &Tensor) -> Result<Tensor> {
         let input = Var::from_tensor(x)?;
-        let output = composed_norm(input.as_tensor(), &self.norm, self.config.norm_eps)?;
+        let output = differentiable_norm(input.as_tensor(), &self.norm, self.config.norm_eps)?;
         let grads = (output * gradient)?.sum_all()?.backward()?;
         let missing = || ModelError::NoGradient { block: self.config.layers, weight: "the final norm's input".into() };
         Ok(grads.get(input.as_tensor()).ok_or_else(missing)?.detach())

@@ -9,12 +9,15 @@ mod block;
 mod config;
 mod error;
 mod head;
+mod kernels;
+mod pack;
 mod stream;
 pub mod tokens;
 
-pub use block::{Block, LINEARS, LinearTrace, Vjp};
+pub use block::{Block, LINEARS, LinearTrace, Rotary, Vjp, differentiable_norm};
 pub use config::ModelConfig;
 pub use error::{ModelError, Result};
 pub use head::Head;
-pub use stream::{EMBEDDING, Model, device, lm_head_name};
+pub use pack::{pack, unpack};
+pub use stream::{EMBEDDING, FINAL_NORM, Model, device, linear_name, lm_head_name, norm_names};
 pub use tokens::{Text, Windows};

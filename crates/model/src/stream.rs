@@ -13,6 +13,9 @@ use crate::head::Head;
 /// Name of the embedding, which is also the head when tied.
 pub const EMBEDDING: &str = "model.embed_tokens.weight";
 
+/// Name of the final norm.
+pub const FINAL_NORM: &str = "model.norm.weight";
+
 /// Name of the output head's weight.
 pub fn lm_head_name(config: &ModelConfig) -> &'static str {
     if config.tied { EMBEDDING } else { "lm_head.weight" }
@@ -88,15 +91,7 @@ impl Model {
     }
 
     fn linear_shape(&self, i: usize) -> [usize; 2] {
-        let c = &self.config;
-        let (q, kv) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
-        match LINEARS[i] {
-            "self_attn.q_proj" => [q, c.hidden],
-            "self_attn.k_proj" | "self_attn.v_proj" => [kv, c.hidden],
-            "self_attn.o_proj" => [c.hidden, q],
-            "mlp.down_proj" => [c.hidden, c.intermediate],
-            _ => [c.intermediate, c.hidden],
-        }
+        self.config.linear_shape(i)
     }
 
     /// Loads block `index`.
@@ -104,15 +99,15 @@ impl Model {
     /// # Errors
     /// Tensors that are missing, damaged, of another shape or not finite.
     pub fn block(&self, index: usize) -> Result<Block> {
-        let norm = |part: &str| self.load(&format!("model.layers.{index}.{part}.weight"), &[self.config.hidden]);
+        let [attention_norm, mlp_norm] = norm_names(index).map(|name| self.load(&name, &[self.config.hidden]));
         let weights = (0..LINEARS.len())
             .map(|i| self.load(&linear_name(index, i), &self.linear_shape(i)))
             .collect::<Result<_>>()?;
         Ok(Block {
             index,
             config: self.config.clone(),
-            attention_norm: norm("input_layernorm")?,
-            mlp_norm: norm("post_attention_layernorm")?,
+            attention_norm: attention_norm?,
+            mlp_norm: mlp_norm?,
             weights,
             rotary: self.rotary.clone(),
         })
@@ -123,7 +118,7 @@ impl Model {
     /// # Errors
     /// As [`Model::block`].
     pub fn head(&self) -> Result<Head> {
-        let norm = self.load("model.norm.weight", &[self.config.hidden])?;
+        let norm = self.load(FINAL_NORM, &[self.config.hidden])?;
         let weight = self.load(lm_head_name(&self.config), &[self.config.vocab, self.config.hidden])?;
         Ok(Head { config: self.config.clone(), norm, weight })
     }
@@ -149,6 +144,11 @@ impl Model {
 }
 
 /// Checkpoint name of linear layer `i` of a block.
-pub(crate) fn linear_name(block: usize, i: usize) -> String {
+pub fn linear_name(block: usize, i: usize) -> String {
     format!("model.layers.{block}.{}.weight", LINEARS[i])
+}
+
+/// Checkpoint names of a block's norms: before attention, before the feed-forward part.
+pub fn norm_names(block: usize) -> [String; 2] {
+    ["input_layernorm", "post_attention_layernorm"].map(|part| format!("model.layers.{block}.{part}.weight"))
 }

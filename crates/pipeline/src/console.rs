@@ -30,10 +30,19 @@ struct Phase {
     bar: Option<ProgressBar>,
 }
 
-/// Receiver of progress of a whole command.
+/// What a terminal shows: a bar for the whole command and one for the phase, or in a sweep one row.
+enum View {
+    Lines,
+    Bars(MultiProgress, ProgressBar),
+    Row(MultiProgress, ProgressBar),
+}
+
+/// Receiver of progress of a whole command, or of one run of a sweep.
 pub struct Console {
     mode: Mode,
-    bars: Option<(MultiProgress, ProgressBar)>,
+    /// Name of the run in a sweep.
+    run: Option<String>,
+    view: View,
     stage: Mutex<String>,
     phase: Mutex<Option<Phase>>,
 }
@@ -41,19 +50,37 @@ pub struct Console {
 impl Console {
     /// A console in a mode.
     pub fn new(mode: Mode) -> Self {
-        let bars = (mode == Mode::Human && std::io::stderr().is_terminal()).then(|| {
-            let all = MultiProgress::new();
-            let overall = all.add(ProgressBar::new(0));
-            overall.set_style(style("{msg:20} {wide_bar} {pos}/{len} steps, {elapsed}"));
-            (all, overall)
-        });
-        Self { mode, bars, stage: Mutex::new(String::new()), phase: Mutex::new(None) }
+        let view = match mode == Mode::Human && std::io::stderr().is_terminal() {
+            true => {
+                let all = MultiProgress::new();
+                let overall = all.add(ProgressBar::new(0));
+                overall.set_style(style("{msg:20} {wide_bar} {pos}/{len} steps, {elapsed}"));
+                View::Bars(all, overall)
+            }
+            false => View::Lines,
+        };
+        Self { mode, run: None, view, stage: Mutex::default(), phase: Mutex::default() }
+    }
+
+    /// A console for one run of a sweep: a row of the live table, or lines that begin with its name.
+    pub fn row(&self, run: &str) -> Self {
+        let view = match &self.view {
+            View::Lines => View::Lines,
+            View::Bars(all, _) | View::Row(all, _) => {
+                let row = all.add(ProgressBar::new(0));
+                row.set_style(style("{prefix:40} {pos:>3}/{len:3} {wide_msg}"));
+                row.set_prefix(run.to_string());
+                row.set_message("waiting");
+                View::Row(all.clone(), row)
+            }
+        };
+        Self { mode: self.mode, run: Some(run.into()), view, stage: Mutex::default(), phase: Mutex::default() }
     }
 
     /// Number of steps of the whole command.
     pub fn steps(&self, total: u64) {
-        if let Some((_, overall)) = &self.bars {
-            overall.set_length(total);
+        if let View::Bars(_, bar) | View::Row(_, bar) = &self.view {
+            bar.set_length(total);
         }
     }
 
@@ -61,9 +88,9 @@ impl Console {
     pub fn step(&self, name: &str) {
         self.end_phase();
         *self.stage.lock().expect("no panic while held") = name.into();
-        match &self.bars {
-            Some((_, overall)) => overall.set_message(name.to_string()),
-            None => self.event("stage", &[("stage", name.into())], &format!("{name} ...")),
+        match &self.view {
+            View::Bars(_, bar) | View::Row(_, bar) => bar.set_message(name.to_string()),
+            View::Lines => self.event("stage", &[("stage", name.into())], &format!("{name} ...")),
         }
     }
 
@@ -72,30 +99,43 @@ impl Console {
         self.end_phase();
         let name = self.stage.lock().expect("no panic while held").clone();
         let how = if found { "found in the store".to_string() } else { format!("done in {seconds:.1} s") };
-        if let Some((all, overall)) = &self.bars {
-            overall.inc(1);
-            let _ = all.println(format!("{name}: {how}"));
-        } else {
-            let fields = [("stage", name.as_str().into()), ("cached", found.into()), ("seconds", seconds.into())];
-            self.event("done", &fields, &format!("{name}: {how}"));
+        match &self.view {
+            View::Bars(all, bar) => {
+                bar.inc(1);
+                let _ = all.println(format!("{name}: {how}"));
+            }
+            View::Row(_, bar) => bar.inc(1),
+            View::Lines => {
+                let fields = [("stage", name.as_str().into()), ("cached", found.into()), ("seconds", seconds.into())];
+                self.event("done", &fields, &format!("{name}: {how}"));
+            }
         }
     }
 
-    /// Removes the bars.
-    pub fn finish(&self) {
+    /// Removes the bars; a row stays, with its last words.
+    pub fn finish(&self, words: &str) {
         self.end_phase();
-        if let Some((all, overall)) = &self.bars {
-            overall.finish_and_clear();
-            let _ = all.clear();
+        match &self.view {
+            View::Bars(all, bar) => {
+                bar.finish_and_clear();
+                let _ = all.clear();
+            }
+            View::Row(_, bar) => bar.finish_with_message(words.to_string()),
+            View::Lines if self.run.is_some() => self.event("run", &[("state", words.into())], words),
+            View::Lines => {}
         }
     }
 
     fn event(&self, kind: &str, fields: &[(&str, serde_json::Value)], line: &str) {
         match self.mode {
             Mode::Quiet => {}
-            Mode::Human => eprintln!("{line}"),
+            Mode::Human => match &self.run {
+                Some(run) => eprintln!("[{run}] {line}"),
+                None => eprintln!("{line}"),
+            },
             Mode::Json => {
                 let mut map = serde_json::Map::from_iter([("event".to_string(), kind.into())]);
+                map.extend(self.run.iter().map(|run| ("run".to_string(), run.as_str().into())));
                 map.extend(fields.iter().map(|(k, v)| (k.to_string(), v.clone())));
                 eprintln!("{}", serde_json::Value::Object(map));
             }
@@ -118,12 +158,15 @@ fn style(template: &str) -> ProgressStyle {
 impl Progress for Console {
     fn start(&self, phase: &str, units: u64) {
         self.end_phase();
-        let bar = self.bars.as_ref().map(|(all, _)| {
-            let bar = all.add(ProgressBar::new(units));
-            bar.set_style(style("  {msg:18} {wide_bar} {pos}/{len}, {per_sec}, {eta} left"));
-            bar.set_message(phase.to_string());
-            bar
-        });
+        let bar = match &self.view {
+            View::Bars(all, _) => {
+                let bar = all.add(ProgressBar::new(units));
+                bar.set_style(style("  {msg:18} {wide_bar} {pos}/{len}, {per_sec}, {eta} left"));
+                bar.set_message(phase.to_string());
+                Some(bar)
+            }
+            _ => None,
+        };
         let now = Instant::now();
         let state = Phase { name: phase.into(), units, done: 0, start: now, last_line: now, bar };
         *self.phase.lock().expect("no panic while held") = Some(state);
@@ -135,6 +178,11 @@ impl Progress for Console {
         phase.done += units;
         if let Some(bar) = &phase.bar {
             bar.inc(units);
+            return;
+        }
+        if let View::Row(_, row) = &self.view {
+            let stage = self.stage.lock().expect("no panic while held");
+            row.set_message(format!("{stage}: {} {}/{}", phase.name, phase.done, phase.units));
             return;
         }
         if phase.last_line.elapsed() >= LINE_INTERVAL {
@@ -149,6 +197,18 @@ impl Progress for Console {
                 ("seconds_left", left.into()),
             ];
             self.event("progress", &fields, &line);
+        }
+    }
+
+    fn note(&self, message: &str) {
+        match &self.view {
+            View::Bars(all, _) => {
+                let _ = all.println(message);
+            }
+            View::Row(all, _) => {
+                let _ = all.println(format!("[{}] {message}", self.run.as_deref().unwrap_or_default()));
+            }
+            View::Lines => self.event("note", &[("message", message.into())], message),
         }
     }
 }

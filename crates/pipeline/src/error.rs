@@ -68,6 +68,9 @@ pub enum PipelineError {
     /// Evaluation.
     #[error(transparent)]
     Evaluate(#[from] waterfill_evaluate::EvaluateError),
+    /// Training.
+    #[error(transparent)]
+    Train(#[from] waterfill_train::TrainError),
     /// The report.
     #[error(transparent)]
     Report(#[from] waterfill_report::ReportError),

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use waterfill_artifacts::Artifact;
 use waterfill_checkpoint::{Checkpoint, Storage, TensorInfo};
@@ -28,11 +28,16 @@ pub fn inspect(path: &Path) -> Result<String> {
     Err(PipelineError::Unknown { path: path.to_path_buf() })
 }
 
-/// Checks every digest of an artifact or a checkpoint; returns what was checked.
+/// Checks every digest of an artifact, a checkpoint, or all artifacts of a store; returns what was
+/// checked.
 ///
 /// # Errors
-/// The first damage found.
+/// The first damage found; of a store, all that is damaged.
 pub fn verify(path: &Path) -> Result<String> {
+    let artifacts = artifacts_below(path, 3);
+    if !artifacts.is_empty() {
+        return verify_store(path, &artifacts);
+    }
     let mut text = String::new();
     let mut known = false;
     if path.join("manifest.json").exists() {
@@ -49,6 +54,34 @@ pub fn verify(path: &Path) -> Result<String> {
         }
     }
     if known { Ok(text) } else { Err(PipelineError::Unknown { path: path.to_path_buf() }) }
+}
+
+/// Artifacts at most `depth` folders below `path`, itself not included.
+fn artifacts_below(path: &Path, depth: usize) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(path).into_iter().flatten().flatten() {
+        let (dir, hidden) = (entry.path(), entry.file_name().to_string_lossy().starts_with('.'));
+        if hidden || !dir.is_dir() {
+            continue;
+        }
+        match dir.join("manifest.json").exists() {
+            true => found.push(dir),
+            false if depth > 1 => found.extend(artifacts_below(&dir, depth - 1)),
+            false => {}
+        }
+    }
+    found.sort();
+    found
+}
+
+fn verify_store(path: &Path, artifacts: &[PathBuf]) -> Result<String> {
+    let checked = |dir: &PathBuf| Artifact::open(dir).and_then(|a| a.verify()).err();
+    let damaged: Vec<String> = artifacts.iter().filter_map(checked).map(|e| e.to_string()).collect();
+    if damaged.is_empty() {
+        return Ok(format!("{}: {} artifacts match their digests\n", path.display(), artifacts.len()));
+    }
+    let reason = format!("{} of {} artifacts are damaged: {}", damaged.len(), artifacts.len(), damaged.join("; "));
+    Err(PipelineError::Artifact { path: path.to_path_buf(), reason })
 }
 
 fn inspect_artifact(path: &Path) -> Result<String> {

@@ -3,19 +3,30 @@
 mod config;
 mod console;
 mod error;
+mod estimate;
 mod inspect;
 mod load;
+mod plan;
+mod results;
 mod run;
+mod session;
 mod sources;
 mod stages;
+mod sweep;
+mod training;
 
 pub use config::Config;
 pub use console::{Console, Mode};
 pub use error::{PipelineError, Result};
 pub use inspect::{inspect, verify};
 pub use load::{json_schema, load, validate};
+pub use plan::PlannedStage;
 pub use run::{BaseOutput, PointOutput, RunOutput, run};
-pub use stages::{Session, Until};
+pub use session::Session;
+pub use stages::Until;
+pub use sweep::{DryRun, Sweep, SweepOutput, SweepRunOutput, dry_run, load_sweep, run_sweep};
+pub use training::{TrainConfig, TrainOutput, load_train, train, train_schema};
+pub use waterfill_artifacts::Store;
 
 /// Decodes the checkpoint in `from` to a dense Hugging Face directory `to`; `dtype` is `bf16`,
 /// `f32` or `None` to keep each tensor's own.

@@ -2,10 +2,12 @@
 
 use std::path::Path;
 
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::config::{Config, problems};
 use crate::error::{PipelineError, Result};
+use crate::sweep::SweepSection;
 
 /// Deepest chain of includes.
 const MAX_DEPTH: usize = 8;
@@ -18,7 +20,16 @@ pub fn json_schema() -> Value {
         "type": "array", "items": {"type": "string"},
     });
     schema["properties"]["include"] = include;
+    let mut sweep = schemars::schema_for!(SweepSection).to_value();
+    sweep["description"] = "Runs of `waterfill sweep`; other commands refuse a file with this section.".into();
+    schema["properties"]["sweep"] = sweep;
     schema
+}
+
+/// Checks the keys of a `sweep` section.
+pub(crate) fn check_section(section: &Value) -> std::result::Result<(), String> {
+    let schema = schemars::schema_for!(SweepSection).to_value();
+    check_keys(section, &schema, &schema, "sweep")
 }
 
 /// Reads a configuration and checks everything that needs no model.
@@ -26,14 +37,29 @@ pub fn json_schema() -> Value {
 /// # Errors
 /// Files that cannot be read, unknown keys, wrong types, values outside their limits.
 pub fn load(path: &Path) -> Result<Config> {
+    let value = merged(path)?;
+    if value.get("sweep").is_some() {
+        let reason = "has a sweep section: `waterfill sweep` runs it".into();
+        return Err(PipelineError::Config { path: path.to_path_buf(), reason });
+    }
+    config_of(value, path)
+}
+
+/// A configuration from merged values; `path` is for messages.
+pub(crate) fn config_of(value: Value, path: &Path) -> Result<Config> {
     let failed = |reason: String| PipelineError::Config { path: path.to_path_buf(), reason };
-    let value = merged(path, 0)?;
-    check_keys(&value, &json_schema(), &json_schema(), "").map_err(failed)?;
-    let config: Config = serde_json::from_value(value).map_err(|e| failed(e.to_string()))?;
+    let config: Config = checked(value, &json_schema(), path)?;
     match problems(&config).as_slice() {
         [] => Ok(config),
         some => Err(failed(some.join("; "))),
     }
+}
+
+/// Values as a `T` whose schema is `schema`; unknown keys are named with the nearest known one.
+pub(crate) fn checked<T: DeserializeOwned>(value: Value, schema: &Value, path: &Path) -> Result<T> {
+    let failed = |reason: String| PipelineError::Config { path: path.to_path_buf(), reason };
+    check_keys(&value, schema, schema, "").map_err(failed)?;
+    serde_json::from_value(value).map_err(|e| failed(e.to_string()))
 }
 
 /// As [`load`], and that every local file it names is there.
@@ -58,7 +84,12 @@ pub fn validate(path: &Path) -> Result<Config> {
     Ok(config)
 }
 
-fn merged(path: &Path, depth: usize) -> Result<Value> {
+/// A file's values over those of its includes.
+pub(crate) fn merged(path: &Path) -> Result<Value> {
+    merged_at(path, 0)
+}
+
+fn merged_at(path: &Path, depth: usize) -> Result<Value> {
     let failed = |reason: String| PipelineError::Config { path: path.to_path_buf(), reason };
     if depth > MAX_DEPTH {
         return Err(failed(format!("includes nest deeper than {MAX_DEPTH}; does a file include itself?")));
@@ -74,7 +105,7 @@ fn merged(path: &Path, depth: usize) -> Result<Value> {
             serde_json::from_value(includes).map_err(|_| failed("include: expected a list of files".into()))?;
         for include in includes {
             let file = path.parent().unwrap_or(Path::new(".")).join(include);
-            merge(&mut result, merged(&file, depth + 1)?);
+            merge(&mut result, merged_at(&file, depth + 1)?);
         }
     }
     merge(&mut result, value);

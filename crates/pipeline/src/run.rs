@@ -10,7 +10,9 @@ use waterfill_encode::EncodeSummary;
 use waterfill_report as report;
 
 use crate::error::Result;
-use crate::stages::{AllocationSummary, Evaluation, Session, Until, read_json};
+use crate::results::{AllocationSummary, Evaluation, read_json};
+use crate::session::Session;
+use crate::stages::Until;
 
 /// The object that `--json` prints; these names stay.
 #[derive(Debug, Clone, Serialize)]
@@ -133,7 +135,6 @@ pub fn run(session: &Session, until: Until) -> Result<RunOutput> {
         let artifact = write_report(session, &base, &made, &output)?;
         output.artifacts.insert("report".into(), artifact.dir);
     }
-    session.console.finish();
     Ok(output)
 }
 
@@ -222,9 +223,12 @@ fn write_report(session: &Session, base: &Evaluation, made: &[Made], output: &Ru
         seeds: BTreeMap::new(),
     };
     session.console.step("report");
-    let artifact = session
-        .store
-        .get_or_make::<crate::PipelineError>(&session.config.name, &identity, |dir| Ok(report::write(&data, dir)?))?;
+    let artifact = session.store.get_or_make::<crate::PipelineError>(
+        &session.config.name,
+        &identity,
+        session.console,
+        |work| Ok(report::write(&data, work.out())?),
+    )?;
     session.console.step_done(artifact.cached, artifact.timings().seconds);
     Ok(artifact)
 }

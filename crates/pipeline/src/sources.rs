@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use waterfill_artifacts::{Identity, Store};
+use waterfill_artifacts::{Identity, Progress, Store};
 use waterfill_evaluate::QuestionSet;
 use waterfill_fixture::{Fixture, Shape, generate};
 use waterfill_model::tokens::{Layout, read_u16_tokens};
@@ -22,7 +22,7 @@ pub(crate) struct Source {
 
 impl Source {
     /// Finds the configured model; a fixture is generated into the store.
-    pub fn open(config: &Config, store: &Store) -> Result<Self> {
+    pub fn open(config: &Config, store: &Store, progress: &dyn Progress) -> Result<Self> {
         let bad = |reason: String| PipelineError::Config { path: "model".into(), reason };
         if let Some(dir) = config.model.strip_prefix("path:") {
             return Ok(Self { dir: dir.into(), fixture: None });
@@ -38,8 +38,8 @@ impl Source {
             config: serde_json::Value::Null,
             seeds: [("fixture".to_string(), seed)].into(),
         };
-        let artifact = store.get_or_make::<PipelineError>(&config.name, &identity, |dir| {
-            generate(dir, seed, &Shape::default())?;
+        let artifact = store.get_or_make::<PipelineError>(&config.name, &identity, progress, |work| {
+            generate(work.out(), seed, &Shape::default())?;
             Ok(())
         })?;
         let fixture = Fixture::at(&artifact.dir);

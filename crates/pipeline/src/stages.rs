@@ -1,26 +1,27 @@
-//! The stage graph: every stage's identity, inputs and files.
+//! The stages: identity and work of each.
+//!
+//! Identities take digests of what a stage reads, so that a plan can be made before anything is
+//! computed.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::path::PathBuf;
 
 use rayon::prelude::*;
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use waterfill_allocate as alloc;
-use waterfill_artifacts::{Artifact, Identity, Progress, Store};
+use waterfill_artifacts::{Artifact, Identity, Progress, Work};
 use waterfill_calibrate as calib;
 use waterfill_checkpoint::Checkpoint;
-use waterfill_codec::{BitsPerWeight, Format, Lambda, Rate};
+use waterfill_codec::{Format, Lambda, Rate};
 use waterfill_evaluate as eval;
-use waterfill_model::{EMBEDDING, Model, Text, Windows, device, lm_head_name};
+use waterfill_model::{EMBEDDING, Model, Text, Windows, lm_head_name};
 
-use crate::config::{self, Config, PolicyName, Target};
-use crate::console::Console;
-use crate::error::{PipelineError, Result};
-use crate::sources::Source;
+use crate::config::{self, PolicyName};
+use crate::error::Result;
+use crate::results::{AllocationSummary, Choice, Evaluation, TensorSummary, read_json, write_json};
+use crate::session::{Goal, Session};
 
 /// Tokens of a batch in calibration and evaluation.
-const BATCH_TOKENS: usize = 2048;
+pub(crate) const BATCH_TOKENS: usize = 2048;
 
 /// The last stage to run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -37,101 +38,7 @@ pub enum Until {
     Report,
 }
 
-/// What an allocation aims at.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum Goal {
-    Lambda(f64),
-    Bytes(u64),
-}
-
-/// `summary.json` of an allocation.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub(crate) struct AllocationSummary {
-    pub lambda: f64,
-    pub target_bytes: Option<u64>,
-    pub predicted_loss: f64,
-    pub estimated_bytes: u64,
-    pub resident_bits: f64,
-    pub weights: u64,
-    pub tensors: Vec<TensorSummary>,
-}
-
-/// One coded tensor of an allocation.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub(crate) struct TensorSummary {
-    pub name: String,
-    pub weights: u64,
-    pub bits: f64,
-    pub loss: f64,
-    /// Weights in each format.
-    pub formats: BTreeMap<String, u64>,
-}
-
-/// `result.json` of an evaluation.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub(crate) struct Evaluation {
-    pub text: eval::TextResult,
-    pub choice: Option<Choice>,
-}
-
-/// Multiple choice, with the paired change from the original.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub(crate) struct Choice {
-    pub accuracy: f64,
-    pub interval: (f64, f64),
-    pub change: eval::Estimate,
-    pub questions: usize,
-}
-
-/// A configuration with its model opened, ready to run stages.
-pub struct Session<'a> {
-    pub(crate) config: &'a Config,
-    pub(crate) store: Store,
-    pub(crate) console: &'a Console,
-    pub(crate) model: Model,
-    source: Source,
-    model_digest: String,
-    device: String,
-}
-
-impl<'a> Session<'a> {
-    /// Opens the model of a configuration on a device (`cpu` or `cuda:N`).
-    ///
-    /// # Errors
-    /// Models that cannot be opened and devices that are not there.
-    pub fn open(config: &'a Config, device_name: &str, console: &'a Console) -> Result<Self> {
-        let store = Store::new(&config.store);
-        let device = device(device_name)?;
-        let source = Source::open(config, &store)?;
-        let model = Model::open(&source.dir, &device)?;
-        let model_digest = model.checkpoint().digest()?;
-        let kind = device_name.split(':').next().unwrap_or_default().to_string();
-        Ok(Self { config, store, console, model, source, model_digest, device: kind })
-    }
-
-    fn identity<const N: usize>(
-        &self,
-        stage: &str,
-        version: u32,
-        inputs: [(&str, String); N],
-        config: impl Serialize,
-    ) -> Identity {
-        let mut all = BTreeMap::from([("model".to_string(), self.model_digest.clone())]);
-        all.extend(inputs.map(|(name, digest)| (name.to_string(), digest)));
-        let config = serde_json::to_value(config).expect("configurations are plain data");
-        Identity { stage: stage.into(), version, inputs: all, config, seeds: BTreeMap::new() }
-    }
-
-    /// Runs or finds one artifact and tells the console.
-    fn stage(&self, label: &str, identity: &Identity, make: impl FnOnce(&Path) -> Result<()>) -> Result<Artifact> {
-        self.console.step(label);
-        let start = Instant::now();
-        let artifact = self.store.get_or_make(&self.config.name, identity, make)?;
-        self.console.step_done(artifact.cached, start.elapsed().as_secs_f64());
-        Ok(artifact)
-    }
-
+impl Session<'_> {
     /// Sensitivities of all weights.
     pub(crate) fn calibrate(&self) -> Result<Artifact> {
         let c = &self.config.calibrate;
@@ -156,27 +63,28 @@ impl<'a> Session<'a> {
             },
             batch_tokens: BATCH_TOKENS,
         };
+        self.stage("calibrate", &self.calibration_identity(&windows), |work| {
+            let summary = calib::calibrate(&self.model, &windows, &settings, work, self.console)?;
+            write_json(&work.path("summary.json"), &summary)
+        })
+    }
+
+    pub(crate) fn calibration_identity(&self, windows: &Windows) -> Identity {
+        let c = &self.config.calibrate;
         // The text's path does not matter, its tokens do.
         let settled = serde_json::json!({
             "context": windows.context, "labels": c.labels, "shards": c.shards, "second_moment": c.second_moment,
             "second_moment_block": c.second_moment_block, "second_moment_weighting": c.second_moment_weighting,
             "batch_tokens": BATCH_TOKENS, "device": self.device,
         });
-        let mut identity = self.identity("calibrate", 2, [("tokens", tokens_digest(&windows))], settled);
+        let mut identity = self.identity("calibrate", 3, [("tokens", tokens_digest(windows))], settled);
         identity.seeds.insert("labels".into(), c.seed);
-        self.stage("calibrate", &identity, |dir| {
-            let summary = calib::calibrate(&self.model, &windows, &settings, dir, self.console)?;
-            write_json(&dir.join("summary.json"), &summary)
-        })
+        identity
     }
 
     /// Rate-distortion points of all tiles.
     pub(crate) fn points(&self, calibration: &Artifact) -> Result<Artifact> {
         let a = &self.config.allocate;
-        let settled = serde_json::json!({
-            "shard_rule": a.shard_rule, "granularity": a.granularity, "sensitivity_floor": a.sensitivity_floor,
-        });
-        let identity = self.identity("points", 1, [("calibrate", calibration.digest())], settled);
         let rule = match a.shard_rule {
             config::ShardRule::Mean => alloc::ShardRule::Mean,
             config::ShardRule::Worst => alloc::ShardRule::Worst,
@@ -185,7 +93,7 @@ impl<'a> Session<'a> {
             config::Granularity::Tile => alloc::Granularity::Tile,
             config::Granularity::RowColumn => alloc::Granularity::RowColumn,
         };
-        self.stage("points", &identity, |dir| {
+        self.stage("points", &self.points_identity(calibration.digest()), |work| {
             let sensitivities = calib::Sensitivities::open(&calibration.dir)?;
             let summary: calib::Summary = read_json(&calibration.path("summary.json"))?;
             let weights = self.model.weights();
@@ -199,28 +107,29 @@ impl<'a> Session<'a> {
             self.console.start("points", weights.len() as u64);
             let mut index = Vec::new();
             for (i, weight) in weights.iter().enumerate() {
-                let ((sensitivity, values), name) = (read(weight)?, &weight.0);
-                let dtype = self.model.checkpoint().dtype(name)?;
-                let unseen = if name == EMBEDDING { 0.5 / summary.tokens as f64 } else { 0.0 };
-                let points = alloc::measure_points(&values, dtype, &sensitivity, rule, granularity, unseen, raises[i]);
-                let file = format!("{i:04}.safetensors");
-                points.write(&dir.join(&file))?;
+                let (file, name) = (format!("{i:04}.safetensors"), &weight.0);
+                work.file(&file, |path| -> Result<()> {
+                    let (sensitivity, values) = read(weight)?;
+                    let dtype = self.model.checkpoint().dtype(name)?;
+                    let unseen = if name == EMBEDDING { 0.5 / summary.tokens as f64 } else { 0.0 };
+                    let points =
+                        alloc::measure_points(&values, dtype, &sensitivity, rule, granularity, unseen, raises[i]);
+                    Ok(points.write(path)?)
+                })?;
+                work.adopt(&file)?;
                 index.push((name.clone(), file));
                 self.console.advance(1);
             }
-            write_json(&dir.join("index.json"), &index)
+            write_json(&work.path("index.json"), &index)
         })
     }
 
-    /// All goals of the configuration, in its order.
-    pub(crate) fn goals(&self) -> Vec<Goal> {
+    pub(crate) fn points_identity(&self, calibration: String) -> Identity {
         let a = &self.config.allocate;
-        let weights = self.model.checkpoint().weights();
-        let targets = a.targets.iter().map(|t| match *t {
-            Target::BitsPerWeight(bits) => Goal::Bytes(BitsPerWeight(bits).bytes(weights)),
-            Target::Bytes(bytes) => Goal::Bytes(bytes),
+        let settled = serde_json::json!({
+            "shard_rule": a.shard_rule, "granularity": a.granularity, "sensitivity_floor": a.sensitivity_floor,
         });
-        a.lambdas.iter().map(|&l| Goal::Lambda(l)).chain(targets).collect()
+        self.identity("points", 1, [("calibrate", calibration)], settled)
     }
 
     fn policy(&self) -> Result<alloc::Policy> {
@@ -248,16 +157,7 @@ impl<'a> Session<'a> {
 
     /// One allocation.
     pub(crate) fn allocate(&self, points: &Artifact, goal: Goal) -> Result<Artifact> {
-        let a = &self.config.allocate;
-        let settled = serde_json::json!({
-            "goal": goal, "formats": a.formats, "policy": a.policy, "floors": a.floors, "margin": a.margin, "rate": a.rate,
-        });
-        let identity = self.identity("allocate", 1, [("points", points.digest())], settled);
-        let label = match goal {
-            Goal::Lambda(lambda) => format!("allocate at lambda {lambda:.1e}"),
-            Goal::Bytes(bytes) => format!("allocate for {bytes} bytes"),
-        };
-        self.stage(&label, &identity, |dir| {
+        self.stage(&goal.label(), &self.allocation_identity(points.digest(), goal), |work| {
             let policy = self.policy()?;
             let index: Vec<(String, String)> = read_json(&points.path("index.json"))?;
             let files: Vec<(String, PathBuf)> = index.into_iter().map(|(n, f)| (n, points.path(&f))).collect();
@@ -275,27 +175,35 @@ impl<'a> Session<'a> {
                     Ok((name.as_str(), alloc::select_weight(name, &points, &policy, lambda)?))
                 })
                 .collect::<Result<Vec<_>>>()?;
-            let mut map = alloc::Allocation::new(&dir.join("allocation.safetensors"));
+            let mut map = alloc::Allocation::new(&work.path("allocation.safetensors"));
             selections.iter().for_each(|(name, selection)| map.add(name, selection));
             map.write()?;
-            alloc::write_table(&dir.join("tiles.parquet"), selections.iter().map(|(n, s)| (*n, s)))?;
+            alloc::write_table(&work.path("tiles.parquet"), selections.iter().map(|(n, s)| (*n, s)))?;
             let summary = summarise(&selections, lambda, goal, overhead, self.model.checkpoint().weights());
-            write_json(&dir.join("summary.json"), &summary)
+            write_json(&work.path("summary.json"), &summary)
         })
+    }
+
+    pub(crate) fn allocation_identity(&self, points: String, goal: Goal) -> Identity {
+        let a = &self.config.allocate;
+        let settled = serde_json::json!({
+            "goal": goal, "formats": a.formats, "policy": a.policy, "floors": a.floors, "margin": a.margin, "rate": a.rate,
+        });
+        self.identity("allocate", 1, [("points", points)], settled)
     }
 
     /// The tuned checkpoint of an allocation, in `checkpoint/` of the artifact.
     pub(crate) fn encode(&self, allocation: &Artifact) -> Result<Artifact> {
-        let version = waterfill_checkpoint::writer::VERSION;
-        let settled = serde_json::json!({"bitstream": version});
-        let identity = self.identity("encode", 1, [("allocate", allocation.digest())], settled);
-        self.stage("encode", &identity, |dir| {
-            let out = dir.join("checkpoint");
-            std::fs::create_dir(&out).map_err(|source| PipelineError::Io { path: out.clone(), source })?;
+        self.stage("encode", &self.encoding_identity(allocation.digest()), |work| {
             let map = alloc::Allocation::open(&allocation.path("allocation.safetensors"))?;
-            let summary = waterfill_encode::encode(self.model.checkpoint(), &map, &out, self.console)?;
-            write_json(&dir.join("summary.json"), &summary)
+            let summary = waterfill_encode::encode(self.model.checkpoint(), &map, work, self.console)?;
+            write_json(&work.path("summary.json"), &summary)
         })
+    }
+
+    pub(crate) fn encoding_identity(&self, allocation: String) -> Identity {
+        let settled = serde_json::json!({"bitstream": waterfill_checkpoint::writer::VERSION});
+        self.identity("encode", 1, [("allocate", allocation)], settled)
     }
 
     fn evaluation_config(&self) -> serde_json::Value {
@@ -310,35 +218,36 @@ impl<'a> Session<'a> {
     pub(crate) fn evaluate_base(&self) -> Result<Artifact> {
         let windows = self.source.evaluation(self.config, &self.model)?;
         let questions = self.questions()?;
-        let inputs = [("tokens", tokens_digest(&windows)), ("questions", questions_digest(questions.as_ref()))];
-        let identity = self.identity("evaluate-base", 1, inputs, self.evaluation_config());
-        self.stage("evaluate the original", &identity, |dir| {
-            let states = eval::final_states(&self.model, &windows.batches(BATCH_TOKENS), self.console)?;
-            eval::write_states(&states, &dir.join("states.safetensors"))?;
-            let text = eval::evaluate_text(&windows, (&self.model.head()?, &states), None)?;
-            let choice = self.answer(&self.model, questions.as_ref(), None, dir)?;
-            write_json(&dir.join("result.json"), &Evaluation { text, choice })
+        self.stage("evaluate the original", &self.base_identity(&windows, questions.as_ref()), |work| {
+            let text = eval::evaluate_text(&self.model, &windows, BATCH_TOKENS, None, work, self.console)?;
+            let choice = self.answer(&self.model, questions.as_ref(), None, work)?;
+            write_json(&work.path("result.json"), &Evaluation { text, choice })
         })
+    }
+
+    pub(crate) fn base_identity(&self, windows: &Windows, questions: Option<&eval::QuestionSet>) -> Identity {
+        let inputs = [("tokens", tokens_digest(windows)), ("questions", questions_digest(questions))];
+        self.identity("evaluate-base", 2, inputs, self.evaluation_config())
     }
 
     /// Quality of a tuned checkpoint, read back from its files.
     pub(crate) fn evaluate(&self, base: &Artifact, encoded: &Artifact) -> Result<Artifact> {
-        let inputs = [("checkpoint", encoded.digest()), ("base", base.digest())];
-        let identity = self.identity("evaluate", 1, inputs, self.evaluation_config());
-        self.stage("evaluate", &identity, |dir| {
+        self.stage("evaluate", &self.evaluation_identity(base.digest(), encoded.digest()), |work| {
             let windows = self.source.evaluation(self.config, &self.model)?;
             let questions = self.questions()?;
             let tuned = Model::open(&encoded.path("checkpoint"), self.model.device())?;
-            let reference = eval::read_states(&base.path("states.safetensors"), self.model.device())?;
-            let states = eval::final_states(&tuned, &windows.batches(BATCH_TOKENS), self.console)?;
-            let (head, tuned_head) = (self.model.head()?, tuned.head()?);
-            let text = eval::evaluate_text(&windows, (&head, &reference), Some((&tuned_head, &states)))?;
-            let choice = self.answer(&tuned, questions.as_ref(), Some(base), dir)?;
-            write_json(&dir.join("result.json"), &Evaluation { text, choice })
+            let original = Some((&self.model, base.dir.as_path()));
+            let text = eval::evaluate_text(&tuned, &windows, BATCH_TOKENS, original, work, self.console)?;
+            let choice = self.answer(&tuned, questions.as_ref(), Some(base), work)?;
+            write_json(&work.path("result.json"), &Evaluation { text, choice })
         })
     }
 
-    fn questions(&self) -> Result<Option<eval::QuestionSet>> {
+    pub(crate) fn evaluation_identity(&self, base: String, encoded: String) -> Identity {
+        self.identity("evaluate", 2, [("checkpoint", encoded), ("base", base)], self.evaluation_config())
+    }
+
+    pub(crate) fn questions(&self) -> Result<Option<eval::QuestionSet>> {
         self.config.evaluate.multiple_choice.as_ref().map(|m| self.source.questions(m)).transpose()
     }
 
@@ -348,12 +257,12 @@ impl<'a> Session<'a> {
         model: &Model,
         questions: Option<&eval::QuestionSet>,
         base: Option<&Artifact>,
-        dir: &Path,
+        work: &Work,
     ) -> Result<Option<Choice>> {
         let (Some(questions), Some(m)) = (questions, &self.config.evaluate.multiple_choice) else { return Ok(None) };
         let text = Text::open(&self.source.dir, &self.model.config)?;
-        let result = eval::evaluate_choices(model, &text, questions, m.shots, self.console)?;
-        write_json(&dir.join("questions.json"), &result.questions)?;
+        let result = eval::evaluate_choices(model, &text, questions, m.shots, work, self.console)?;
+        write_json(&work.path("questions.json"), &result.questions)?;
         let original: Vec<eval::QuestionResult> = match base {
             Some(base) => read_json(&base.path("questions.json"))?,
             None => result.questions.clone(),
@@ -438,15 +347,4 @@ fn tokens_digest(windows: &Windows) -> String {
 fn questions_digest(set: Option<&eval::QuestionSet>) -> String {
     let text = set.map(|s| format!("{:?}{:?}", s.test, s.dev)).unwrap_or_default();
     blake3::hash(text.as_bytes()).to_hex().to_string()
-}
-
-pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
-    let mut text = serde_json::to_string_pretty(value).expect("plain data");
-    text.push('\n');
-    std::fs::write(path, text).map_err(|source| PipelineError::Io { path: path.into(), source })
-}
-
-pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
-    let text = std::fs::read_to_string(path).map_err(|source| PipelineError::Io { path: path.into(), source })?;
-    serde_json::from_str(&text).map_err(|e| PipelineError::Artifact { path: path.into(), reason: e.to_string() })
 }

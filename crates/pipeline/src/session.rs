@@ -1,0 +1,98 @@
+//! A configuration with its model opened: identities of stages, and running one.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use serde::Serialize;
+use waterfill_artifacts::{Artifact, Identity, Store, Work};
+use waterfill_codec::BitsPerWeight;
+use waterfill_model::{Model, device};
+
+use crate::config::{Config, Target};
+use crate::console::Console;
+use crate::error::Result;
+use crate::sources::Source;
+
+/// What an allocation aims at.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Goal {
+    Lambda(f64),
+    Bytes(u64),
+}
+
+impl Goal {
+    /// In words.
+    pub fn label(self) -> String {
+        match self {
+            Self::Lambda(lambda) => format!("allocate at lambda {lambda:.1e}"),
+            Self::Bytes(bytes) => format!("allocate for {bytes} bytes"),
+        }
+    }
+}
+
+/// A configuration with its model opened, ready to run stages.
+pub struct Session<'a> {
+    pub(crate) config: &'a Config,
+    pub(crate) store: Store,
+    pub(crate) console: &'a Console,
+    pub(crate) model: Model,
+    pub(crate) source: Source,
+    /// Kind of the device, which is part of identities.
+    pub(crate) device: String,
+    model_digest: String,
+}
+
+impl<'a> Session<'a> {
+    /// Opens the model of a configuration on a device (`cpu` or `cuda:N`).
+    ///
+    /// # Errors
+    /// Models that cannot be opened and devices that are not there.
+    pub fn open(config: &'a Config, store: &Store, device_name: &str, console: &'a Console) -> Result<Self> {
+        let store = store.clone();
+        let device = device(device_name)?;
+        let source = Source::open(config, &store, console)?;
+        let model = Model::open(&source.dir, &device)?;
+        let model_digest = model.checkpoint().digest()?;
+        let kind = device_name.split(':').next().unwrap_or_default().to_string();
+        Ok(Self { config, store, console, model, source, model_digest, device: kind })
+    }
+
+    pub(crate) fn identity<const N: usize>(
+        &self,
+        stage: &str,
+        version: u32,
+        inputs: [(&str, String); N],
+        config: impl Serialize,
+    ) -> Identity {
+        let mut all = BTreeMap::from([("model".to_string(), self.model_digest.clone())]);
+        all.extend(inputs.map(|(name, digest)| (name.to_string(), digest)));
+        let config = serde_json::to_value(config).expect("configurations are plain data");
+        Identity { stage: stage.into(), version, inputs: all, config, seeds: BTreeMap::new() }
+    }
+
+    /// Runs or finds one artifact and tells the console.
+    pub(crate) fn stage(
+        &self,
+        label: &str,
+        identity: &Identity,
+        make: impl FnOnce(&Work) -> Result<()>,
+    ) -> Result<Artifact> {
+        self.console.step(label);
+        let start = Instant::now();
+        let artifact = self.store.get_or_make(&self.config.name, identity, self.console, make)?;
+        self.console.step_done(artifact.cached, start.elapsed().as_secs_f64());
+        Ok(artifact)
+    }
+
+    /// All goals of the configuration, in its order.
+    pub(crate) fn goals(&self) -> Vec<Goal> {
+        let a = &self.config.allocate;
+        let weights = self.model.checkpoint().weights();
+        let targets = a.targets.iter().map(|t| match *t {
+            Target::BitsPerWeight(bits) => Goal::Bytes(BitsPerWeight(bits).bytes(weights)),
+            Target::Bytes(bytes) => Goal::Bytes(bytes),
+        });
+        a.lambdas.iter().map(|&l| Goal::Lambda(l)).chain(targets).collect()
+    }
+}
