@@ -1,4 +1,4 @@
-# Run all stages of configs/NAME.yaml (try: just run fixture)
+# Run all stages of configs/NAME.yaml (try: just run tiny)
 run NAME *ARGS:
     cargo run --release -- run configs/{{NAME}}.yaml {{ARGS}}
 
@@ -6,9 +6,17 @@ run NAME *ARGS:
 calibrate MODEL *ARGS:
     cargo run --release -- calibrate configs/{{MODEL}}.yaml {{ARGS}}
 
-# Run the lambda sweep of experiments/NAME.yaml; one calibration serves all its points
+# Run every combination in experiments/NAME.yaml; runs share what they can
 sweep NAME *ARGS:
-    cargo run --release -- run experiments/{{NAME}}.yaml {{ARGS}}
+    cargo run --release -- sweep experiments/{{NAME}}.yaml {{ARGS}}
+
+# Train the model of configs/NAME-train.yaml
+train NAME *ARGS:
+    cargo run --release -- train configs/{{NAME}}-train.yaml {{ARGS}}
+
+# Kill runs at TIMES moments and compare what they go on to with a run left alone
+kills TIMES="50":
+    WATERFILL_KILLS={{TIMES}} cargo test -p waterfill --release --test faults killed
 
 # Run all tests
 test:

@@ -75,8 +75,7 @@ fn execute(arguments: &Arguments) -> Result<()> {
         Command::Evaluate(a) => execute_run(arguments, a, Until::Evaluate, &console),
         Command::Report(a) => execute_run(arguments, a, Until::Report, &console),
         Command::Validate { config } => {
-            let checked = validate(config)?;
-            show(arguments, &format!("{} is valid: pipeline {}", config.display(), checked.name), "valid")
+            show(arguments, &format!("{} is valid: {}", config.display(), validate(config)?), "valid")
         }
         Command::Sweep { file, dry_run, options } => execute_sweep(arguments, file, *dry_run, options, &console),
         Command::Train { config, repair } => {

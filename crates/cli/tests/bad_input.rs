@@ -48,12 +48,14 @@ fn models_that_cannot_be_used_are_named() {
     expect(&place.fails(&["calibrate", "m.yaml"]), &["index.json", "model-00001-of-00002.safetensors"]);
     std::fs::remove_file(model.join("model.safetensors.index.json")).unwrap();
 
-    // The last bf16 of the file becomes a NaN.
-    let mut nan = good.clone();
-    let end = nan.len();
-    nan[end - 2..].copy_from_slice(&[0xc0, 0x7f]);
-    std::fs::write(&weights, nan).unwrap();
-    expect(&place.fails(&["calibrate", "m.yaml"]), &["tensor model.", "is NaN", "finite"]);
+    // The last bf16 of the file becomes a NaN, then an infinity.
+    for (pattern, name) in [([0xc0, 0x7f], "is NaN"), ([0x80, 0x7f], "is inf")] {
+        let mut bad = good.clone();
+        let end = bad.len();
+        bad[end - 2..].copy_from_slice(&pattern);
+        std::fs::write(&weights, bad).unwrap();
+        expect(&place.fails(&["calibrate", "m.yaml"]), &["tensor model.", name, "finite"]);
+    }
     std::fs::write(&weights, &good).unwrap();
 
     let change = |from: &str, to: &str| {

@@ -1,4 +1,4 @@
-//! Multiple choice by the likelihood of the choice letters.
+//! Multiple choice by the likelihood of the choices' letters or texts.
 
 use candle_core::{DType, Device};
 use serde::{Deserialize, Serialize};
@@ -6,7 +6,7 @@ use waterfill_artifacts::{Progress, Work};
 use waterfill_model::{Model, Text};
 
 use crate::error::{EvaluateError, Result};
-use crate::questions::{LETTERS, Question, QuestionSet, prompt};
+use crate::questions::{Question, QuestionSet, Scoring, prompt};
 use crate::states::{blocks, final_states};
 use crate::statistics::wilson;
 
@@ -18,11 +18,11 @@ const BATCH_TOKENS: usize = 4096;
 pub struct QuestionResult {
     /// Subject.
     pub subject: String,
-    /// Log-likelihood of each letter, nats.
+    /// Log-likelihood of each choice, nats.
     pub scores: [f64; 4],
     /// Index of the right choice.
     pub answer: usize,
-    /// Whether the likeliest letter is the right one.
+    /// Whether the likeliest choice is the right one.
     pub correct: bool,
     /// Examples that fitted before the question.
     pub shots: usize,
@@ -62,14 +62,14 @@ pub fn evaluate_choices(
     model: &Model,
     text: &Text,
     set: &QuestionSet,
-    shots: usize,
+    (shots, scoring): (usize, Scoring),
     work: &Work,
     progress: &dyn Progress,
 ) -> Result<ChoiceResult> {
     let queries = set
         .test
         .iter()
-        .map(|q| query(text, q, &set.dev, shots, model.config.positions))
+        .map(|q| query(text, q, &set.dev, (shots, scoring), model.config.positions))
         .collect::<Result<Vec<Query>>>()?;
     let scores = score(model, &queries, work, progress)?;
     let questions: Vec<QuestionResult> = set
@@ -94,13 +94,18 @@ pub fn evaluate_choices(
     Ok(ChoiceResult { accuracy, interval: wilson(correct, questions.len()), questions })
 }
 
-fn query(text: &Text, question: &Question, dev: &[Question], shots: usize, context: usize) -> Result<Query> {
+fn query(
+    text: &Text,
+    question: &Question,
+    dev: &[Question],
+    (shots, scoring): (usize, Scoring),
+    context: usize,
+) -> Result<Query> {
     let examples: Vec<&Question> = dev.iter().filter(|d| d.subject == question.subject).take(shots).collect();
     for shots in (0..=examples.len()).rev() {
-        let prompt = prompt(question, &examples[..shots]);
-        let full = LETTERS
-            .iter()
-            .map(|l| text.encode(&format!("{prompt} {l}")))
+        let prompt = prompt(question, &examples[..shots], scoring);
+        let full = (0..4)
+            .map(|i| text.encode(&format!("{prompt} {}", scoring.ending(question, i))))
             .collect::<std::result::Result<Vec<_>, _>>()?;
         // Tokens that all four share are the prompt, however the tokenizer joins them.
         let shared = (0..).take_while(|&i| full.iter().all(|f| f.len() > i + 1 && f[i] == full[0][i])).count();

@@ -13,6 +13,6 @@ mod text;
 
 pub use choice::{ChoiceResult, QuestionResult, evaluate_choices};
 pub use error::{EvaluateError, Result};
-pub use questions::{Question, QuestionSet, prompt};
+pub use questions::{Question, QuestionSet, Scoring, prompt};
 pub use statistics::{Estimate, wilson};
 pub use text::{Original, TextResult, evaluate_text};

@@ -113,20 +113,48 @@ fn parse_answer(text: &str) -> Option<usize> {
     LETTERS.iter().position(|l| *l == text).or_else(|| text.parse().ok().filter(|&n| n < 4))
 }
 
-/// Prompt of a question after solved `examples`, in the format of MMLU (Hendrycks et al. 2021):
-/// everything up to and including `Answer:`.
-pub fn prompt(question: &Question, examples: &[&Question]) -> String {
+/// What is compared to find the answer that a model gives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scoring {
+    /// The likelihoods of the letters after `Answer:`, as MMLU does.
+    Letter,
+    /// The likelihoods of the choices' texts after `The right choice is`, for models too small to
+    /// connect a letter with its choice.
+    Text,
+}
+
+impl Scoring {
+    /// How a prompt ends.
+    fn cue(self) -> &'static str {
+        match self {
+            Self::Letter => "Answer:",
+            Self::Text => "The right choice is",
+        }
+    }
+
+    /// What follows the cue if choice `i` is taken.
+    pub(crate) fn ending(self, q: &Question, i: usize) -> &str {
+        match self {
+            Self::Letter => LETTERS[i],
+            Self::Text => &q.choices[i],
+        }
+    }
+}
+
+/// Prompt of a question after solved `examples`, in the format of MMLU (Hendrycks et al. 2021) up to
+/// the cue.
+pub fn prompt(question: &Question, examples: &[&Question], scoring: Scoring) -> String {
     let subject = question.subject.replace('_', " ");
     let mut text = format!("The following are multiple choice questions (with answers) about {subject}.\n\n");
     for example in examples {
-        text += &format!("{} {}\n\n", body(example), LETTERS[example.answer]);
+        text += &format!("{} {}\n\n", body(example, scoring), scoring.ending(example, example.answer));
     }
-    text + &body(question)
+    text + &body(question, scoring)
 }
 
-fn body(q: &Question) -> String {
+fn body(q: &Question, scoring: Scoring) -> String {
     let choices: String = LETTERS.iter().zip(&q.choices).map(|(l, c)| format!("{l}. {c}\n")).collect();
-    format!("{}\n{choices}Answer:", q.question.trim())
+    format!("{}\n{choices}{}", q.question.trim(), scoring.cue())
 }
 
 #[cfg(test)]
@@ -145,7 +173,12 @@ mod tests {
         let expected = "The following are multiple choice questions (with answers) about world religions.\n\n\
             First?\nA. one\nB. two\nC. three\nD. four\nAnswer: C\n\n\
             Second?\nA. one\nB. two\nC. three\nD. four\nAnswer:";
-        assert_eq!(prompt(&question("Second?", 0), &[&example]), expected);
+        assert_eq!(prompt(&question("Second?", 0), &[&example], Scoring::Letter), expected);
+        let text = prompt(&question("Second?", 0), &[&example], Scoring::Text);
+        assert_eq!(
+            text,
+            expected.replace("Answer: C", "The right choice is three").replace("Answer:", "The right choice is")
+        );
     }
 
     #[test]

@@ -247,9 +247,24 @@ pub struct MultipleChoice {
     /// Seed of the draw.
     #[serde(default = "default_seed")]
     pub seed: u64,
+    /// What is compared to find the model's answer.
+    #[serde(default)]
+    pub scoring: Scoring,
     /// Subjects; all when empty.
     #[serde(default)]
     pub subjects: Vec<String>,
+}
+
+/// What is compared to find a model's answer.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Scoring {
+    /// Likelihoods of the letters after `Answer:`, as MMLU does.
+    #[default]
+    Letter,
+    /// Likelihoods of the choices' texts after `The right choice is`, for models too small to connect
+    /// letters with choices.
+    Text,
 }
 
 fn default_store() -> String {

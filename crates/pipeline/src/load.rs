@@ -7,7 +7,8 @@ use serde_json::Value;
 
 use crate::config::{Config, problems};
 use crate::error::{PipelineError, Result};
-use crate::sweep::SweepSection;
+use crate::sweep::{SweepSection, load_sweep};
+use crate::training::load_train;
 
 /// Deepest chain of includes.
 const MAX_DEPTH: usize = 8;
@@ -62,18 +63,41 @@ pub(crate) fn checked<T: DeserializeOwned>(value: Value, schema: &Value, path: &
     serde_json::from_value(value).map_err(|e| failed(e.to_string()))
 }
 
-/// As [`load`], and that every local file it names is there.
+/// Checks a file of any kind (pipeline, sweep or training), and that every local file it names is
+/// there; returns what it is.
 ///
 /// # Errors
 /// As [`load`], and files that are missing.
-pub fn validate(path: &Path) -> Result<Config> {
-    let config = load(path)?;
+pub fn validate(path: &Path) -> Result<String> {
+    let value = merged(path)?;
+    if value.get("train").is_some() {
+        let config = load_train(path)?;
+        let files = config.from.iter().map(|dir| ("from", dir.as_str())).collect();
+        exist(files, path)?;
+        return Ok(format!("training of {}", config.out));
+    }
+    let sweep = load_sweep(path)?;
+    for run in &sweep.runs {
+        exist(named_files(&run.config), path)?;
+    }
+    match sweep.runs.as_slice() {
+        [one] if value.get("sweep").is_none() => Ok(format!("pipeline {}", one.config.name)),
+        runs => Ok(format!("sweep of {} runs", runs.len())),
+    }
+}
+
+/// Local files that a configuration names, by key.
+fn named_files(config: &Config) -> Vec<(&str, &str)> {
     let (c, e) = (&config.calibrate, &config.evaluate);
     let mut files = vec![("calibrate.text", c.text.as_str())];
     files.extend(e.text.as_deref().map(|t| ("evaluate.text", t)));
     files.extend(e.tokens.as_deref().map(|t| ("evaluate.tokens", t)));
     files.extend(e.multiple_choice.as_ref().map(|m| ("evaluate.multiple_choice.dir", m.dir.as_str())));
     files.extend(config.model.strip_prefix("path:").map(|d| ("model", d)));
+    files
+}
+
+fn exist(files: Vec<(&str, &str)>, path: &Path) -> Result<()> {
     for (key, file) in files {
         if file != "fixture" && !Path::new(file).exists() {
             let reason =
@@ -81,7 +105,7 @@ pub fn validate(path: &Path) -> Result<Config> {
             return Err(PipelineError::Config { path: path.to_path_buf(), reason });
         }
     }
-    Ok(config)
+    Ok(())
 }
 
 /// A file's values over those of its includes.

@@ -209,7 +209,7 @@ impl Session<'_> {
     fn evaluation_config(&self) -> serde_json::Value {
         let m = self.config.evaluate.multiple_choice.as_ref();
         serde_json::json!({
-            "context": self.config.evaluate.context, "shots": m.map(|m| m.shots), "batch_tokens": BATCH_TOKENS,
+            "context": self.config.evaluate.context, "shots": m.map(|m| m.shots), "scoring": m.map(|m| m.scoring), "batch_tokens": BATCH_TOKENS,
             "device": self.device,
         })
     }
@@ -261,7 +261,11 @@ impl Session<'_> {
     ) -> Result<Option<Choice>> {
         let (Some(questions), Some(m)) = (questions, &self.config.evaluate.multiple_choice) else { return Ok(None) };
         let text = Text::open(&self.source.dir, &self.model.config)?;
-        let result = eval::evaluate_choices(model, &text, questions, m.shots, work, self.console)?;
+        let scoring = match m.scoring {
+            config::Scoring::Letter => eval::Scoring::Letter,
+            config::Scoring::Text => eval::Scoring::Text,
+        };
+        let result = eval::evaluate_choices(model, &text, questions, (m.shots, scoring), work, self.console)?;
         write_json(&work.path("questions.json"), &result.questions)?;
         let original: Vec<eval::QuestionResult> = match base {
             Some(base) => read_json(&base.path("questions.json"))?,

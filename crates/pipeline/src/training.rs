@@ -9,7 +9,7 @@ use waterfill_artifacts::{Artifact, Identity, Progress, Store, hash_file};
 use waterfill_checkpoint::Checkpoint;
 use waterfill_checkpoint::writer::write_file;
 use waterfill_model::ModelConfig;
-use waterfill_train::{Schedule, Settings, Summary, train_tokenizer};
+use waterfill_train::{LetterWeights, Schedule, Settings, Summary, train_tokenizer};
 use waterfill_world::{SUBJECTS, Split, Style, World};
 
 use crate::console::Console;
@@ -102,6 +102,18 @@ pub struct NetworkConfig {
     pub positions: usize,
 }
 
+/// Weights of letters from a step on.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct LetterConfig {
+    /// First step.
+    pub from: usize,
+    /// The letter after `Answer:`.
+    pub answer: f32,
+    /// The letter at the end of a reason.
+    pub reason: f32,
+}
+
 /// How to train.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -124,9 +136,10 @@ pub struct TrainSettings {
     /// Seed of the beginning and of the order of rows.
     #[serde(default = "default_seed")]
     pub seed: u64,
-    /// How much the letter of an answer counts beside any other token.
-    #[serde(default = "default_answer_weight")]
-    pub answer_weight: f32,
+    /// How much the letters of questions count beside any other token, from the steps on that the
+    /// entries name: knowing comes first, then finding the letter.
+    #[serde(default)]
+    pub letters: Vec<LetterConfig>,
     /// Steps between two lines of the log, and between two states on disk.
     #[serde(default = "default_every")]
     pub every: usize,
@@ -146,9 +159,6 @@ fn default_weight_decay() -> f64 {
 }
 fn default_seed() -> u64 {
     1
-}
-fn default_answer_weight() -> f32 {
-    1.0
 }
 fn default_every() -> usize {
     100
@@ -191,7 +201,10 @@ pub fn load_train(path: &Path) -> Result<TrainConfig> {
     range("train.weight_decay", t.weight_decay, 0.0, 10.0);
     range("train.batch", t.batch as f64, 1.0, 65_536.0);
     range("train.context", t.context as f64, 8.0, 65_536.0);
-    range("train.answer_weight", f64::from(t.answer_weight), 0.0, 1000.0);
+    for (i, l) in t.letters.iter().enumerate() {
+        range(&format!("train.letters[{i}].answer"), f64::from(l.answer), 0.0, 1000.0);
+        range(&format!("train.letters[{i}].reason"), f64::from(l.reason), 0.0, 1000.0);
+    }
     range("train.every", t.every as f64, 1.0, 1e9);
     range("world.bytes", w.bytes as f64, 10_000.0, 1e10);
     range("world.text_bytes", w.text_bytes as f64, 1_000.0, 1e9);
@@ -253,7 +266,7 @@ pub fn train(config: &TrainConfig, repair: bool, console: &Console) -> Result<Tr
         batch: t.batch,
         context: t.context,
         seed: t.seed,
-        answer_weight: t.answer_weight,
+        letters: t.letters.iter().map(|l| LetterWeights { from: l.from, answer: l.answer, reason: l.reason }).collect(),
         every: t.every,
     };
     let mut inputs = BTreeMap::from([

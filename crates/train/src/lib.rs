@@ -12,7 +12,7 @@ use std::path::PathBuf;
 
 pub use optimizer::Schedule;
 pub use tokenizer::train_tokenizer;
-pub use trainer::{Settings, Summary, train};
+pub use trainer::{LetterWeights, Settings, Summary, train};
 
 /// Result of training.
 pub type Result<T> = std::result::Result<T, TrainError>;

@@ -157,16 +157,25 @@ fn scalar(t: &Tensor) -> Result<f64> {
     Ok(f64::from(t.to_scalar::<f32>()?))
 }
 
-/// How answers look in tokens: `Answer:` and one of four letters.
+/// How letters of answers look in tokens.
 #[derive(Debug, Clone)]
 pub(crate) struct Letters {
-    pub before: Vec<u32>,
+    /// What stands before the letter of an answer.
+    pub answer: Vec<u32>,
+    /// What stands before the letter of a reason.
+    pub reason: Vec<u32>,
+    /// The four letters.
     pub tokens: Vec<u32>,
 }
 
 impl Letters {
     /// True when token `i` of `row` is the letter of an answer.
     pub fn is_answer(&self, row: &[u32], i: usize) -> bool {
-        self.tokens.contains(&row[i]) && row[..i].ends_with(&self.before)
+        self.tokens.contains(&row[i]) && row[..i].ends_with(&self.answer)
+    }
+
+    /// True when token `i` of `row` is the letter of a reason.
+    pub fn is_reason(&self, row: &[u32], i: usize) -> bool {
+        self.tokens.contains(&row[i]) && row[..i].ends_with(&self.reason)
     }
 }

@@ -34,10 +34,21 @@ pub struct Settings {
     pub context: usize,
     /// Seed of the beginning and of the order of rows.
     pub seed: u64,
-    /// How much the letter of an answer counts beside any other token.
-    pub answer_weight: f32,
+    /// How much letters count, from the step on that each entry names.
+    pub letters: Vec<LetterWeights>,
     /// Steps between two lines of the log, and between two states on disk.
     pub every: usize,
+}
+
+/// How much the letters of questions count beside any other token, from a step on.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct LetterWeights {
+    /// First step.
+    pub from: usize,
+    /// The letter after `Answer:`.
+    pub answer: f32,
+    /// The letter at the end of a reason.
+    pub reason: f32,
 }
 
 /// What came out.
@@ -86,12 +97,12 @@ pub fn train(
         }
     }
     let letters = Letters {
-        before: coder.encode("Answer:")?,
+        answer: coder.encode("Answer:")?,
+        reason: coder.encode(", which is letter")?,
         tokens: [" A", " B", " C", " D"].iter().map(|l| Ok(coder.encode(l)?[0])).collect::<Result<_>>()?,
     };
     let order = windows(ids.len(), length, settings.seed);
     let held_out: Vec<&[u32]> = held_out.chunks_exact(length).take(VALIDATION_ROWS).collect();
-    let weight = |row: &[u32], i: usize| if letters.is_answer(row, i) { settings.answer_weight } else { 1.0 };
 
     let mut state = match work.unit(STATE).and_then(|bytes| State::parse(&bytes, config)) {
         Some(state) => state,
@@ -102,6 +113,13 @@ pub fn train(
     progress.advance(state.step as u64);
     while state.step < steps {
         let network = Network::new(config, &state.parameters)?;
+        let plain = LetterWeights { from: 0, answer: 1.0, reason: 1.0 };
+        let weights = *settings.letters.iter().rfind(|w| w.from <= state.step).unwrap_or(&plain);
+        let weight = |row: &[u32], i: usize| match () {
+            () if letters.is_answer(row, i) => weights.answer,
+            () if letters.is_reason(row, i) => weights.reason,
+            () => 1.0,
+        };
         let rows: Vec<&[u32]> = (0..settings.batch)
             .map(|r| order[(state.step * settings.batch + r) % order.len()])
             .map(|start| &ids[start..start + length])

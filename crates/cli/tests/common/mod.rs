@@ -2,7 +2,7 @@
 #![allow(dead_code)]
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output, Stdio};
 
 /// A directory with a store and configurations.
 pub struct Place {
@@ -35,6 +35,12 @@ impl Place {
     /// Runs `waterfill` with arguments, in the directory.
     pub fn run(&self, arguments: &[&str]) -> Output {
         Command::new(env!("CARGO_BIN_EXE_waterfill")).args(arguments).current_dir(self.dir.path()).output().unwrap()
+    }
+
+    /// Starts `waterfill` in the directory; its messages go to `errors`.
+    pub fn start(&self, arguments: &[&str], errors: Stdio) -> Child {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_waterfill"));
+        command.args(arguments).current_dir(self.dir.path()).stdout(Stdio::null()).stderr(errors).spawn().unwrap()
     }
 
     /// As [`Place::run`], expecting success; standard output.
