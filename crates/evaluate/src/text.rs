@@ -85,7 +85,7 @@ pub fn evaluate_text(
                         compare_block(windows, first, (original, &reference), Some((&head, &states)))?
                     }
                 };
-                work.keep(&unit, &part.iter().flat_map(Sums::to_bytes).collect::<Vec<u8>>())?;
+                work.keep(&unit, &part.iter().copied().flat_map(Sums::to_bytes).collect::<Vec<u8>>())?;
                 part
             }
         };
@@ -110,7 +110,7 @@ pub fn evaluate_text(
 }
 
 impl Sums {
-    fn to_bytes(&self) -> [u8; 32] {
+    fn to_bytes(self) -> [u8; 32] {
         let mut bytes = [0; 32];
         let values = [self.nll, self.original_nll, self.kl, self.agreements];
         bytes.chunks_exact_mut(8).zip(values).for_each(|(b, v)| b.copy_from_slice(&v.to_le_bytes()));

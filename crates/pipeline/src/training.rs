@@ -341,7 +341,8 @@ fn tokenizer(
     text: &str,
     progress: &dyn Progress,
 ) -> Result<Artifact> {
-    let sample = &text[..text.floor_char_boundary(TOKENIZER_SAMPLE)];
+    let end = (0..=TOKENIZER_SAMPLE.min(text.len())).rfind(|&i| text.is_char_boundary(i)).unwrap_or(0);
+    let sample = &text[..end];
     let identity = Identity {
         stage: "tokenizer".into(),
         version: VERSION,
