@@ -85,12 +85,7 @@ impl Blobs {
 
     fn put_plan(&mut self, name: &str, plan: &TensorPlan) {
         let tiles = [plan.tiles.len() / plan.tiles_across().max(1), plan.tiles_across()];
-        let dtype = match plan.dtype {
-            Dtype::Bf16 => 0,
-            Dtype::F16 => 1,
-            Dtype::F32 => 2,
-        };
-        let fixed = [plan.rows as i32, plan.cols as i32, plan.step_base, plan.spread_base, dtype];
+        let fixed = [plan.rows as i32, plan.cols as i32, plan.step_base, plan.spread_base, plan.dtype as i32];
         self.put_i32(&format!("{name}|plan"), &[fixed.len()], fixed.into_iter());
         for (part, vector) in [
             ("row_scale", &plan.row_scale),
@@ -118,12 +113,10 @@ impl Blobs {
         }
         let tiles = formats.iter().zip(steps).zip(spreads).map(|((&format, step), spread)| {
             let format = Format::from_code(format).ok_or_else(|| wrong("format"))?;
-            Ok(TilePlan { format, step, spread })
+            Ok(TilePlan { format, step, spread, ..TilePlan::default() })
         });
+        let dtype = Dtype::ALL.into_iter().find(|&d| d as i32 == dtype).ok_or_else(|| wrong("dtype"))?;
         Ok(TensorPlan {
-            dtype: *[Dtype::Bf16, Dtype::F16, Dtype::F32].get(dtype as usize).ok_or_else(|| wrong("dtype"))?,
-            rows: rows as usize,
-            cols: cols as usize,
             step_base,
             spread_base,
             row_scale: vector("row_scale")?,
@@ -131,6 +124,7 @@ impl Blobs {
             row_spread: vector("row_spread")?,
             col_spread: vector("col_spread")?,
             tiles: tiles.collect::<Result<_>>()?,
+            ..TensorPlan::uniform(dtype, rows as usize, cols as usize, TilePlan::default())
         })
     }
 }
@@ -230,18 +224,13 @@ mod tests {
     fn points_are_read_back() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("p.safetensors");
-        let tile = TilePlan { format: Format::Int8, step: 0, spread: -3 };
+        let tile = TilePlan { spread: -3, ..TilePlan::default() };
         let plan = TensorPlan {
-            dtype: Dtype::F16,
-            rows: 20,
-            cols: 40,
             step_base: -70,
             spread_base: 9,
             row_scale: vec![3; 20],
-            col_scale: vec![],
-            row_spread: vec![],
             col_spread: vec![-2; 40],
-            tiles: vec![tile; 6],
+            ..TensorPlan::uniform(Dtype::F16, 20, 40, tile)
         };
         let point = |i: i16| Point { format: Format::Fp8, step: i, loss: Loss(0.5), rate: Rate(100.0) };
         let tiles: Vec<Vec<Point>> = (0..6).map(|n| (0..n).map(point).collect()).collect();

@@ -3,22 +3,24 @@
 
 use rayon::prelude::*;
 use waterfill_calibrate::Sensitivity;
-use waterfill_codec::gaussian::{LevelTables, class_of};
+use waterfill_codec::sample::{HeadCosts, HeadModel};
 use waterfill_codec::scale::{UNIT, scale};
-use waterfill_codec::{Dtype, Format, Loss, Rate, TILE, TensorPlan, fp8};
+use waterfill_codec::side::Books;
+use waterfill_codec::table::{LevelCosts, class_of};
+use waterfill_codec::{Dtype, Format, Loss, Rate, TILE, TensorPlan};
 
 use crate::policy::{Granularity, ShardRule};
 use crate::scales::{Information, plan_scales};
 
 /// Steps of a tile span this many quarter octaves: from the finest INT8 step to all zeros.
 const STEPS: i32 = 36;
-/// FP8 scales tried, an octave apart; the first is the smallest that does not saturate.
-const FP8_SCALES: i32 = 6;
+/// Scales of small floating-point formats tried, an octave apart.
+const FLOAT_SCALES: i32 = 6;
 
 /// One way to code a tile.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Point {
-    /// Number format. INT8 points whose levels all fit INT4 are listed as INT4.
+    /// Number format; of integer formats the narrowest that holds the levels.
     pub format: Format,
     /// Step index, quarter octaves over the plan's base.
     pub step: i16,
@@ -40,36 +42,43 @@ pub struct WeightPoints {
     pub tiles: Vec<TilePoints>,
 }
 
+/// How points are measured.
+pub struct PointRules<'a> {
+    /// How calibration shards combine.
+    pub shards: ShardRule,
+    /// Which scales carry sensitivities.
+    pub granularity: Granularity,
+    /// Share of the information that an embedding row gets without having occurred, 0 elsewhere.
+    pub unseen: f64,
+    /// Factor of all losses, see [`raises`].
+    pub raise: f64,
+    /// Formats; of small floating-point formats only these are measured.
+    pub formats: &'a [Format],
+}
+
 /// Measures the points of a weight matrix `weights` (row-major `[rows, cols]`).
 ///
 /// The predicted loss of an error e is 1/2 sum_ij F_ij e_ij^2; within a tile, F is the tile's
-/// information spread in proportion to its rows' and columns'. `unseen` is the share of
-/// information that an embedding row gets without having occurred, 0 elsewhere; `raise` multiplies
-/// all losses, see [`raises`].
-pub fn measure_points(
-    weights: &[f32],
-    dtype: Dtype,
-    sensitivity: &Sensitivity,
-    rule: ShardRule,
-    granularity: Granularity,
-    unseen: f64,
-    raise: f64,
-) -> WeightPoints {
-    let mut info = Information::new(sensitivity, rule, unseen);
-    info.tiles.iter_mut().for_each(|f| *f *= raise);
-    let plan = plan_scales(&info, weights, dtype, granularity);
+/// information spread in proportion to its rows' and columns'.
+pub fn measure_points(weights: &[f32], dtype: Dtype, sensitivity: &Sensitivity, rules: &PointRules) -> WeightPoints {
+    let mut info = Information::new(sensitivity, rules.shards, rules.unseen);
+    info.tiles.iter_mut().for_each(|f| *f *= rules.raise);
+    let plan = plan_scales(&info, weights, dtype, rules.granularity);
     let tiles: Vec<Tile> = (0..plan.tiles.len()).into_par_iter().map(|n| Tile::new(&plan, &info, weights, n)).collect();
-    let exponent_bits = exponent_bits(weights, dtype);
-    let fp8_bits = fp8_bits(&tiles);
+    let pattern_costs = HeadCosts::new(HeadModel::fixed(dtype));
+    let floats: Vec<(Format, HeadCosts)> = rules
+        .formats
+        .iter()
+        .filter(|f| f.minifloat().is_some())
+        .map(|&format| (format, HeadCosts::new(Books::codes(format))))
+        .collect();
     let points = tiles
         .par_iter()
         .map(|tile| {
             let mut points = tile.integer_points();
-            tile.add_fp8_points(&fp8_bits, &mut points);
-            let raw = f64::from(dtype.raw_bits());
-            let bits =
-                tile.weights.iter().map(|&w| exponent_bits[usize::from(dtype.split(dtype.pattern_of(w)).0)] + raw);
-            points.push(Point { format: Format::Lossless, step: 0, loss: Loss(0.0), rate: Rate(bits.sum()) });
+            floats.iter().for_each(|(format, costs)| tile.add_float_points(*format, costs, &mut points));
+            let bits: f64 = tile.pattern_bits(dtype, &pattern_costs, plan.step_base >> 1);
+            points.push(Point { format: Format::Lossless, step: 0, loss: Loss(0.0), rate: Rate(bits) });
             points
         })
         .collect();
@@ -114,8 +123,10 @@ struct Tile {
     scaled: Vec<f32>,
     /// Half the Fisher information times the squared step.
     importance: Vec<f32>,
-    /// Table class (quarter octaves) at step index 0.
+    /// Spread in steps at index 0, quarter octaves.
     class: Vec<i32>,
+    /// Quarter octaves of row and column scales.
+    units: Vec<i32>,
     /// Largest magnitude of `scaled`.
     largest: f32,
 }
@@ -129,17 +140,19 @@ impl Tile {
         let col_sum: f64 = info.by_col[cols.clone()].iter().sum();
         let density = info.tiles[n] / (row_sum * col_sum).max(f64::MIN_POSITIVE);
         let entry = |v: &[i8], i: usize| v.get(i).map_or(0, |&x| i32::from(x));
-        let mut tile = Self { weights: vec![], scaled: vec![], importance: vec![], class: vec![], largest: 0.0 };
+        let mut tile =
+            Self { weights: vec![], scaled: vec![], importance: vec![], class: vec![], units: vec![], largest: 0.0 };
         for i in rows {
             for j in cols.clone() {
                 let units = entry(&plan.row_scale, i) + entry(&plan.col_scale, j);
                 let spread = entry(&plan.row_spread, i) + entry(&plan.col_spread, j);
-                let step = scale(plan.step_base + UNIT * units).expect("bases and indices are clamped");
+                let step = scale(plan.step_base + UNIT * units);
                 let weight = weights[i * plan.cols + j];
                 let fisher = density * info.by_row[i] * info.by_col[j];
                 tile.weights.push(weight);
                 tile.scaled.push(weight / step);
                 tile.importance.push((0.5 * fisher * f64::from(step).powi(2)) as f32);
+                tile.units.push(units);
                 tile.class.push(plan.spread_base + i32::from(plan.tiles[n].spread) + spread - units);
             }
         }
@@ -153,7 +166,7 @@ impl Tile {
     }
 
     fn integer_points(&self) -> TilePoints {
-        let tables = LevelTables::get();
+        let costs = LevelCosts::get();
         let mut points = Vec::with_capacity(STEPS as usize + 8);
         let finest = self.finest(127.4);
         for step in finest..finest + STEPS {
@@ -164,12 +177,12 @@ impl Tile {
                 let scaled = x * inverse;
                 let level = scaled.round_ties_even().clamp(-127.0, 127.0);
                 error += importance * (scaled - level).powi(2);
-                bits += tables.cost(class_of(class - step), level as i32);
+                bits += costs.cost(class_of(class - step), level as i32);
                 low = low.min(level);
                 high = high.max(level);
             }
             points.push(Point {
-                format: if low >= -8.0 && high <= 7.0 { Format::Int4 } else { Format::Int8 },
+                format: narrowest(low as i32, high as i32),
                 step: step as i16,
                 loss: Loss(f64::from(error) * f64::from(size).powi(2)),
                 rate: Rate(f64::from(bits)),
@@ -181,44 +194,38 @@ impl Tile {
         points
     }
 
-    fn fp8_steps(&self) -> impl Iterator<Item = i32> + use<> {
-        let finest = self.finest(fp8::MAX / 16.0);
-        (0..FP8_SCALES).map(move |n| finest + 4 * n)
-    }
-
-    fn add_fp8_points(&self, bits: &[[f64; 16]; FP8_SCALES as usize], points: &mut TilePoints) {
-        for (step, bits) in self.fp8_steps().zip(bits) {
-            let size = (step as f32 / 4.0).exp2() / 16.0;
+    /// Points of a small floating-point format, an octave apart from the finest scale that does not
+    /// saturate.
+    fn add_float_points(&self, format: Format, costs: &HeadCosts, points: &mut TilePoints) {
+        let Some(kind) = format.minifloat() else { return };
+        let shift = kind.scale_shift() / UNIT;
+        let finest = self.finest(kind.max() * (-shift as f32 / 4.0).exp2());
+        for step in (0..FLOAT_SCALES).map(|n| finest + 4 * n) {
+            let size = ((step - shift) as f32 / 4.0).exp2();
             let (mut error, mut rate) = (0.0, 0.0);
-            for (&x, &importance) in self.scaled.iter().zip(&self.importance) {
-                let code = fp8::encode(x / size);
-                error += f64::from(importance * (x - fp8::decode(code) * size).powi(2));
-                rate += 4.0 + bits[usize::from(code >> 3 & 15)];
+            for ((&x, &importance), &class) in self.scaled.iter().zip(&self.importance).zip(&self.class) {
+                let code = kind.encode(x / size);
+                error += f64::from(importance * (x - kind.decode(code) * size).powi(2));
+                let magnitude = u32::from(code) & ((1 << kind.magnitude_bits()) - 1);
+                rate += f64::from(costs.bits(class - step + shift, magnitude));
             }
-            points.push(Point { format: Format::Fp8, step: step as i16, loss: Loss(error), rate: Rate(rate) });
+            if format == Format::Fp4 {
+                rate += self.scaled.len() as f64;
+            }
+            points.push(Point { format, step: step as i16, loss: Loss(error), rate: Rate(rate) });
         }
+    }
+
+    /// Bits of the original patterns; `base` is the base step's index in quarter octaves.
+    fn pattern_bits(&self, dtype: Dtype, costs: &HeadCosts, base: i32) -> f64 {
+        let spreads = self.class.iter().zip(&self.units).map(|(class, units)| class + units + base);
+        let heads = self.weights.iter().map(|&w| dtype.split(dtype.pattern_of(w)).0);
+        spreads.zip(heads).map(|(spread, head)| f64::from(costs.bits(spread, head))).sum()
     }
 }
 
-/// Code length of every FP8 exponent at every scale offset, from the tensor's own statistics:
-/// the adaptive models of a slice converge to them.
-fn fp8_bits(tiles: &[Tile]) -> [[f64; 16]; FP8_SCALES as usize] {
-    let mut counts = [[1u64; 16]; FP8_SCALES as usize];
-    for tile in tiles {
-        for (step, counts) in tile.fp8_steps().zip(&mut counts) {
-            let inverse = 16.0 / (step as f32 / 4.0).exp2();
-            tile.scaled.iter().for_each(|x| counts[usize::from(fp8::encode(x * inverse) >> 3 & 15)] += 1);
-        }
-    }
-    counts.map(|counts| {
-        let total: u64 = counts.iter().sum();
-        counts.map(|c| (total as f64 / c as f64).log2())
-    })
-}
-
-/// Code length of every exponent in a codebook over the whole tensor.
-fn exponent_bits(weights: &[f32], dtype: Dtype) -> Vec<f64> {
-    let mut counts = [0u64; 256];
-    weights.iter().for_each(|&w| counts[usize::from(dtype.split(dtype.pattern_of(w)).0)] += 1);
-    counts.iter().map(|&c| (weights.len() as f64 / c.max(1) as f64).log2()).collect()
+/// Narrowest integer format whose range holds the levels.
+fn narrowest(low: i32, high: i32) -> Format {
+    let fits = |f: &Format| f.level_range().is_some_and(|(least, most)| least <= low && high <= most);
+    [Format::Int2, Format::Int3, Format::Int4].into_iter().find(fits).unwrap_or(Format::Int8)
 }

@@ -80,8 +80,8 @@ impl Policy {
 /// INT8 and FP8 are of one rank; which loses less depends on the tile.
 fn rank(format: Format) -> u8 {
     match format {
-        Format::Int4 => 0,
-        Format::Int8 | Format::Fp8 => 1,
+        Format::Int2 | Format::Int3 | Format::Int4 | Format::Fp4 => 0,
+        Format::Int8 | Format::Fp8 | Format::Fp8E5M2 => 1,
         Format::Lossless => 2,
     }
 }

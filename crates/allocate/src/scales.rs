@@ -2,15 +2,13 @@
 //! weights.
 
 use waterfill_calibrate::Sensitivity;
+use waterfill_codec::spread::{self, fit_spread, quarter_octaves, rms, spread_vector};
 use waterfill_codec::{Dtype, TILE, TensorPlan, TilePlan, scale};
 
 use crate::policy::{Granularity, ShardRule};
 
 /// Largest row or column index, quarter octaves: three octaves either way.
 const MAX_SCALE: f64 = 12.0;
-/// Bits that an entry of a row or column vector costs, about.
-const ENTRY_BITS: f64 = 3.5;
-
 /// One weight matrix with its Fisher information in the form that allocation uses.
 pub(crate) struct Information {
     pub rows: usize,
@@ -68,28 +66,25 @@ pub(crate) fn plan_scales(info: &Information, weights: &[f32], dtype: Dtype, gra
         let entry = |v: &[i8], n: usize| v.get(n).map_or(0.0, |&x| f64::from(x));
         ((entry(&row_spread, i) + entry(&col_spread, j)) / 4.0).exp2()
     };
-    let rms = rms(weights.iter().enumerate().map(|(n, &w)| f64::from(w) / spread(n / cols, n % cols)));
+    let all = rms(weights.iter().enumerate().map(|(n, &w)| f64::from(w) / spread(n / cols, n % cols)));
     // The base step is a quarter of the spread: near three bits, where tile indices are small.
-    let step_base = (scale::nearest_index(rms) - 16).clamp(-scale::MAX_INDEX / 2, scale::MAX_INDEX / 2);
-    let spread_base = ((rms.max(f64::MIN_POSITIVE).log2() * 8.0 - f64::from(step_base)) / 2.0).round();
+    let step_base = (scale::nearest_index(all) - 16).clamp(-scale::MAX_INDEX / 2, scale::MAX_INDEX / 2);
+    let spread_base = ((all.max(f64::MIN_POSITIVE).log2() * 8.0 - f64::from(step_base)) / 2.0).round();
     let mut plan = TensorPlan {
-        dtype,
-        rows,
-        cols,
         step_base,
         spread_base: spread_base.clamp(-1000.0, 1000.0) as i32,
         row_scale,
         col_scale,
         row_spread: row_spread.clone(),
         col_spread: col_spread.clone(),
-        tiles: vec![TilePlan::default(); info.tiles.len()],
+        ..TensorPlan::uniform(dtype, rows, cols, TilePlan::default())
     };
     let across = plan.tiles_across();
     for (n, tile) in plan.tiles.iter_mut().enumerate() {
         let (top, left) = (n / across * TILE, n % across * TILE);
         let inside = (top..rows.min(top + TILE)).flat_map(|i| (left..cols.min(left + TILE)).map(move |j| (i, j)));
-        let tile_rms = self::rms(inside.map(|(i, j)| f64::from(weights[i * cols + j]) / spread(i, j)));
-        tile.spread = quarter_octaves(tile_rms / rms, 40.0) as i16;
+        let tile_rms = rms(inside.map(|(i, j)| f64::from(weights[i * cols + j]) / spread(i, j)));
+        tile.spread = quarter_octaves(tile_rms / all, 40.0) as i16;
     }
     plan
 }
@@ -100,53 +95,10 @@ pub(crate) fn plan_scales(info: &Information, weights: &[f32], dtype: Dtype, gra
 fn water_fill(information: &[f64], others: usize) -> Vec<i8> {
     let mean = information.iter().sum::<f64>() / information.len() as f64;
     let log_mean = information.iter().map(|v| v.log2()).sum::<f64>() / information.len() as f64;
-    if (mean.log2() - log_mean) / 2.0 * others as f64 <= ENTRY_BITS {
+    if (mean.log2() - log_mean) / 2.0 * others as f64 <= spread::ENTRY_BITS {
         return Vec::new();
     }
     information.iter().map(|v| (-2.0 * (v.log2() - log_mean)).round().clamp(-MAX_SCALE, MAX_SCALE) as i8).collect()
-}
-
-/// Root mean squares of a rank-one model of the weights' variances, rows and columns alternately.
-fn fit_spread(weights: &[f32], rows: usize, cols: usize) -> (Vec<f64>, Vec<f64>) {
-    let (mut row, mut col) = (vec![1.0; rows], vec![1.0f64; cols]);
-    for _ in 0..4 {
-        let mut sums = vec![0.0; cols];
-        for (i, line) in weights.chunks_exact(cols).enumerate() {
-            let squares = line.iter().zip(&col).map(|(&w, c)| (f64::from(w) / c).powi(2));
-            row[i] = positive((squares.sum::<f64>() / cols as f64).sqrt());
-            line.iter().zip(&mut sums).for_each(|(&w, s)| *s += (f64::from(w) / row[i]).powi(2));
-        }
-        sums.iter().zip(&mut col).for_each(|(s, c)| *c = positive((s / rows as f64).sqrt()));
-    }
-    (row, col)
-}
-
-/// All-zero rows and columns take a spread far below any other.
-fn positive(rms: f64) -> f64 {
-    if rms > 0.0 { rms } else { 1e-6 }
-}
-
-/// Spread indices around the mean; empty when what a Gaussian code gains does not pay for them.
-fn spread_vector(rms: &[f64], others: usize) -> Vec<i8> {
-    let power = (rms.iter().map(|r| r * r).sum::<f64>() / rms.len() as f64).log2() / 2.0;
-    let log_mean = rms.iter().map(|r| r.log2()).sum::<f64>() / rms.len() as f64;
-    if (power - log_mean) * others as f64 <= ENTRY_BITS {
-        return Vec::new();
-    }
-    rms.iter().map(|r| quarter_octaves(r / log_mean.exp2(), 60.0) as i8).collect()
-}
-
-fn quarter_octaves(ratio: f64, most: f64) -> f64 {
-    (4.0 * ratio.max(f64::MIN_POSITIVE).log2()).round().clamp(-most, most)
-}
-
-fn rms(values: impl Iterator<Item = f64>) -> f64 {
-    let (mut sum, mut count) = (0.0, 0.0);
-    for v in values {
-        sum += v * v;
-        count += 1.0;
-    }
-    (sum / f64::max(count, 1.0)).sqrt()
 }
 
 #[cfg(test)]
@@ -161,16 +113,5 @@ mod tests {
         assert!(scales.iter().enumerate().all(|(i, &s)| s == if i % 2 == 0 { 4 } else { -4 }), "{scales:?}");
         assert!(water_fill(&[1.0; 64], 1000).is_empty());
         assert!(water_fill(&information, 2).is_empty(), "two weights a row cannot pay for its scale");
-    }
-
-    #[test]
-    fn spreads_are_found_and_zeros_do_no_harm() {
-        let weights: Vec<f32> = (0..64 * 32)
-            .map(|n| if n / 32 == 5 { 0.0 } else { [1.0, -1.0][n % 2] * if n % 32 < 16 { 4.0 } else { 1.0 } })
-            .collect();
-        let (row, col) = fit_spread(&weights, 64, 32);
-        assert!((col[0] / col[31] - 4.0).abs() < 0.1, "{} {}", col[0], col[31]);
-        assert!(row[5] < 1e-3 * row[6]);
-        assert!(spread_vector(&col, 64).iter().all(|s| s.abs() == 4));
     }
 }

@@ -80,9 +80,6 @@ pub fn select_weight(name: &str, points: &WeightPoints, policy: &Policy, lambda:
         let tile = &mut plan.tiles[n];
         tile.format = point.format;
         tile.step = if point.format == Format::Lossless { left.step } else { point.step };
-        if point.format.level_range().is_none() {
-            tile.spread = 0;
-        }
         left = *tile;
         loss += point.loss;
         rate += point.rate + header;
@@ -92,20 +89,22 @@ pub fn select_weight(name: &str, points: &WeightPoints, policy: &Policy, lambda:
     Ok(Selection { plan, points: chosen, loss, rate, resident })
 }
 
-/// A point as the policy lets it be used: a point whose levels fit INT4 is INT8 where INT4 is not
-/// allowed.
+/// A point as the policy lets it be used: levels take the narrowest integer format that is allowed
+/// and holds them.
 fn allowed(point: &Point, policy: &Policy, floor: Option<Format>, most: f64) -> Option<Point> {
-    let format = match point.format {
-        Format::Int4 if !policy.allows(Format::Int4, floor) => Format::Int8,
-        other => other,
+    const INTEGERS: [Format; 4] = [Format::Int2, Format::Int3, Format::Int4, Format::Int8];
+    let wide_enough = match INTEGERS.iter().position(|&f| f == point.format) {
+        Some(first) => &INTEGERS[first..],
+        None => std::slice::from_ref(&point.format),
     };
-    (policy.allows(format, floor) && point.loss.0 <= most).then_some(Point { format, ..*point })
+    let format = wide_enough.iter().copied().find(|&f| policy.allows(f, floor))?;
+    (point.loss.0 <= most).then_some(Point { format, ..*point })
 }
 
 /// Largest loss under a floor: what the format gives at its finest step without saturation.
 fn floor_loss(points: &[Point], floor: Format) -> f64 {
     let matching = |p: &&Point| match floor {
-        Format::Int8 => matches!(p.format, Format::Int8 | Format::Int4),
+        Format::Int8 => p.format.level_range().is_some(),
         other => p.format == other,
     };
     points.iter().filter(matching).map(|p| p.loss.0).fold(f64::INFINITY, f64::min)
@@ -135,18 +134,7 @@ mod tests {
 
     /// One row of tiles with the given points each.
     fn weight(tiles: Vec<Vec<Point>>) -> WeightPoints {
-        let plan = TensorPlan {
-            dtype: Dtype::Bf16,
-            rows: TILE,
-            cols: tiles.len() * TILE,
-            step_base: 0,
-            spread_base: 0,
-            row_scale: vec![],
-            col_scale: vec![],
-            row_spread: vec![],
-            col_spread: vec![],
-            tiles: vec![TilePlan::default(); tiles.len()],
-        };
+        let plan = TensorPlan::uniform(Dtype::Bf16, TILE, tiles.len() * TILE, TilePlan::default());
         WeightPoints { plan, tiles }
     }
 

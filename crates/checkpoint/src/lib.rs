@@ -24,5 +24,8 @@ pub fn element_of(dtype: waterfill_codec::Dtype) -> Element {
         waterfill_codec::Dtype::Bf16 => Element::BF16,
         waterfill_codec::Dtype::F16 => Element::F16,
         waterfill_codec::Dtype::F32 => Element::F32,
+        waterfill_codec::Dtype::E4M3 => Element::F8_E4M3,
+        waterfill_codec::Dtype::E5M2 => Element::F8_E5M2,
+        waterfill_codec::Dtype::Byte | waterfill_codec::Dtype::Nibble => Element::U8,
     }
 }

@@ -18,18 +18,8 @@ fn weights() -> Vec<f32> {
 
 /// Every tile in one format; the step is a quarter of the spread, about four bits.
 fn plan(format: Format) -> TensorPlan {
-    TensorPlan {
-        dtype: Dtype::Bf16,
-        rows: SIDE,
-        cols: SIDE,
-        step_base: -61,
-        spread_base: 8,
-        row_scale: vec![],
-        col_scale: vec![],
-        row_spread: vec![],
-        col_spread: vec![],
-        tiles: vec![TilePlan { format, step: 0, spread: 0 }; SIDE / 16 * (SIDE / 16)],
-    }
+    let tile = TilePlan { format, ..TilePlan::default() };
+    TensorPlan { step_base: -61, spread_base: 8, ..TensorPlan::uniform(Dtype::Bf16, SIDE, SIDE, tile) }
 }
 
 fn tensors(criterion: &mut Criterion) {

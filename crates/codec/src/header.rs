@@ -2,31 +2,34 @@
 //!
 //! ```text
 //!  0  "WFT1"             4  magic and version
-//!  4  dtype              1  0 bf16, 1 f16, 2 f32
-//!  5  lanes              1  1, 2, 4 or 8 interleaved rANS states
-//!  6  slice_rows / 16    2  1..=64
+//!  4  dtype              1  0 bf16, 1 f16, 2 f32, 3 e4m3, 4 e5m2, 5 byte, 6 nibble
+//!  5  lanes              1  log2 of the number of interleaved rANS states, 0..=5
+//!  6  slice_rows / 8     2  1..=128
 //!  8  rows               4
 //! 12  cols               4
 //! 16  step_base          2  eighths of an octave, signed
 //! 18  spread_base        2  quarter octaves over the step base, signed
-//! 20  side_bytes         4  length of the side information
-//! 24  tensor digest     16  BLAKE3 of the decoded bytes, truncated
-//! 40  slice table           for each slice: length 4, check 8
+//! 20  tools              4  bits of `Tools`
+//! 24  side_bytes         4  length of the side information
+//! 28  tensor digest     16  BLAKE3 of the decoded bytes, truncated
+//! 44  slice table           for each slice: length 4, check 8
 //!     header check       8  BLAKE3 of everything before it and of the side information, truncated
-//!     side information      row_scale, col_scale, row_spread, col_spread, codebook; one rANS lane
+//!     side information      one rANS stream
 //!     slices
 //! ```
 
-use crate::TILE;
 use crate::error::{CodecError, Result};
 use crate::format::Dtype;
+use crate::tools::Tools;
 
 /// First four bytes: name and bitstream version (1, a draft until the specification is closed).
 pub const MAGIC: [u8; 4] = *b"WFT1";
 /// Most rows or columns of a tensor.
 pub const MAX_SIDE: u32 = 1 << 24;
 /// Most weights of a slice, which is what a decoder must hold at once.
-pub const MAX_SLICE_WEIGHTS: u64 = 1 << 26;
+pub const MAX_SLICE_WEIGHTS: u64 = 1 << 22;
+/// Most bytes of side information.
+pub const MAX_SIDE_BYTES: usize = 1 << 26;
 /// Most weights of a tensor.
 pub const MAX_WEIGHTS: u64 = 1 << 33;
 
@@ -47,6 +50,8 @@ pub struct Header {
     pub step_base: i32,
     /// Weights' standard deviation over the base step, in quarter octaves.
     pub spread_base: i32,
+    /// Tools of the tensor.
+    pub tools: Tools,
     /// Bytes of side information.
     pub side_bytes: usize,
     /// Digest of the decoded bytes.
@@ -77,7 +82,7 @@ pub fn slice_count(rows: usize, slice_rows: usize) -> usize {
 pub fn check_slice(rows: usize, cols: usize, slice_rows: usize) -> Result<()> {
     match rows.min(slice_rows) as u64 * cols as u64 {
         0..=MAX_SLICE_WEIGHTS => Ok(()),
-        found => Err(CodecError::Field { field: "weights of a slice", found: found as i64, expected: "at most 2^26" }),
+        found => Err(CodecError::Field { field: "weights of a slice", found: found as i64, expected: "at most 2^22" }),
     }
 }
 
@@ -91,17 +96,13 @@ impl Header {
     pub fn write(&self, side: &[u8]) -> Vec<u8> {
         let mut out = Vec::with_capacity(Self::bytes(self.slices.len()));
         out.extend_from_slice(&MAGIC);
-        let dtype = match self.dtype {
-            Dtype::Bf16 => 0,
-            Dtype::F16 => 1,
-            Dtype::F32 => 2,
-        };
-        out.extend_from_slice(&[dtype, self.lanes as u8]);
-        out.extend_from_slice(&((self.slice_rows / TILE) as u16).to_le_bytes());
+        out.extend_from_slice(&[self.dtype as u8, self.lanes.ilog2() as u8]);
+        out.extend_from_slice(&((self.slice_rows / UNIT_ROWS) as u16).to_le_bytes());
         out.extend_from_slice(&(self.rows as u32).to_le_bytes());
         out.extend_from_slice(&(self.cols as u32).to_le_bytes());
         out.extend_from_slice(&(self.step_base as i16).to_le_bytes());
         out.extend_from_slice(&(self.spread_base as i16).to_le_bytes());
+        out.extend_from_slice(&self.tools.0.to_le_bytes());
         out.extend_from_slice(&(self.side_bytes as u32).to_le_bytes());
         out.extend_from_slice(&self.digest);
         for (length, check) in &self.slices {
@@ -135,21 +136,27 @@ impl Header {
                 Err(CodecError::Field { field: name, found: value.into(), expected })
             }
         };
-        let lanes = within("lanes", field(5, 1), 1, 8, "1, 2, 4 or 8")?;
-        if !lanes.is_power_of_two() {
-            return Err(CodecError::Field { field: "lanes", found: lanes as i64, expected: "1, 2, 4 or 8" });
+        let tools = Tools(field(20, 4)).check()?;
+        let lanes = 1 << within("log2 of lanes", field(5, 1), 0, 5, "0..=5")?;
+        let slice_rows = within("slice rows / 8", field(6, 2), 1, 128, "1..=128")? * UNIT_ROWS;
+        if !slice_rows.is_multiple_of(tools.tile()) {
+            let expected = "a multiple of the tile's side";
+            return Err(CodecError::Field { field: "slice rows", found: slice_rows as i64, expected });
         }
-        let slice_rows = within("slice rows / 16", field(6, 2), 1, 64, "1..=64")? * TILE;
-        let rows = within("rows", field(8, 4), 1, MAX_SIDE, "1..=2^24")?;
-        let cols = within("cols", field(12, 4), 1, MAX_SIDE, "1..=2^24")?;
+        let rows = within("rows", field(8, 4), 0, MAX_SIDE, "0..=2^24")?;
+        let cols = within("cols", field(12, 4), 0, MAX_SIDE, "0..=2^24")?;
         if rows as u64 * cols as u64 > MAX_WEIGHTS {
             let found = (rows as u64 * cols as u64) as i64;
             return Err(CodecError::Field { field: "weights", found, expected: "at most 2^33" });
         }
         check_slice(rows, cols, slice_rows)?;
-        let count = slice_count(rows, slice_rows);
+        let count = if cols == 0 { 0 } else { slice_count(rows, slice_rows) };
         let end = Self::bytes(count);
-        let side_bytes = field(20, 4) as usize;
+        let side_bytes = field(24, 4) as usize;
+        if side_bytes > MAX_SIDE_BYTES {
+            let found = side_bytes as i64;
+            return Err(CodecError::Field { field: "side bytes", found, expected: "at most 2^26" });
+        }
         let needed = end as u64 + side_bytes as u64;
         if available < needed {
             return Err(truncated("slice table and side information", needed));
@@ -179,11 +186,15 @@ impl Header {
             cols,
             step_base: i32::from(field(16, 2) as u16 as i16),
             spread_base: i32::from(field(18, 2) as u16 as i16),
+            tools,
             side_bytes,
-            digest: fixed[24..40].try_into().expect("sixteen bytes"),
+            digest: fixed[28..44].try_into().expect("sixteen bytes"),
             slices,
         })
     }
 }
 
-const FIXED: usize = 40;
+const FIXED: usize = 44;
+
+/// Slices have a multiple of this many rows.
+const UNIT_ROWS: usize = 8;

@@ -1,100 +1,312 @@
-//! From weights to samples and back: the one reconstruction that encoder and decoder share.
+//! From samples to integer planes to weights: the one reconstruction that encoder and decoder
+//! share.
 //!
-//! A sample is a level (INT4, INT8), an FP8 code or a bit pattern (lossless). Inside a slice
-//! samples lie column by column, the order they are coded in.
+//! A plane holds the integers of a tile in units of its step. Prediction, inverse quantisation and
+//! inverse transform are integer arithmetic and end by rounding and clamping into the plane; row
+//! and column scales apply after it.
 
 use crate::error::{CodecError, Result};
 use crate::format::{Dtype, Format};
-use crate::scale::{UNIT, scale};
-use crate::tensor::{TensorPlan, TilePlan};
-use crate::{TILE, fp8};
+use crate::plan::TensorPlan;
+use crate::scale::{MANTISSA, MAX_INDEX, UNIT, scale};
+use crate::slice::SlicePlan;
+use crate::tile::{Kind, MAX_COARSE, Predictor, TilePlan};
+use crate::transform::{FRACTION_BITS, TilePass};
 
-/// An FP8 value is multiplied by the step over 16, so that its range (28 steps) and an integer
-/// tile's are alike and step indices of neighbouring tiles stay close.
-const FP8_SHIFT: i32 = 32;
+/// Weights of the largest tile.
+pub const MAX_TILE: usize = 64 * 64;
 
-/// Scale index (eighths of an octave) of one weight: tile, row and column indices add.
-#[inline]
-pub fn scale_index(plan: &TensorPlan, tile: &TilePlan, row: usize, col: usize) -> i32 {
-    let entry = |vector: &[i8], i: usize| vector.get(i).map_or(0, |&v| i32::from(v));
-    let units = i32::from(tile.step) + entry(&plan.row_scale, row) + entry(&plan.col_scale, col);
-    let fp8 = if tile.format == Format::Fp8 { FP8_SHIFT } else { 0 };
-    plan.step_base + UNIT * units - fp8
+/// Planes of a slice as far as it is reconstructed.
+pub struct Planes<'s, 'p> {
+    slice: &'s SlicePlan<'p>,
+    /// Row-major values of the slice; empty where no tile is predicted.
+    values: Vec<i8>,
 }
 
-/// Sample nearest to `weight`.
-///
-/// # Errors
-/// When the scale is out of range.
-#[inline]
-pub fn quantize(dtype: Dtype, format: Format, index: i32, weight: f32) -> Result<i32> {
-    Ok(match format.level_range() {
-        Some((low, high)) => ((weight / scale(index)?).round_ties_even() as i32).clamp(low, high),
-        None if format == Format::Fp8 => i32::from(fp8::encode(weight / scale(index)?)),
-        None => dtype.pattern_of(weight) as i32,
-    })
-}
+impl<'s, 'p> Planes<'s, 'p> {
+    /// Planes of a slice, all zero.
+    pub fn new(slice: &'s SlicePlan<'p>) -> Self {
+        let predicted = slice.tiles.iter().any(|t| t.predictor != Predictor::None);
+        let count = if predicted { slice.rows.len() * slice.plan.cols } else { 0 };
+        Self { slice, values: vec![0; count] }
+    }
 
-/// Bit pattern of a sample in `dtype`: exact product, then one rounding to nearest even.
-///
-/// # Errors
-/// When the scale or the sample is out of range.
-#[inline]
-pub fn reconstruct(dtype: Dtype, format: Format, index: i32, sample: i32) -> Result<u32> {
-    let value = match format.level_range() {
-        Some((low, high)) => {
-            if sample < low || sample > high {
-                return Err(CodecError::Field { field: "level", found: sample.into(), expected: "the format's range" });
+    /// True where no tile of the slice is predicted.
+    pub fn is_empty(&self) -> bool {
+        self.values.is_empty()
+    }
+
+    /// Value of a plane that is known, in units of `step`; zero outside.
+    fn value(&self, row: usize, col: usize, step: i16) -> i32 {
+        let slice = self.slice;
+        let value = self.values[(row - slice.rows.start) * slice.plan.cols + col];
+        rescale(value.into(), i32::from(slice.tile_at(row, col).step) - i32::from(step))
+    }
+
+    /// Prediction of tile `n`, row-major with the tile's width.
+    ///
+    /// # Errors
+    /// References to rows that do not exist.
+    pub fn predict(&self, n: usize, out: &mut [i32]) -> Result<()> {
+        let (slice, tile) = (self.slice, &self.slice.tiles[n]);
+        let plan = slice.plan;
+        let (rows, cols) = slice.tile_range(n);
+        let width = cols.len();
+        let left = |row: usize| if cols.start > 0 { self.value(row, cols.start - 1, tile.step) } else { 0 };
+        let top =
+            |col: usize| if rows.start > slice.rows.start { self.value(rows.start - 1, col, tile.step) } else { 0 };
+        let mut fill = |value: &dyn Fn(usize, usize) -> i32| {
+            for (i, line) in out.chunks_exact_mut(width).take(rows.len()).enumerate() {
+                line.iter_mut().enumerate().for_each(|(j, v)| *v = value(i, j));
             }
-            sample as f32
+        };
+        match tile.predictor {
+            Predictor::None => fill(&|_, _| 0),
+            Predictor::Constant(value) => fill(&|_, _| value.into()),
+            Predictor::RankOne(u, v) => fill(&|i, j| (i32::from(u[i]) * i32::from(v[j]) + 32) >> 6),
+            Predictor::Left => {
+                let values: Vec<i32> = rows.clone().map(left).collect();
+                fill(&|i, _| values[i]);
+            }
+            Predictor::Top => {
+                let values: Vec<i32> = cols.clone().map(top).collect();
+                fill(&|_, j| values[j]);
+            }
+            Predictor::RowMean => {
+                let from = cols.start.saturating_sub(plan.tile)..cols.start;
+                let mean = |row: usize| mean(from.clone().map(|col| self.value(row, col, tile.step)));
+                let values: Vec<i32> = rows.clone().map(mean).collect();
+                fill(&|i, _| values[i]);
+            }
+            Predictor::ColMean => {
+                let from = rows.start.saturating_sub(plan.tile).max(slice.rows.start)..rows.start;
+                let mean = |col: usize| mean(from.clone().map(|row| self.value(row, col, tile.step)));
+                let values: Vec<i32> = cols.clone().map(mean).collect();
+                fill(&|_, j| values[j]);
+            }
+            Predictor::Linear => {
+                let [a, b, c] = plan.parameters.linear.map(i32::from);
+                let lefts: Vec<i32> = rows.clone().map(left).collect();
+                let tops: Vec<i32> = cols.clone().map(top).collect();
+                fill(&|i, j| (a * lefts[i] + b * tops[j] + c + 32) >> 6);
+            }
+            Predictor::Row(distance) => {
+                let distance = usize::from(distance);
+                if distance == 0 || distance > rows.start - slice.rows.start {
+                    let expected = "a row of the slice above the tile";
+                    return Err(CodecError::Field { field: "row distance", found: distance as i64, expected });
+                }
+                let row = rows.start - distance;
+                let values: Vec<i32> = cols.clone().map(|col| self.value(row, col, tile.step)).collect();
+                fill(&|_, j| values[j]);
+            }
+            Predictor::Dictionary(index) => {
+                let row = plan.parameters.dictionary.get(usize::from(index)).ok_or(CodecError::Field {
+                    field: "dictionary index",
+                    found: index.into(),
+                    expected: "a row of the dictionary",
+                })?;
+                let units = i32::from(plan.parameters.dictionary_step) - i32::from(tile.step);
+                let values: Vec<i32> = row[cols.clone()].iter().map(|&v| rescale(v.into(), units)).collect();
+                fill(&|_, j| values[j]);
+            }
         }
-        None if format == Format::Fp8 => fp8::decode(sample as u8),
-        None => return Ok(sample as u32),
+        Ok(())
+    }
+
+    /// Plane of tile `n` from its prediction and samples, both row-major; kept for later tiles.
+    /// The result replaces the prediction.
+    pub fn reconstruct(&mut self, n: usize, plane: &mut [i32], samples: &[i32]) {
+        let tile = &self.slice.tiles[n];
+        let (rows, cols) = self.slice.tile_range(n);
+        let count = rows.len() * cols.len();
+        let Some((low, high)) = tile.format.level_range() else { return };
+        match tile.kind {
+            Kind::Skip => {}
+            Kind::Palette(palette) => {
+                plane.iter_mut().zip(&samples[..count]).for_each(|(p, &s)| *p = palette.values[s as usize & 7].into());
+            }
+            Kind::Coded | Kind::BitPlanes => self.add_residual(tile, count, plane, samples),
+        }
+        plane[..count].iter_mut().for_each(|p| *p = (*p).clamp(low, high));
+        if self.values.is_empty() {
+            return;
+        }
+        let (first, width) = (self.slice.rows.start, self.slice.plan.cols);
+        for (row, line) in rows.zip(plane.chunks_exact(cols.len())) {
+            let to = &mut self.values[(row - first) * width + cols.start..][..cols.len()];
+            to.iter_mut().zip(line).for_each(|(v, &p)| *v = p as i8);
+        }
+    }
+
+    fn add_residual(&self, tile: &TilePlan, count: usize, plane: &mut [i32], samples: &[i32]) {
+        let centroids = &self.slice.plan.parameters.centroids;
+        let round = 1 << (FRACTION_BITS - 1);
+        if !tile.transform.is_identity() && count == 256 {
+            let mut block: [i16; 256] = std::array::from_fn(|i| dequantize(samples[i], tile.coarse, centroids));
+            TilePass::new(tile.transform, self.slice.plan.parameters.learned.as_deref()).inverse(&mut block);
+            let residual = block.iter().map(|&r| (i32::from(r) + round) >> FRACTION_BITS);
+            plane.iter_mut().zip(residual).for_each(|(p, r)| *p += r);
+        } else if tile.coarse == 0 {
+            plane.iter_mut().zip(&samples[..count]).for_each(|(p, &s)| *p += s);
+        } else {
+            let residual = samples[..count]
+                .iter()
+                .map(|&s| (i32::from(dequantize(s, tile.coarse, centroids)) + round) >> FRACTION_BITS);
+            plane.iter_mut().zip(residual).for_each(|(p, r)| *p += r);
+        }
+    }
+}
+
+fn mean(values: impl ExactSizeIterator<Item = i32>) -> i32 {
+    let count = values.len() as i32;
+    if count == 0 { 0 } else { (2 * values.sum::<i32>() + count).div_euclid(2 * count) }
+}
+
+/// A plane's value in units of a step `units` quarter octaves finer, rounded.
+pub fn rescale(value: i32, units: i32) -> i32 {
+    if units == 0 || value == 0 {
+        return value;
+    }
+    let (mantissa, octaves) = (i64::from(MANTISSA[(units.rem_euclid(4) * 2) as usize]), units.div_euclid(4));
+    let shift = 15 - octaves;
+    match shift {
+        ..1 => value.signum() * 32767,
+        1..=40 => (((i64::from(value) * mantissa) + (1 << (shift - 1))) >> shift).clamp(-32767, 32767) as i32,
+        _ => 0,
+    }
+}
+
+/// Residual or coefficient of a level, in plane units with [`FRACTION_BITS`]. Reconstruction points
+/// are moved by centroids where the quantiser is coarser than the plane.
+#[inline]
+pub fn dequantize(level: i32, coarse: u8, centroids: &[i8; 3]) -> i16 {
+    let magnitude = level.unsigned_abs().min(1 << 14);
+    let offset = match (magnitude, coarse) {
+        (0, _) | (_, 0) => 0,
+        _ => i64::from(centroids[magnitude.min(3) as usize - 1]),
     };
-    Ok(dtype.pattern_of(value * scale(index)?))
+    // Four fraction bits of the level, fifteen of the step.
+    let points = (i64::from(magnitude) * 16 + offset).max(0);
+    let step = i64::from(MANTISSA[usize::from(coarse % 4) * 2]) << (coarse.min(MAX_COARSE) / 4);
+    let shift = 4 + 15 - FRACTION_BITS;
+    let value = ((points * step + (1 << (shift - 1))) >> shift).min(i64::from(i16::MAX)) as i16;
+    if level < 0 { -value } else { value }
 }
 
-/// Rows of slice `n` of a plan.
-pub fn slice_range(rows: usize, slice_rows: usize, n: usize) -> std::ops::Range<usize> {
-    n * slice_rows..((n + 1) * slice_rows).min(rows)
+/// Scale of every weight of a tile: exact values of 2^(k/8) by row and column.
+pub struct TileScales {
+    /// Scale index of tile and row, by row.
+    rows: [i32; 64],
+    /// Scale index of columns.
+    cols: [i32; 64],
 }
 
-/// Samples of the rows `range`, from the whole tensor's weights in row-major order.
-///
-/// # Errors
-/// Weights that are not finite in a lossy tile, or scales out of range.
-pub fn quantize_slice(plan: &TensorPlan, range: std::ops::Range<usize>, weights: &[f32]) -> Result<Vec<i32>> {
-    let rows = range.len();
-    let mut samples = vec![0; rows * plan.cols];
-    for row in range.clone() {
-        for col in 0..plan.cols {
-            let (tile, weight) = (plan.tile_at(row, col), weights[row * plan.cols + col]);
-            if !weight.is_finite() {
-                return Err(CodecError::NotFinite { row, col, value: weight.to_string() });
-            }
-            let index = scale_index(plan, tile, row, col);
-            samples[col * rows + row - range.start] = quantize(plan.dtype, tile.format, index, weight)?;
+impl TileScales {
+    /// Scales of the tile `n` of a slice.
+    ///
+    /// # Errors
+    /// When one is out of range.
+    #[inline(always)]
+    pub fn new(slice: &SlicePlan, n: usize) -> Result<Self> {
+        let (plan, tile) = (slice.plan, &slice.tiles[n]);
+        let (rows, cols) = slice.tile_range(n);
+        let mut this = Self { rows: [0; 64], cols: [0; 64] };
+        let (height, width) = (rows.len(), cols.len());
+        this.rows[..height].fill(plan.tile_scale_index(tile));
+        if !plan.row_scale.is_empty() {
+            this.rows.iter_mut().zip(&plan.row_scale[rows]).for_each(|(r, &v)| *r += UNIT * i32::from(v));
         }
-    }
-    Ok(samples)
-}
-
-/// Bit patterns of the rows `range` in row-major order, from their samples.
-///
-/// # Errors
-/// Samples or scales out of range.
-pub fn reconstruct_slice(plan: &TensorPlan, range: std::ops::Range<usize>, samples: &[i32]) -> Result<Vec<u32>> {
-    let rows = range.len();
-    let mut patterns = vec![0; rows * plan.cols];
-    for first in (0..plan.cols).step_by(TILE) {
-        for row in range.clone() {
-            let tile = plan.tile_at(row, first);
-            for col in first..(first + TILE).min(plan.cols) {
-                let sample = samples[col * rows + row - range.start];
-                let index = scale_index(plan, tile, row, col);
-                patterns[(row - range.start) * plan.cols + col] = reconstruct(plan.dtype, tile.format, index, sample)?;
+        if !plan.col_scale.is_empty() {
+            this.cols.iter_mut().zip(&plan.col_scale[cols]).for_each(|(c, &v)| *c = UNIT * i32::from(v));
+        }
+        let extreme = |v: &[i32], sign: i32| v.iter().map(|x| sign * x).max().unwrap_or(0) * sign;
+        for sign in [1, -1] {
+            let index = extreme(&this.rows[..height], sign) + extreme(&this.cols[..width], sign);
+            if index.abs() > MAX_INDEX {
+                return Err(CodecError::Field { field: "scale index", found: index.into(), expected: "-640..=640" });
             }
         }
+        Ok(this)
     }
-    Ok(patterns)
+
+    /// The one scale of a tensor without row and column scales.
+    pub fn constant(&self, plan: &TensorPlan) -> Option<f32> {
+        (plan.row_scale.is_empty() && plan.col_scale.is_empty()).then(|| self.at(0, 0))
+    }
+
+    /// Scale of the weight in row `i` and column `j` of the tile.
+    #[inline]
+    pub fn at(&self, i: usize, j: usize) -> f32 {
+        scale(self.rows[i & 63] + self.cols[j & 63])
+    }
+}
+
+/// Filters a plane after decoding: to every value a share of its neighbours in the tile is added.
+/// Experimental.
+pub fn filter_plane(plane: &mut [i32], width: usize, weights: [i8; 2], format: Format) {
+    let source = plane.to_vec();
+    let height = source.len() / width.max(1);
+    let Some((low, high)) = format.level_range() else { return };
+    for i in 0..height {
+        for j in 0..width {
+            let at = |inside: bool, n: usize| if inside { source[n] } else { 0 };
+            let n = i * width + j;
+            let across = at(j > 0, n.wrapping_sub(1)) + at(j + 1 < width, n + 1);
+            let down = at(i > 0, n.wrapping_sub(width)) + at(i + 1 < height, n + width);
+            let change = (i32::from(weights[0]) * across + i32::from(weights[1]) * down + 128) >> 8;
+            plane[n] = (source[n] + change).clamp(low, high);
+        }
+    }
+}
+
+/// Writes the weights of tile `n` as little-endian elements of the slice's rows into `out`. Samples
+/// are those of tiles of codes and patterns, `plane` that of integer tiles, both row-major.
+///
+/// # Errors
+/// Scales out of range.
+pub fn write_tile(slice: &SlicePlan, n: usize, plane: &mut [i32], samples: &[i32], out: &mut [u8]) -> Result<()> {
+    let (tile, plan) = (&slice.tiles[n], slice.plan);
+    let (rows, cols) = slice.tile_range(n);
+    let (width, count) = (cols.len(), rows.len() * cols.len());
+    if tile.format == Format::Lossless {
+        write_patterns(plan.dtype, slice, n, &samples[..count], out);
+        return Ok(());
+    }
+    let scales = TileScales::new(slice, n)?;
+    let mut patterns = [0i32; MAX_TILE];
+    if let Some(kind) = tile.format.minifloat() {
+        for (k, (&s, p)) in samples[..count].iter().zip(&mut patterns).enumerate() {
+            *p = plan.dtype.pattern_of(kind.decode(s as u8) * scales.at(k / width, k % width)) as i32;
+        }
+    } else {
+        if let Some(weights) = plan.parameters.filter {
+            filter_plane(&mut plane[..count], width, weights, tile.format);
+        }
+        for (i, (line, to)) in plane[..count].chunks_exact(width).zip(patterns.chunks_exact_mut(width)).enumerate() {
+            for (j, (&p, to)) in line.iter().zip(to).enumerate() {
+                *to = plan.dtype.pattern_of(p as f32 * scales.at(i, j)) as i32;
+            }
+        }
+    }
+    write_patterns(plan.dtype, slice, n, &patterns[..count], out);
+    Ok(())
+}
+
+fn write_patterns(dtype: Dtype, slice: &SlicePlan, n: usize, patterns: &[i32], out: &mut [u8]) {
+    let (rows, cols) = slice.tile_range(n);
+    let bits = dtype.bits();
+    let stride = slice.plan.cols * bits / 8;
+    let start = cols.start * bits / 8;
+    for (row, line) in rows.zip(patterns.chunks_exact(cols.len())) {
+        let to = &mut out[(row - slice.rows.start) * stride + start..];
+        match bits {
+            4 => line.chunks(2).zip(to).for_each(|(p, b)| *b = (p[0] & 15 | p.get(1).unwrap_or(&0) << 4) as u8),
+            8 => line.iter().zip(to).for_each(|(&p, b)| *b = p as u8),
+            16 => {
+                line.iter().zip(to.chunks_exact_mut(2)).for_each(|(&p, b)| b.copy_from_slice(&(p as u16).to_le_bytes()))
+            }
+            _ => line.iter().zip(to.chunks_exact_mut(4)).for_each(|(&p, b)| b.copy_from_slice(&p.to_le_bytes())),
+        }
+    }
 }

@@ -1,61 +1,248 @@
-//! Syntax of a slice: the headers of its tiles in raster order, then its samples column by column.
+//! Syntax of a slice: the headers of its tiles in raster order, then its samples.
+//!
+//! Samples are coded band by band (32 rows, or a tile's side where that is more), in a band column
+//! by column, in a column row by row, so that lanes and error feedback run over rows and columns
+//! as they do in an encoder that decides columns one after the other.
 
 use std::ops::Range;
 
 use crate::TILE;
 use crate::error::{CodecError, Result};
-use crate::format::{Dtype, Format};
-use crate::gaussian::{LevelTables, class_of};
-use crate::symbol::{BitModel, Coder, IntModel, SymbolTable};
-use crate::tensor::{TensorPlan, TilePlan};
+use crate::format::Format;
+use crate::plan::TensorPlan;
+use crate::planes::code_planes;
+use crate::sample::{HeadModel, SampleCoder, code_level};
+use crate::side::Books;
+use crate::symbol::Coder;
+use crate::table::class_of;
+use crate::tile::{HeaderContext, HeaderModels, Kind, Palette, TilePlan, code_tile, same_header};
+use crate::tools::Tools;
 
-/// Adaptive models of one slice; every slice starts afresh, so that it can be decoded alone.
-#[derive(Default)]
-struct Models {
-    /// By the format of the tile before, then by the node of the two-bit tree.
-    format: [[BitModel; 3]; 4],
-    step: IntModel,
-    spread: IntModel,
-    /// Bit tree over the exponent field of FP8 codes.
-    fp8_exponent: [BitModel; 16],
+/// Rows of a slice with their tiles.
+pub struct SlicePlan<'a> {
+    /// The tensor's plan; its own tiles are not looked at.
+    pub plan: &'a TensorPlan,
+    /// Tools of the tensor.
+    pub tools: Tools,
+    /// Rows of the slice.
+    pub rows: Range<usize>,
+    /// Tiles of the slice in raster order.
+    pub tiles: Vec<TilePlan>,
 }
 
-/// Codes the rows `rows` of the plan's tiles and `samples` (column by column).
-///
-/// Encoders and counters leave both as they are; a decoder fills them.
-///
-/// # Errors
-/// A lossless tile in a tensor without codebook.
-pub fn code_slice<C: Coder>(
-    coder: &mut C,
-    plan: &mut TensorPlan,
-    codebook: Option<&SymbolTable>,
-    rows: Range<usize>,
-    samples: &mut [i32],
-) -> Result<()> {
-    let mut models = Models::default();
-    code_tile_headers(coder, plan, rows.clone(), &mut models);
-    let tables = LevelTables::get();
-    let row_class: Vec<i32> = rows.clone().map(|r| difference(&plan.row_spread, &plan.row_scale, r)).collect();
-    for (col, column) in samples.chunks_exact_mut(rows.len().max(1)).enumerate() {
-        let col_class = difference(&plan.col_spread, &plan.col_scale, col) + plan.spread_base;
-        for (block, run) in column.chunks_mut(TILE).enumerate() {
-            let tile = plan.tile_at(rows.start + block * TILE, col);
-            match tile.format {
-                Format::Int4 | Format::Int8 => {
-                    let class = col_class + i32::from(tile.spread) - i32::from(tile.step);
-                    for (sample, row) in run.iter_mut().zip(&row_class[block * TILE..]) {
-                        *sample = tables.code(coder, class_of(class + row), *sample);
+impl<'a> SlicePlan<'a> {
+    /// The part of a plan that covers `rows`.
+    pub fn of(plan: &'a TensorPlan, rows: Range<usize>) -> Self {
+        let across = plan.tiles_across();
+        let tiles = plan.tiles[rows.start / plan.tile * across..rows.end.div_ceil(plan.tile) * across].to_vec();
+        Self { plan, tools: plan.tools(), rows, tiles }
+    }
+
+    /// A slice whose tiles are all `tile`, to be read.
+    pub(crate) fn blank(plan: &'a TensorPlan, tools: Tools, rows: Range<usize>, tile: TilePlan) -> Self {
+        let tiles = vec![tile; rows.len().div_ceil(plan.tile) * plan.tiles_across()];
+        Self { plan, tools, rows, tiles }
+    }
+
+    /// Tile of the weight in `row` of the tensor and `col`.
+    #[inline]
+    pub fn tile_at(&self, row: usize, col: usize) -> &TilePlan {
+        &self.tiles[(row - self.rows.start) / self.plan.tile * self.plan.tiles_across() + col / self.plan.tile]
+    }
+
+    /// Rows and columns of tile `n` of the slice.
+    pub fn tile_range(&self, n: usize) -> (Range<usize>, Range<usize>) {
+        let (side, across) = (self.plan.tile, self.plan.tiles_across());
+        let (row, col) = (self.rows.start + n / across * side, n % across * side);
+        (row..self.rows.end.min(row + side), col..self.plan.cols.min(col + side))
+    }
+
+    /// Codes the headers of all tiles, then the levels of tiles in bit planes, which `planes` hands
+    /// over (by index in the slice, row-major) and takes.
+    ///
+    /// # Errors
+    /// Values that no tile has.
+    pub fn code_headers<C: Coder>(
+        &mut self,
+        coder: &mut C,
+        planes: &mut impl FnMut(usize, Option<&[i32; 256]>) -> [i32; 256],
+    ) -> Result<()> {
+        let mut models = HeaderModels::default();
+        if !self.tools.has(Tools::UNIFORM) {
+            self.code_tiles(coder, &mut models)?;
+        }
+        for n in 0..self.tiles.len() {
+            if self.tiles[n].kind == Kind::BitPlanes && self.tiles[n].format.level_range().is_some() {
+                let mut levels = planes(n, None);
+                code_planes(coder, models.planes(), &mut levels);
+                planes(n, Some(&levels));
+            }
+        }
+        Ok(())
+    }
+
+    fn code_tiles<C: Coder>(&mut self, coder: &mut C, models: &mut HeaderModels) -> Result<()> {
+        let across = self.plan.tiles_across();
+        let down = self.tiles.len() / across.max(1);
+        let merge = self.tools.has(Tools::MERGE);
+        // Of every tile, whether a group has given it its header.
+        let mut given = vec![false; self.tiles.len()];
+        for n in 0..self.tiles.len() {
+            if given[n] {
+                continue;
+            }
+            let (row, col) = (n / across, n % across);
+            let mut group = 1;
+            if merge {
+                for (level, side) in [(0, 4), (1, 2)] {
+                    if row % side == 0 && col % side == 0 && group == 1 {
+                        let equal = self.is_group(n, side, down);
+                        group = if models.merged(coder, level, equal) { side } else { 1 };
                     }
                 }
-                Format::Fp8 => run.iter_mut().for_each(|s| *s = code_fp8(coder, &mut models.fp8_exponent, *s)),
-                Format::Lossless => {
-                    let table = codebook.ok_or(CodecError::Field {
-                        field: "codebook of a tensor with lossless tiles",
-                        found: 0,
-                        expected: "1 (present)",
-                    })?;
-                    run.iter_mut().for_each(|s| *s = code_pattern(coder, plan.dtype, table, *s));
+            }
+            let left = (col > 0).then(|| self.tiles[n - 1]);
+            let top = (row > 0).then(|| self.tiles[n - across]);
+            let (rows, cols) = self.tile_range(n);
+            let full = rows.len() == self.plan.tile && cols.len() == self.plan.tile;
+            let context = HeaderContext { tools: self.tools, left, top, full };
+            code_tile(coder, models, &context, &mut self.tiles[n])?;
+            let tile = self.tiles[n];
+            for r in row..down.min(row + group) {
+                for c in col..across.min(col + group) {
+                    self.tiles[r * across + c] = tile;
+                    given[r * across + c] = true;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the group of `side` by `side` tiles from tile `n` on could share its header. Groups
+    /// that a cut tile belongs to do not: their members may not have the same tools.
+    fn is_group(&self, n: usize, side: usize, down: usize) -> bool {
+        let across = self.plan.tiles_across();
+        let (row, col) = (n / across, n % across);
+        let first = &self.tiles[n];
+        (row..down.min(row + side))
+            .all(|r| (col..across.min(col + side)).all(|c| same_header(&self.tiles[r * across + c], first)))
+    }
+
+    /// Rows of a band.
+    pub fn band(&self) -> usize {
+        self.plan.tile.max(crate::lanes::MAX_LANES)
+    }
+
+    /// Blocks (a band by a tile's columns) in coding order.
+    pub fn blocks(&self) -> impl Iterator<Item = (Range<usize>, Range<usize>)> + use<> {
+        let (band, tile, cols) = (self.band(), self.plan.tile, self.plan.cols);
+        let rows = self.rows.clone();
+        rows.clone().step_by(band).flat_map(move |row| {
+            let bottom = rows.end.min(row + band);
+            (0..cols).step_by(tile).map(move |col| (row..bottom, col..cols.min(col + tile)))
+        })
+    }
+}
+
+/// Largest block: 64 rows by 64 columns.
+pub const MAX_BLOCK: usize = 64 * 64;
+
+/// Magnitudes of the levels in the two columns before a block, by row of the band.
+#[derive(Clone)]
+pub struct History([[u16; 64]; 2]);
+
+impl Default for History {
+    fn default() -> Self {
+        Self([[0; 64]; 2])
+    }
+}
+
+/// Bin of the levels to the left: the weighted sum of two magnitudes (2:1) over six tenths of the
+/// spread of their class, rounded down, at most 7.
+#[inline]
+pub fn neighbour_bin(last: u16, before: u16, spread: i32) -> usize {
+    // 2^(i/4) / 0.6, scaled by 2^10.
+    const RECIPROCAL: [u64; 4] = [1707, 1435, 1207, 1015];
+    let quarters = spread.clamp(-40, 60);
+    let sum = 2 * u64::from(last) + u64::from(before);
+    let scaled = sum * RECIPROCAL[quarters.rem_euclid(4) as usize];
+    let octaves = 10 + quarters.div_euclid(4);
+    let bin = if octaves >= 0 { scaled >> octaves } else { scaled << -octaves };
+    bin.min(7) as usize
+}
+
+/// How the samples of a run of rows of one tile are coded.
+enum Run<'a> {
+    Nothing,
+    Levels,
+    Codes(HeadModel<'a>, u32),
+    Patterns(HeadModel<'a>),
+    Palette(Palette),
+}
+
+/// Codes the samples of a block, `samples` column by column.
+///
+/// # Errors
+/// Patterns or codes for which the tensor has no table.
+pub fn code_block<S: SampleCoder>(
+    coder: &mut S,
+    slice: &SlicePlan,
+    books: &Books,
+    rows: Range<usize>,
+    cols: Range<usize>,
+    history: &mut History,
+    samples: &mut [i32],
+) -> Result<()> {
+    let plan = slice.plan;
+    let neighbours = plan.parameters.neighbours;
+    let no_table = CodecError::Field { field: "tables of a tensor of bytes", found: 0, expected: "1 or more" };
+    let mut runs = Vec::with_capacity(8);
+    for top in rows.clone().step_by(plan.tile) {
+        let tile = slice.tile_at(top, cols.start);
+        let run = match (tile.format, tile.kind) {
+            (Format::Lossless, _) => Run::Patterns(books.patterns().ok_or(no_table.clone())?),
+            (format, _) if format.minifloat().is_some() => {
+                let bits = format.minifloat().map_or(0, |m| m.magnitude_bits());
+                Run::Codes(Books::codes(format), bits)
+            }
+            (_, Kind::Coded) => Run::Levels,
+            (_, Kind::Palette(palette)) => Run::Palette(palette),
+            (_, Kind::Skip | Kind::BitPlanes) => Run::Nothing,
+        };
+        runs.push((top, *tile, run));
+    }
+    for (col, column) in cols.zip(samples.chunks_exact_mut(rows.len())) {
+        for (top, tile, run) in &runs {
+            let bottom = rows.end.min(top + plan.tile);
+            let part = &mut column[top - rows.start..bottom - rows.start];
+            for (row, sample) in (*top..bottom).zip(part) {
+                match run {
+                    Run::Nothing => {}
+                    Run::Levels => {
+                        let mut spread = plan.level_spread(tile, row, col);
+                        if let Some(adjust) = &neighbours {
+                            let [last, before] = [0, 1].map(|n| history.0[n][row - rows.start]);
+                            spread += i32::from(adjust[neighbour_bin(last, before, spread)]);
+                        }
+                        *sample = code_level(coder, row, class_of(spread), *sample);
+                    }
+                    Run::Codes(model, bits) => {
+                        let mask = (1 << bits) - 1;
+                        let spread = plan.code_spread(tile, row, col);
+                        let head = model.code_head(coder, row, 0, spread, *sample as u32 & mask);
+                        *sample = (coder.raw(1, *sample as u32 >> bits & 1) << bits | head & mask) as i32;
+                    }
+                    Run::Patterns(model) => {
+                        let spread = plan.pattern_spread(tile, row, col);
+                        *sample = model.code_pattern(coder, row, col, spread, *sample as u32) as i32;
+                    }
+                    Run::Palette(palette) => *sample = coder.raw(palette.bits(), *sample as u32) as i32,
+                }
+                if neighbours.is_some() {
+                    let [last, before] = &mut history.0;
+                    let i = row - rows.start;
+                    before[i] = last[i];
+                    last[i] = if matches!(run, Run::Levels) { sample.unsigned_abs().min(0xffff) as u16 } else { 0 };
                 }
             }
         }
@@ -63,54 +250,4 @@ pub fn code_slice<C: Coder>(
     Ok(())
 }
 
-/// Spread index minus scale index of a row or column.
-fn difference(spread: &[i8], scale: &[i8], i: usize) -> i32 {
-    let entry = |vector: &[i8]| vector.get(i).map_or(0, |&v| i32::from(v));
-    entry(spread) - entry(scale)
-}
-
-fn code_tile_headers<C: Coder>(coder: &mut C, plan: &mut TensorPlan, rows: Range<usize>, models: &mut Models) {
-    let across = plan.tiles_across();
-    let mut left = TilePlan::default();
-    for tile_row in rows.start / TILE..rows.end.div_ceil(TILE) {
-        for tile_col in 0..across {
-            let tile = &mut plan.tiles[tile_row * across + tile_col];
-            code_tile_header(coder, models, left, tile);
-            left = *tile;
-        }
-    }
-}
-
-fn code_tile_header<C: Coder>(coder: &mut C, models: &mut Models, left: TilePlan, tile: &mut TilePlan) {
-    let nodes = &mut models.format[left.format as usize];
-    let high = coder.bit(&mut nodes[0], tile.format as u8 & 2 != 0);
-    let low = coder.bit(&mut nodes[1 + usize::from(high)], tile.format as u8 & 1 != 0);
-    tile.format = Format::from_code(u8::from(high) << 1 | u8::from(low)).expect("two bits");
-    // A lossless tile has no step; it hands on its neighbour's, so that the next is predicted well.
-    if tile.format == Format::Lossless {
-        (tile.step, tile.spread) = (left.step, 0);
-        return;
-    }
-    let step = i32::from(left.step) + models.step.code(coder, i32::from(tile.step) - i32::from(left.step));
-    tile.step = step.clamp(i16::MIN.into(), i16::MAX.into()) as i16;
-    tile.spread = match tile.format {
-        Format::Fp8 => 0,
-        _ => models.spread.code(coder, tile.spread.into()).clamp(-127, 127) as i16,
-    };
-}
-
-fn code_fp8<C: Coder>(coder: &mut C, models: &mut [BitModel; 16], sample: i32) -> i32 {
-    let exponent = sample >> 3 & 15;
-    let mut node = 1;
-    for bit in (0..4).rev() {
-        node = node << 1 | usize::from(coder.bit(&mut models[node], exponent >> bit & 1 == 1));
-    }
-    let rest = coder.raw(4, (sample >> 4 & 8 | sample & 7) as u32) as i32;
-    (rest & 8) << 4 | (node as i32 & 15) << 3 | rest & 7
-}
-
-fn code_pattern<C: Coder>(coder: &mut C, dtype: Dtype, table: &SymbolTable, sample: i32) -> i32 {
-    let (exponent, rest) = dtype.split(sample as u32);
-    let exponent = coder.symbol(table, exponent);
-    dtype.join(exponent, coder.raw_wide(dtype.raw_bits(), rest)) as i32
-}
+const _: () = assert!(TILE == 16);

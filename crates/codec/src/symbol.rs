@@ -1,4 +1,4 @@
-//! Symbols and their models. Syntax is written once, against [`Coder`]; the encoder, the decoder
+//! Syntax elements of headers and side information, and their adaptive models. Syntax is written once, against [`Coder`]; the encoder, the decoder
 //! and the rate counter are its backends, so that the rate a search sees and the bits that are
 //! written cannot drift apart (the design of rav1e's `Writer`).
 
@@ -8,8 +8,6 @@ use crate::units::Rate;
 /// Codes one syntax element after another. Encoders code and return the value given; decoders
 /// ignore it and return the value read.
 pub trait Coder {
-    /// A symbol under a static table.
-    fn symbol(&mut self, table: &SymbolTable, value: u8) -> u8;
     /// A bit under an adaptive model.
     fn bit(&mut self, model: &mut BitModel, value: bool) -> bool;
     /// Up to 14 equiprobable bits.
@@ -39,45 +37,8 @@ pub trait Coder {
     }
 }
 
-/// A static distribution over at most 256 symbols; frequencies sum to 2^14.
-pub struct SymbolTable {
-    /// Interval start in the upper half, frequency in the lower half, a symbol each.
-    intervals: Vec<u32>,
-    /// Symbol of every slot.
-    slots: Vec<u8>,
-}
-
-impl SymbolTable {
-    /// Builds a table; frequencies must sum to [`PROB_ONE`], zeros are symbols that cannot occur.
-    ///
-    /// # Panics
-    /// When they do not; tables from files are checked before.
-    pub fn new(frequencies: &[u16]) -> Self {
-        let mut slots = Vec::with_capacity(PROB_ONE as usize);
-        let mut intervals = Vec::with_capacity(frequencies.len());
-        for (symbol, &freq) in frequencies.iter().enumerate() {
-            intervals.push((slots.len() as u32) << 16 | u32::from(freq));
-            slots.resize(slots.len() + usize::from(freq), symbol as u8);
-        }
-        assert_eq!(slots.len(), PROB_ONE as usize, "frequencies sum to 2^14");
-        Self { intervals, slots }
-    }
-
-    /// Start and frequency of a symbol.
-    #[inline]
-    pub fn interval(&self, symbol: u8) -> (u32, u32) {
-        let interval = self.intervals[usize::from(symbol)];
-        (interval >> 16, interval & 0xffff)
-    }
-
-    #[inline]
-    pub(crate) fn lookup(&self, slot: u32) -> u8 {
-        self.slots[slot as usize]
-    }
-}
-
 /// Adaptive probability of a bit: the mean of a fast and a slow estimate.
-#[derive(Clone, Copy)]
+#[derive(Debug, Clone, Copy)]
 pub struct BitModel {
     fast: u16,
     slow: u16,
@@ -103,9 +64,31 @@ impl BitModel {
     }
 }
 
+/// Adaptive model of a symbol of `BITS` bits: a binary tree with `NODES` = 2^BITS entries, of which
+/// the first is not used.
+#[derive(Debug, Clone, Copy)]
+pub struct TreeModel<const NODES: usize>([BitModel; NODES]);
+
+impl<const NODES: usize> Default for TreeModel<NODES> {
+    fn default() -> Self {
+        Self([BitModel::default(); NODES])
+    }
+}
+
+impl<const NODES: usize> TreeModel<NODES> {
+    /// Codes a symbol below `NODES`.
+    pub fn code<C: Coder + ?Sized>(&mut self, coder: &mut C, value: u32) -> u32 {
+        let mut node = 1;
+        for bit in (0..NODES.trailing_zeros()).rev() {
+            node = node << 1 | usize::from(coder.bit(&mut self.0[node], value >> bit & 1 == 1));
+        }
+        (node - NODES) as u32
+    }
+}
+
 /// Adaptive model of small signed integers: zero flag, sign, truncated unary magnitude with an
 /// Exp-Golomb tail.
-#[derive(Clone, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct IntModel {
     zero: BitModel,
     sign: BitModel,
@@ -138,7 +121,7 @@ impl IntModel {
 }
 
 /// Adds up the ideal code length of what is coded.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub struct RateCounter {
     bits: f64,
 }
@@ -155,11 +138,6 @@ impl RateCounter {
 }
 
 impl Coder for RateCounter {
-    fn symbol(&mut self, table: &SymbolTable, value: u8) -> u8 {
-        self.add(table.interval(value).1);
-        value
-    }
-
     fn bit(&mut self, model: &mut BitModel, value: bool) -> bool {
         let zero = model.zero();
         self.add(if value { PROB_ONE - zero } else { zero });

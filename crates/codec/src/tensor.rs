@@ -1,202 +1,308 @@
-//! A whole coded tensor: from a plan and weights to bytes, and back slice by slice.
+//! A whole coded tensor: from a plan and samples to bytes, and back slice by slice.
 
-use crate::TILE;
+use std::ops::Range;
+
+use crate::bits::BitReader;
 use crate::error::{CodecError, Result};
-use crate::format::{Dtype, Format};
-use crate::header::{Header, check_of, check_slice, slice_count};
-use crate::plane::{quantize_slice, reconstruct_slice, slice_range};
+use crate::format::Format;
+use crate::header::{Header, check_of};
+use crate::lanes::LaneDecoder;
+use crate::plan::{Parameters, TensorPlan};
+use crate::plane::{MAX_TILE, Planes, write_tile};
+use crate::quantize::quantize_slice;
 use crate::rans::{Decoder, Encoder};
-use crate::side::{Codebook, code_codebook, code_vector};
-use crate::slice::code_slice;
-use crate::symbol::{Coder, RateCounter, SymbolTable};
+use crate::sample::{HeadModel, SampleCoder, SampleCounter, SampleDecoder, SampleEncoder};
+use crate::side::{Books, code_frequencies, code_side, frequencies};
+use crate::simd::{decode_block, write_block};
+use crate::slice::{History, MAX_BLOCK, SlicePlan, code_block};
+use crate::symbol::RateCounter;
+use crate::table::PROB_BITS;
+use crate::tile::{Kind, TilePlan};
 use crate::units::Rate;
 
-/// What is decided for one 16x16 tile.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct TilePlan {
-    /// Number format of the samples.
-    pub format: Format,
-    /// Step index, quarter octaves over the tensor's step base.
-    pub step: i16,
-    /// Deviation of the tile's spread from the row and column model, quarter octaves.
-    pub spread: i16,
+/// Bytes before the streams of a slice: lengths of the headers' and of the bits'.
+const SLICE_PREFIX: usize = 8;
+
+/// Codes `weights` (row-major, exact values of the plan's dtype) as the plan says, with plain
+/// rounding.
+///
+/// # Errors
+/// Plans of another shape than the weights, weights that are not finite, scales out of range.
+pub fn encode_tensor(plan: &TensorPlan, weights: &[f32]) -> Result<Vec<u8>> {
+    plan.check()?;
+    check_length("weights", weights.len(), plan.rows * plan.cols)?;
+    let plan = with_codebook(plan, |index| plan.dtype.pattern_of(weights[index]));
+    encode_samples(&plan, |slice| quantize_slice(slice, &weights[span(&plan, &slice.rows)]))
 }
 
-impl Default for TilePlan {
-    fn default() -> Self {
-        Self { format: Format::Int8, step: 0, spread: 0 }
+fn check_length(what: &'static str, found: usize, expected: usize) -> Result<()> {
+    if found == expected { Ok(()) } else { Err(CodecError::Shape { what, found, expected }) }
+}
+
+fn span(plan: &TensorPlan, rows: &Range<usize>) -> Range<usize> {
+    rows.start * plan.cols..rows.end * plan.cols
+}
+
+/// Codes a plan whose samples `samples_of` gives, slice by slice, row-major. Whether headers are
+/// merged is decided here.
+///
+/// # Errors
+/// As `samples_of`, and plans of inconsistent shape.
+pub fn encode_samples(
+    plan: &TensorPlan,
+    mut samples_of: impl FnMut(&SlicePlan) -> Result<Vec<i32>>,
+) -> Result<Vec<u8>> {
+    plan.check()?;
+    let mut plan = plan.clone();
+    plan.parameters.merge = merging_pays(&mut plan)?;
+    let mut writer = TensorWriter::new(&plan)?;
+    let mut out = Vec::new();
+    for n in 0..plan.slices() {
+        let mut slice = SlicePlan::of(&plan, plan.slice_range(n));
+        // Headers are gone through first: what a lossless tile hands on is settled by it.
+        slice.code_headers(&mut RateCounter::default(), &mut |_, _| [0; 256])?;
+        let samples = samples_of(&slice)?;
+        let bytes = encode_slice(&mut slice, writer.books(), &samples)?;
+        reconstruct_slice(&slice, &samples, &mut out)?;
+        writer.add(bytes, &out);
+    }
+    Ok(writer.finish())
+}
+
+/// Assembles a coded tensor from its slices.
+pub(crate) struct TensorWriter {
+    header: Header,
+    side: Vec<u8>,
+    books: Books,
+    digest: blake3::Hasher,
+    slices: Vec<Vec<u8>>,
+}
+
+impl TensorWriter {
+    pub fn new(plan: &TensorPlan) -> Result<Self> {
+        let tools = plan.tools();
+        let mut encoder = Encoder::default();
+        let mut first = plan.tiles.first().copied().unwrap_or_default();
+        code_side(&mut encoder, &mut plan.clone(), tools, &mut first)?;
+        let side = encoder.finish();
+        let header = Header {
+            dtype: plan.dtype,
+            lanes: plan.lanes(),
+            slice_rows: plan.slice_rows(),
+            rows: plan.rows,
+            cols: plan.cols,
+            step_base: plan.step_base,
+            spread_base: plan.spread_base,
+            tools,
+            side_bytes: side.len(),
+            digest: [0; 16],
+            slices: Vec::new(),
+        };
+        Ok(Self { header, side, books: Books::new(plan), digest: blake3::Hasher::new(), slices: Vec::new() })
+    }
+
+    pub fn books(&self) -> &Books {
+        &self.books
+    }
+
+    /// Adds a slice and what it decodes to.
+    pub fn add(&mut self, slice: Vec<u8>, decoded: &[u8]) {
+        self.digest.update(decoded);
+        self.header.slices.push((slice.len() as u32, check_of(&[&slice])));
+        self.slices.push(slice);
+    }
+
+    pub fn finish(mut self) -> Vec<u8> {
+        self.header.digest = truncate(&self.digest);
+        let mut out = self.header.write(&self.side);
+        out.extend_from_slice(&self.side);
+        self.slices.iter().for_each(|s| out.extend_from_slice(s));
+        out
     }
 }
 
-/// Everything decided about a tensor but its samples.
-///
-/// The step of weight (i, j) in tile t is 2^((step_base + 2 (t.step + row_scale\[i\] +
-/// col_scale\[j\]))/8). The entropy coder expects the weight's standard deviation to be the base
-/// step times 2^((spread_base + t.spread + row_spread\[i\] + col_spread\[j\])/4). Empty vectors
-/// count as zeros.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TensorPlan {
-    /// Element type of the original and of the decoded tensor.
-    pub dtype: Dtype,
-    /// Rows (output features).
-    pub rows: usize,
-    /// Columns (input features).
-    pub cols: usize,
-    /// Eighths of an octave.
-    pub step_base: i32,
-    /// Quarter octaves over the base step.
-    pub spread_base: i32,
-    /// Step index of each row, or empty.
-    pub row_scale: Vec<i8>,
-    /// Step index of each column, or empty.
-    pub col_scale: Vec<i8>,
-    /// Spread index of each row, or empty.
-    pub row_spread: Vec<i8>,
-    /// Spread index of each column, or empty.
-    pub col_spread: Vec<i8>,
-    /// Tiles in raster order.
-    pub tiles: Vec<TilePlan>,
+/// The three streams of a slice, one after the other.
+pub(crate) fn join_streams(headers: &[u8], bits: &[u8], symbols: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(SLICE_PREFIX + headers.len() + bits.len() + symbols.len());
+    out.extend_from_slice(&(headers.len() as u32).to_le_bytes());
+    out.extend_from_slice(&(bits.len() as u32).to_le_bytes());
+    [headers, bits, symbols].iter().for_each(|part| out.extend_from_slice(part));
+    out
+}
+
+fn encode_slice(slice: &mut SlicePlan, books: &Books, samples: &[i32]) -> Result<Vec<u8>> {
+    let mut headers = Encoder::default();
+    let levels = TileSamples::of(slice, samples);
+    slice.code_headers(&mut headers, &mut |n, _| levels.get(n))?;
+    let mut encoder = SampleEncoder::default();
+    code_samples(&mut encoder, slice, books, samples)?;
+    Ok(join_streams(&headers.finish(), &encoder.bits.finish(), &encoder.lanes.finish(slice.plan.lanes())))
+}
+
+/// Samples of single tiles of a slice.
+struct TileSamples<'a> {
+    samples: &'a [i32],
+    cols: usize,
+    tiles: Vec<(usize, usize)>,
+}
+
+impl<'a> TileSamples<'a> {
+    fn of(slice: &SlicePlan, samples: &'a [i32]) -> Self {
+        let start = |n| (slice.tile_range(n).0.start - slice.rows.start, slice.tile_range(n).1.start);
+        Self { samples, cols: slice.plan.cols, tiles: (0..slice.tiles.len()).map(start).collect() }
+    }
+
+    fn get(&self, n: usize) -> [i32; 256] {
+        let (row, col) = self.tiles[n];
+        std::array::from_fn(|i| self.samples[(row + i / 16) * self.cols + col + i % 16])
+    }
+}
+
+fn code_samples<S: SampleCoder>(coder: &mut S, slice: &SlicePlan, books: &Books, samples: &[i32]) -> Result<()> {
+    let (cols_all, first) = (slice.plan.cols, slice.rows.start);
+    let mut block = [0; MAX_BLOCK];
+    let mut history = History::default();
+    for (rows, cols) in slice.blocks() {
+        if cols.start == 0 {
+            history = History::default();
+        }
+        let height = rows.len();
+        for (i, row) in rows.clone().enumerate() {
+            let line = &samples[(row - first) * cols_all..][cols.clone()];
+            line.iter().enumerate().for_each(|(j, &s)| block[j * height + i] = s);
+        }
+        let count = height * cols.len();
+        code_block(coder, slice, books, rows, cols, &mut history, &mut block[..count])?;
+    }
+    Ok(())
+}
+
+/// Decoded bytes of a slice from its samples.
+fn reconstruct_slice(slice: &SlicePlan, samples: &[i32], out: &mut Vec<u8>) -> Result<()> {
+    let plan = slice.plan;
+    out.resize(slice.rows.len() * plan.cols * plan.dtype.bits() / 8, 0);
+    let mut planes = Planes::new(slice);
+    let mut plane = [0; MAX_TILE];
+    let mut tile_samples = [0; MAX_TILE];
+    for n in 0..slice.tiles.len() {
+        let (rows, cols) = slice.tile_range(n);
+        let width = cols.len();
+        for (line, row) in tile_samples.chunks_exact_mut(width).zip(rows.clone()) {
+            line.copy_from_slice(&samples[(row - slice.rows.start) * plan.cols + cols.start..][..width]);
+        }
+        let count = rows.len() * width;
+        finish_tile(slice, &mut planes, n, &mut plane[..count], &tile_samples[..count], out)?;
+    }
+    Ok(())
+}
+
+/// Prediction, reconstruction and output of one tile.
+fn finish_tile(
+    slice: &SlicePlan,
+    planes: &mut Planes,
+    n: usize,
+    plane: &mut [i32],
+    samples: &[i32],
+    out: &mut [u8],
+) -> Result<()> {
+    if slice.tiles[n].format.level_range().is_some() {
+        planes.predict(n, plane)?;
+        planes.reconstruct(n, plane, samples);
+    }
+    write_tile(slice, n, plane, samples, out)
+}
+
+/// A plan with a table for the patterns of its lossless tiles where that pays.
+fn with_codebook(plan: &TensorPlan, pattern: impl Fn(usize) -> u32) -> TensorPlan {
+    let mut plan = plan.clone();
+    if !plan.parameters.codebook.is_empty() || !plan.tiles.iter().any(|t| t.format == Format::Lossless) {
+        return plan;
+    }
+    let mut counts = [0u64; 256];
+    let mut fixed = SampleCounter::default();
+    let model = HeadModel::fixed(plan.dtype);
+    for (n, tile) in plan.tiles.iter().enumerate().filter(|(_, t)| t.format == Format::Lossless) {
+        let (rows, cols) = plan.tile_range(n);
+        for row in rows {
+            for col in cols.clone() {
+                let (head, _) = plan.dtype.split(pattern(row * plan.cols + col));
+                let spread = plan.pattern_spread(tile, row, col);
+                model.code_head(&mut fixed, row, col, spread, head);
+                let (_, origin) = model.context(spread, col);
+                counts[usize::from(model.symbol_of_any(origin, head))] += 1;
+            }
+        }
+    }
+    if let Some((table, rate)) = own_table(&counts)
+        && rate.0 < fixed.rate().0
+    {
+        plan.parameters.codebook = vec![table];
+    }
+    plan
+}
+
+/// Frequencies for counted symbols, and the bits that table and symbols take together.
+pub(crate) fn own_table(counts: &[u64; 256]) -> Option<([u16; 256], Rate)> {
+    let mut table = frequencies(counts)?;
+    let mut counter = RateCounter::default();
+    code_frequencies(&mut counter, &mut table).ok()?;
+    let bits = |(&count, &f): (&u64, &u16)| count as f64 * (f64::from(PROB_BITS) - f64::from(f.max(1)).log2());
+    Some((table, counter.rate() + Rate(counts.iter().zip(&table).map(bits).sum())))
+}
+
+/// Whether sharing headers over groups of tiles makes them shorter.
+fn merging_pays(plan: &mut TensorPlan) -> Result<bool> {
+    let mut bits = |merge| {
+        plan.parameters.merge = merge;
+        let mut counter = RateCounter::default();
+        for n in 0..plan.slices() {
+            SlicePlan::of(plan, plan.slice_range(n)).code_headers(&mut counter, &mut |_, _| [0; 256])?;
+        }
+        Ok(counter.rate().0)
+    };
+    Ok(bits(true)? < bits(false)?)
 }
 
 impl TensorPlan {
-    /// Tiles in a row of tiles.
-    pub fn tiles_across(&self) -> usize {
-        self.cols.div_ceil(TILE)
-    }
-
-    /// Tile that holds the weight (row, col).
-    #[inline]
-    pub fn tile_at(&self, row: usize, col: usize) -> &TilePlan {
-        &self.tiles[row / TILE * self.cols.div_ceil(TILE) + col / TILE]
-    }
-
-    /// Rows of a slice: at least 64 Ki weights, 64 to 1024 rows.
-    pub fn slice_rows(&self) -> usize {
-        (65536usize.div_ceil(self.cols)).next_multiple_of(64).clamp(64, 1024).min(self.rows.next_multiple_of(TILE))
-    }
-
-    /// Slices of the tensor.
-    pub fn slices(&self) -> usize {
-        slice_count(self.rows, self.slice_rows())
-    }
-
-    /// Interleaved rANS states of its slices: eight pay their 32 bytes only on large slices.
-    fn lanes(&self) -> usize {
-        match self.slice_rows().min(self.rows) * self.cols {
-            0..16384 => 1,
-            16384..65536 => 4,
-            _ => 8,
-        }
-    }
-
-    fn check(&self, weights: usize) -> Result<()> {
-        let shape = |what, found, expected| match found == expected {
-            true => Ok(()),
-            false => Err(CodecError::Shape { what, found, expected }),
-        };
-        shape("weights", weights, self.rows * self.cols)?;
-        check_slice(self.rows, self.cols, self.slice_rows())?;
-        shape("tiles", self.tiles.len(), self.rows.div_ceil(TILE) * self.tiles_across())?;
-        for (what, vector, length) in [
-            ("row_scale", &self.row_scale, self.rows),
-            ("col_scale", &self.col_scale, self.cols),
-            ("row_spread", &self.row_spread, self.rows),
-            ("col_spread", &self.col_spread, self.cols),
-        ] {
-            if !vector.is_empty() {
-                shape(what, vector.len(), length)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn code_side<C: Coder>(&mut self, coder: &mut C, codebook: &mut Option<Codebook>) -> Result<()> {
-        code_vector(coder, &mut self.row_scale, self.rows);
-        code_vector(coder, &mut self.col_scale, self.cols);
-        code_vector(coder, &mut self.row_spread, self.rows);
-        code_vector(coder, &mut self.col_spread, self.cols);
-        code_codebook(coder, codebook)
-    }
-
-    /// Codebook over the weights of the plan's lossless tiles.
-    fn codebook(&self, weights: &[f32]) -> Option<Codebook> {
-        let mut counts = [0; 256];
-        for (row, line) in weights.chunks_exact(self.cols).enumerate() {
-            for (first, run) in line.chunks(TILE).enumerate() {
-                if self.tile_at(row, first * TILE).format == Format::Lossless {
-                    for &w in run {
-                        counts[usize::from(self.dtype.split(self.dtype.pattern_of(w)).0)] += 1;
-                    }
-                }
-            }
-        }
-        Codebook::from_counts(&counts)
-    }
-
     /// Bits of header, slice table and side information as [`encode_tensor`] writes them.
     ///
     /// # Errors
     /// None for a plan of consistent shape.
     pub fn side_rate(&self, weights: &[f32]) -> Result<Rate> {
+        let mut plan = with_codebook(self, |i| self.dtype.pattern_of(weights[i]));
+        let tools = plan.tools();
+        let mut first = plan.tiles.first().copied().unwrap_or_default();
         let mut counter = RateCounter::default();
-        self.clone().code_side(&mut counter, &mut self.codebook(weights))?;
+        code_side(&mut counter, &mut plan, tools, &mut first)?;
         Ok(counter.rate() + Rate(Header::bytes(self.slices()) as f64 * 8.0 + 24.0))
     }
 
-    /// Bits of slice `n` as [`encode_tensor`] writes it, without writing it.
+    /// Bits of slice `n` as [`encode_tensor`] writes it, without writing it; the tensor's own tables
+    /// and merged headers are not looked for.
     ///
     /// # Errors
     /// As [`encode_tensor`].
     pub fn slice_rate(&self, n: usize, weights: &[f32]) -> Result<Rate> {
-        let range = slice_range(self.rows, self.slice_rows(), n);
-        let mut samples = quantize_slice(self, range.clone(), weights)?;
-        let codebook = self.codebook(weights).map(|c| c.table());
-        let mut counter = RateCounter::default();
-        code_slice(&mut counter, &mut self.clone(), codebook.as_ref(), range, &mut samples)?;
-        // A final state holds about 24 of its 32 bits as payload.
-        Ok(counter.rate() + Rate(self.lanes() as f64 * 8.0))
+        let mut slice = SlicePlan::of(self, self.slice_range(n));
+        slice.code_headers(&mut RateCounter::default(), &mut |_, _| [0; 256])?;
+        let samples = quantize_slice(&slice, &weights[span(self, &slice.rows)])?;
+        self.samples_rate(&mut slice, &samples)
     }
-}
 
-/// Codes `weights` (row-major, exact values of the plan's dtype) as the plan says.
-///
-/// # Errors
-/// Plans of another shape than the weights, weights that are not finite, scales out of range.
-pub fn encode_tensor(plan: &TensorPlan, weights: &[f32]) -> Result<Vec<u8>> {
-    plan.check(weights.len())?;
-    let mut plan = plan.clone();
-    let mut codebook = plan.codebook(weights);
-    let mut encoder = Encoder::default();
-    plan.code_side(&mut encoder, &mut codebook)?;
-    let side = encoder.finish(1);
-    let table = codebook.map(|c| c.table());
-    let (slice_rows, lanes) = (plan.slice_rows(), plan.lanes());
-    let mut digest = blake3::Hasher::new();
-    let mut slices = Vec::new();
-    for n in 0..plan.slices() {
-        let range = slice_range(plan.rows, slice_rows, n);
-        let mut samples = quantize_slice(&plan, range.clone(), weights)?;
-        let mut encoder = Encoder::default();
-        code_slice(&mut encoder, &mut plan, table.as_ref(), range.clone(), &mut samples)?;
-        slices.push(encoder.finish(lanes));
-        hash_patterns(&mut digest, plan.dtype, &reconstruct_slice(&plan, range, &samples)?);
+    /// Bits of a slice with these samples.
+    ///
+    /// # Errors
+    /// As [`encode_samples`].
+    pub fn samples_rate(&self, slice: &mut SlicePlan, samples: &[i32]) -> Result<Rate> {
+        let levels = TileSamples::of(slice, samples);
+        let mut headers = RateCounter::default();
+        slice.code_headers(&mut headers, &mut |n, _| levels.get(n))?;
+        let mut counter = SampleCounter::default();
+        code_samples(&mut counter, slice, &Books::new(self), samples)?;
+        // A final state holds about 16 of its 32 bits as payload.
+        let states = 16.0 + self.lanes() as f64 * 16.0;
+        Ok(headers.rate() + counter.rate() + Rate(states + SLICE_PREFIX as f64 * 8.0))
     }
-    let header = Header {
-        dtype: plan.dtype,
-        lanes,
-        slice_rows,
-        rows: plan.rows,
-        cols: plan.cols,
-        step_base: plan.step_base,
-        spread_base: plan.spread_base,
-        side_bytes: side.len(),
-        digest: truncate(&digest),
-        slices: slices.iter().map(|s| (s.len() as u32, check_of(&[s]))).collect(),
-    };
-    let mut out = header.write(&side);
-    out.extend_from_slice(&side);
-    slices.iter().for_each(|s| out.extend_from_slice(s));
-    Ok(out)
 }
 
 /// A coded tensor whose header and side information have been read and checked.
@@ -204,9 +310,19 @@ pub struct CodedTensor<'a> {
     header: Header,
     /// Plan with the vectors filled in; tiles are known only once a slice is decoded.
     plan: TensorPlan,
-    codebook: Option<SymbolTable>,
+    /// Of a uniform tensor, every tile.
+    first: TilePlan,
+    books: Books,
     /// Bytes of every slice.
     slices: Vec<&'a [u8]>,
+}
+
+/// Planes of a decoded slice, for runtimes that keep tiles packed.
+pub struct DecodedSlice {
+    /// Tiles of the slice in raster order.
+    pub tiles: Vec<TilePlan>,
+    /// Row-major integers of the planes; codes of floating-point tiles, patterns of lossless ones.
+    pub plane: Vec<i32>,
 }
 
 impl<'a> CodedTensor<'a> {
@@ -219,20 +335,17 @@ impl<'a> CodedTensor<'a> {
         let start = Header::bytes(header.slices.len());
         let (side, mut rest) = bytes[start..].split_at(header.side_bytes);
         let mut plan = TensorPlan {
-            dtype: header.dtype,
-            rows: header.rows,
-            cols: header.cols,
+            tile: header.tools.tile(),
             step_base: header.step_base,
             spread_base: header.spread_base,
-            row_scale: Vec::new(),
-            col_scale: Vec::new(),
-            row_spread: Vec::new(),
-            col_spread: Vec::new(),
+            parameters: Parameters::default(),
             tiles: Vec::new(),
+            ..TensorPlan::uniform(header.dtype, 0, 0, TilePlan::default())
         };
-        let mut codebook = None;
-        let mut decoder = Decoder::new(side, 1);
-        plan.code_side(&mut decoder, &mut codebook)?;
+        (plan.rows, plan.cols) = (header.rows, header.cols);
+        let mut first = TilePlan::default();
+        let mut decoder = Decoder::new(side);
+        code_side(&mut decoder, &mut plan, header.tools, &mut first)?;
         if !decoder.finish() {
             return Err(CodecError::Entropy { part: "side information".into() });
         }
@@ -242,12 +355,18 @@ impl<'a> CodedTensor<'a> {
             slices.push(slice);
             rest = after;
         }
-        Ok(Self { header, plan, codebook: codebook.map(|c| c.table()), slices })
+        let books = Books::new(&plan);
+        Ok(Self { header, plan, first, books, slices })
     }
 
     /// The header.
     pub fn header(&self) -> &Header {
         &self.header
+    }
+
+    /// The plan without tiles: scales and what tools share.
+    pub fn plan(&self) -> &TensorPlan {
+        &self.plan
     }
 
     /// Number of slices.
@@ -256,38 +375,114 @@ impl<'a> CodedTensor<'a> {
     }
 
     /// Rows that slice `n` holds.
-    pub fn slice_rows(&self, n: usize) -> std::ops::Range<usize> {
-        slice_range(self.header.rows, self.header.slice_rows, n)
+    pub fn slice_rows(&self, n: usize) -> Range<usize> {
+        let rows = self.header.slice_rows;
+        n * rows..((n + 1) * rows).min(self.header.rows)
     }
 
-    /// Decodes slice `n` alone: bit patterns of its rows, row-major, and its tiles in raster order.
+    /// Bytes of `rows` decoded rows.
+    pub fn bytes(&self, rows: usize) -> usize {
+        rows * self.header.cols * self.header.dtype.bits() / 8
+    }
+
+    /// Decodes slice `n` alone into `out`, little-endian elements of its rows; returns its tiles in
+    /// raster order.
     ///
     /// # Errors
-    /// A damaged slice, or levels and scales out of range.
-    pub fn decode_slice(&self, n: usize) -> Result<(Vec<u32>, Vec<TilePlan>)> {
+    /// A damaged slice, scales out of range, a buffer of another size.
+    pub fn decode_slice(&self, n: usize, out: &mut [u8]) -> Result<Vec<TilePlan>> {
+        check_length("output", out.len(), self.bytes(self.slice_rows(n).len()))?;
+        self.walk_slice(n, &mut Output(out))
+    }
+
+    /// Decodes the planes of slice `n`, before scales apply.
+    ///
+    /// # Errors
+    /// As [`CodedTensor::decode_slice`].
+    pub fn decode_planes(&self, n: usize) -> Result<DecodedSlice> {
+        let cols = self.header.cols;
+        let mut plane = PackedPlane(vec![0; self.slice_rows(n).len() * cols]);
+        let tiles = self.walk_slice(n, &mut plane)?;
+        Ok(DecodedSlice { tiles, plane: plane.0 })
+    }
+
+    /// Decodes slice `n` and hands its tiles on; returns their plans.
+    fn walk_slice(&self, n: usize, sink: &mut impl Sink) -> Result<Vec<TilePlan>> {
         let (bytes, (_, found)) = (self.slices[n], self.header.slices[n]);
         let computed = check_of(&[bytes]);
         if computed != found {
             return Err(CodecError::Check { part: format!("slice {n}"), found, computed });
         }
-        let range = self.slice_rows(n);
-        // A plan of this slice alone, with rows counted from its first.
-        let part = |v: &Vec<i8>| v.get(range.clone()).unwrap_or_default().to_vec();
-        let mut plan = TensorPlan {
-            rows: range.len(),
-            row_scale: part(&self.plan.row_scale),
-            row_spread: part(&self.plan.row_spread),
-            tiles: vec![TilePlan::default(); range.len().div_ceil(TILE) * self.plan.tiles_across()],
-            ..self.plan.clone()
-        };
-        let mut samples = vec![0; range.len() * plan.cols];
-        let mut decoder = Decoder::new(bytes, self.header.lanes);
-        code_slice(&mut decoder, &mut plan, self.codebook.as_ref(), 0..range.len(), &mut samples)?;
-        if !decoder.finish() {
+        let [headers, bits, symbols] = split_streams(bytes).ok_or(CodecError::Truncated {
+            what: "streams of a slice",
+            needed: SLICE_PREFIX as u64,
+            available: bytes.len() as u64,
+        })?;
+        let mut slice = SlicePlan::blank(&self.plan, self.header.tools, self.slice_rows(n), self.first);
+        let mut headers = Decoder::new(headers);
+        let mut in_planes = std::collections::HashMap::new();
+        slice.code_headers(&mut headers, &mut |tile, levels| {
+            if let Some(levels) = levels {
+                in_planes.insert(tile, *levels);
+            }
+            [0; 256]
+        })?;
+        let lanes = LaneDecoder::new(symbols, self.header.lanes);
+        let mut decoder = SampleDecoder { lanes, bits: BitReader::new(bits) };
+        self.decode_blocks(&slice, &mut decoder, &in_planes, sink)?;
+        if !(headers.finish() && decoder.lanes.finish() && decoder.bits.finish()) {
             return Err(CodecError::Entropy { part: format!("slice {n}") });
         }
-        let patterns = reconstruct_slice(&plan, 0..range.len(), &samples)?;
-        Ok((patterns, plan.tiles))
+        Ok(slice.tiles)
+    }
+
+    fn decode_blocks(
+        &self,
+        slice: &SlicePlan,
+        decoder: &mut SampleDecoder,
+        in_planes: &std::collections::HashMap<usize, [i32; 256]>,
+        sink: &mut impl Sink,
+    ) -> Result<()> {
+        let side = self.plan.tile;
+        let mut block = [0; MAX_BLOCK];
+        let mut tile_samples = [0; MAX_TILE];
+        let mut plane = [0; MAX_TILE];
+        let mut history = History::default();
+        let mut planes = Planes::new(slice);
+        for (rows, cols) in slice.blocks() {
+            if cols.start == 0 {
+                history = History::default();
+            }
+            let (height, width) = (rows.len(), cols.len());
+            let block = &mut block[..height * width];
+            if !decode_block(decoder, slice, &self.books, rows.clone(), cols.clone(), block) {
+                code_block(decoder, slice, &self.books, rows.clone(), cols.clone(), &mut history, block)?;
+            } else if planes.is_empty() && sink.block(slice, rows.clone(), cols.clone(), block)? {
+                continue;
+            }
+            for top in rows.clone().step_by(side) {
+                let n = (top - slice.rows.start) / side * self.plan.tiles_across() + cols.start / side;
+                let tall = side.min(rows.end - top);
+                let count = tall * width;
+                match in_planes.get(&n) {
+                    Some(levels) if slice.tiles[n].kind == Kind::BitPlanes => {
+                        tile_samples[..256].copy_from_slice(levels);
+                    }
+                    _ => {
+                        for (j, column) in block.chunks_exact(height).enumerate() {
+                            let part = &column[top - rows.start..][..tall];
+                            part.iter().enumerate().for_each(|(i, &s)| tile_samples[i * width + j] = s);
+                        }
+                    }
+                }
+                if slice.tiles[n].format.level_range().is_some() {
+                    planes.predict(n, &mut plane[..count])?;
+                    planes.reconstruct(n, &mut plane[..count], &tile_samples[..count]);
+                }
+                sink.tile(slice, n, &mut plane[..count], &tile_samples[..count])?;
+            }
+        }
+        Ok(())
     }
 
     /// Decodes everything: little-endian bytes of the tensor in its own dtype, digest verified,
@@ -296,33 +491,72 @@ impl<'a> CodedTensor<'a> {
     /// # Errors
     /// As [`CodedTensor::decode_slice`], or values that do not match the tensor digest.
     pub fn decode(&self) -> Result<(Vec<u8>, Vec<TilePlan>)> {
-        let mut bytes = Vec::new();
+        let mut bytes = vec![0; self.bytes(self.header.rows)];
         let mut tiles = Vec::new();
         for n in 0..self.slices() {
-            let (patterns, slice_tiles) = self.decode_slice(n)?;
-            append_patterns(&mut bytes, self.header.dtype, &patterns);
-            tiles.extend(slice_tiles);
+            let rows = self.slice_rows(n);
+            tiles.extend(self.decode_slice(n, &mut bytes[self.bytes(rows.start)..self.bytes(rows.end)])?);
         }
-        let mut digest = blake3::Hasher::new();
-        digest.update(&bytes);
-        if truncate(&digest) != self.header.digest {
-            return Err(CodecError::Digest);
-        }
+        self.check_digest(&bytes)?;
         Ok((bytes, tiles))
     }
-}
 
-fn append_patterns(bytes: &mut Vec<u8>, dtype: Dtype, patterns: &[u32]) {
-    match dtype.bytes() {
-        2 => bytes.extend(patterns.iter().flat_map(|&p| (p as u16).to_le_bytes())),
-        _ => bytes.extend(patterns.iter().flat_map(|&p| p.to_le_bytes())),
+    /// Compares decoded bytes with the tensor digest.
+    ///
+    /// # Errors
+    /// When they differ.
+    pub fn check_digest(&self, bytes: &[u8]) -> Result<()> {
+        let mut digest = blake3::Hasher::new();
+        digest.update(bytes);
+        if truncate(&digest) == self.header.digest { Ok(()) } else { Err(CodecError::Digest) }
     }
 }
 
-fn hash_patterns(digest: &mut blake3::Hasher, dtype: Dtype, patterns: &[u32]) {
-    let mut bytes = Vec::with_capacity(patterns.len() * dtype.bytes());
-    append_patterns(&mut bytes, dtype, patterns);
-    digest.update(&bytes);
+/// What is done with decoded tiles.
+trait Sink {
+    /// Takes a tile: its plane if it is an integer tile, else its samples, row-major.
+    fn tile(&mut self, slice: &SlicePlan, n: usize, plane: &mut [i32], samples: &[i32]) -> Result<()>;
+
+    /// Takes a whole block of samples, column by column, of tiles that are not predicted; false when
+    /// its tiles are wanted one by one.
+    fn block(&mut self, _: &SlicePlan, _: Range<usize>, _: Range<usize>, _: &[i32]) -> Result<bool> {
+        Ok(false)
+    }
+}
+
+/// Little-endian elements of the slice's rows.
+struct Output<'a>(&'a mut [u8]);
+
+impl Sink for Output<'_> {
+    fn tile(&mut self, slice: &SlicePlan, n: usize, plane: &mut [i32], samples: &[i32]) -> Result<()> {
+        write_tile(slice, n, plane, samples, self.0)
+    }
+
+    fn block(&mut self, slice: &SlicePlan, rows: Range<usize>, cols: Range<usize>, block: &[i32]) -> Result<bool> {
+        write_block(slice, rows, cols, block, self.0)
+    }
+}
+
+/// Row-major planes, codes and patterns.
+struct PackedPlane(Vec<i32>);
+
+impl Sink for PackedPlane {
+    fn tile(&mut self, slice: &SlicePlan, n: usize, plane: &mut [i32], samples: &[i32]) -> Result<()> {
+        let (rows, range) = slice.tile_range(n);
+        let from = if slice.tiles[n].format.level_range().is_some() { &*plane } else { samples };
+        for (row, line) in rows.zip(from.chunks_exact(range.len())) {
+            self.0[(row - slice.rows.start) * slice.plan.cols + range.start..][..line.len()].copy_from_slice(line);
+        }
+        Ok(())
+    }
+}
+
+fn split_streams(bytes: &[u8]) -> Option<[&[u8]; 3]> {
+    let (headers, rest) = bytes.split_first_chunk::<4>()?;
+    let (bits, rest) = rest.split_first_chunk::<4>()?;
+    let (headers, rest) = rest.split_at_checked(u32::from_le_bytes(*headers) as usize)?;
+    let (bits, symbols) = rest.split_at_checked(u32::from_le_bytes(*bits) as usize)?;
+    Some([headers, bits, symbols])
 }
 
 fn truncate(digest: &blake3::Hasher) -> [u8; 16] {

@@ -14,6 +14,9 @@ pub struct Config {
     /// Folder of all artifacts.
     #[serde(default = "default_store")]
     pub store: String,
+    /// Allows formats and tools that exist to be measured, not to be shipped.
+    #[serde(default)]
+    pub experimental: bool,
     /// Sensitivities.
     pub calibrate: Calibrate,
     /// Bits for every tile.
@@ -99,7 +102,7 @@ pub struct Allocate {
     /// One tuned checkpoint for each size.
     #[serde(default)]
     pub targets: Vec<Target>,
-    /// Formats that may be used.
+    /// Formats that may be used; int2, int3 and fp4 with `experimental` only.
     #[serde(default = "default_formats")]
     pub formats: Vec<Format>,
     /// `safe` gives embedding, q, k, v and head at least the quality of FP8.
@@ -148,6 +151,31 @@ pub enum Format {
     Fp8,
     /// Bit-exact.
     Lossless,
+    /// FP8 E5M2.
+    Fp8E5m2,
+    /// Levels -2 to 1; experimental.
+    Int2,
+    /// Levels -4 to 3; experimental.
+    Int3,
+    /// FP4 E2M1; experimental.
+    Fp4,
+}
+
+impl Format {
+    /// The codec's format.
+    pub(crate) fn in_codec(self) -> waterfill_codec::Format {
+        use waterfill_codec::Format as Codec;
+        match self {
+            Self::Int4 => Codec::Int4,
+            Self::Int8 => Codec::Int8,
+            Self::Fp8 => Codec::Fp8,
+            Self::Lossless => Codec::Lossless,
+            Self::Fp8E5m2 => Codec::Fp8E5M2,
+            Self::Int2 => Codec::Int2,
+            Self::Int3 => Codec::Int3,
+            Self::Fp4 => Codec::Fp4,
+        }
+    }
 }
 
 /// A ready set of floors.
@@ -347,6 +375,10 @@ pub(crate) fn problems(config: &Config) -> Vec<String> {
     let known = ["path:", "fixture:", "hf:"].iter().any(|p| config.model.starts_with(p));
     require(known, &format!("model is {:?}, expected path:DIR, fixture:SEED or hf:ID", config.model));
     require(!(a.lambdas.is_empty() && a.targets.is_empty()), "allocate needs at least one entry in lambdas or targets");
+    let experimental = a.formats.iter().find(|f| f.in_codec().is_experimental());
+    if let (Some(format), false) = (experimental, config.experimental) {
+        require(false, &format!("allocate.formats has {}, which needs experimental: true", format.in_codec().name()));
+    }
     require(!a.formats.is_empty(), "allocate.formats is empty, expected some of int4, int8, fp8, lossless");
     require(
         a.rate.storage + a.rate.resident > 0.0,

@@ -104,6 +104,7 @@ impl Session<'_> {
             let erasure = |weight| read(weight).map(|(s, values)| alloc::erasure_loss(&values, &s, rule));
             let erasures = weights.par_iter().map(erasure).collect::<Result<Vec<_>>>()?;
             let raises = alloc::raises(&erasures, a.sensitivity_floor);
+            let formats = self.formats();
             self.console.start("points", weights.len() as u64);
             let mut index = Vec::new();
             for (i, weight) in weights.iter().enumerate() {
@@ -112,8 +113,9 @@ impl Session<'_> {
                     let (sensitivity, values) = read(weight)?;
                     let dtype = self.model.checkpoint().dtype(name)?;
                     let unseen = if name == EMBEDDING { 0.5 / summary.tokens as f64 } else { 0.0 };
-                    let points =
-                        alloc::measure_points(&values, dtype, &sensitivity, rule, granularity, unseen, raises[i]);
+                    let rules =
+                        alloc::PointRules { shards: rule, granularity, unseen, raise: raises[i], formats: &formats };
+                    let points = alloc::measure_points(&values, dtype, &sensitivity, &rules);
                     Ok(points.write(path)?)
                 })?;
                 work.adopt(&file)?;
@@ -128,18 +130,18 @@ impl Session<'_> {
         let a = &self.config.allocate;
         let settled = serde_json::json!({
             "shard_rule": a.shard_rule, "granularity": a.granularity, "sensitivity_floor": a.sensitivity_floor,
+            "float_formats": self.formats().iter().filter(|f| f.minifloat().is_some()).map(|f| f.name()).collect::<Vec<_>>(),
         });
-        self.identity("points", 1, [("calibrate", calibration)], settled)
+        self.identity("points", 2, [("calibrate", calibration)], settled)
+    }
+
+    /// Formats that tiles may have.
+    fn formats(&self) -> Vec<Format> {
+        self.config.allocate.formats.iter().map(|f| f.in_codec()).collect()
     }
 
     fn policy(&self) -> Result<alloc::Policy> {
         let a = &self.config.allocate;
-        let format = |f: config::Format| match f {
-            config::Format::Int4 => Format::Int4,
-            config::Format::Int8 => Format::Int8,
-            config::Format::Fp8 => Format::Fp8,
-            config::Format::Lossless => Format::Lossless,
-        };
         let mut floors: Vec<alloc::Floor> = Vec::new();
         if a.policy == PolicyName::Safe {
             for name in
@@ -149,10 +151,10 @@ impl Session<'_> {
             }
         }
         for floor in &a.floors {
-            floors.push(alloc::Floor::new(&floor.pattern, format(floor.at_least))?);
+            floors.push(alloc::Floor::new(&floor.pattern, floor.at_least.in_codec())?);
         }
         let rate = alloc::RateWeights { storage: a.rate.storage, resident: a.rate.resident };
-        Ok(alloc::Policy { formats: a.formats.iter().map(|&f| format(f)).collect(), floors, margin: a.margin, rate })
+        Ok(alloc::Policy { formats: self.formats(), floors, margin: a.margin, rate })
     }
 
     /// One allocation.
@@ -189,7 +191,7 @@ impl Session<'_> {
         let settled = serde_json::json!({
             "goal": goal, "formats": a.formats, "policy": a.policy, "floors": a.floors, "margin": a.margin, "rate": a.rate,
         });
-        self.identity("allocate", 1, [("points", points)], settled)
+        self.identity("allocate", 2, [("points", points)], settled)
     }
 
     /// The tuned checkpoint of an allocation, in `checkpoint/` of the artifact.

@@ -1,0 +1,302 @@
+//! Everything that is decided about a tensor but its samples.
+
+use std::ops::Range;
+
+use crate::TILE;
+use crate::error::{CodecError, Result};
+use crate::format::{Dtype, Format};
+use crate::header::{check_slice, slice_count};
+use crate::scale::UNIT;
+use crate::side::Codebook;
+use crate::table::class_of;
+use crate::tile::{Kind, Predictor, TilePlan};
+use crate::tools::Tools;
+use crate::transform::{BANDS, band};
+
+/// Everything decided about a tensor but its samples.
+///
+/// The step of weight (i, j) in tile t is 2^((step_base + 2 (t.step + row_scale\[i\] +
+/// col_scale\[j\]))/8). The entropy coder expects the weight's standard deviation to be the base
+/// step times 2^((spread_base + t.spread + row_spread\[i\] + col_spread\[j\])/4). Empty vectors
+/// count as zeros.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TensorPlan {
+    /// Element type of the original and of the decoded tensor.
+    pub dtype: Dtype,
+    /// Rows (output features).
+    pub rows: usize,
+    /// Columns (input features).
+    pub cols: usize,
+    /// Side of a tile, 16 but for experiments with 8, 32 and 64.
+    pub tile: usize,
+    /// Eighths of an octave.
+    pub step_base: i32,
+    /// Quarter octaves over the base step.
+    pub spread_base: i32,
+    /// Step index of each row, or empty.
+    pub row_scale: Vec<i8>,
+    /// Step index of each column, or empty.
+    pub col_scale: Vec<i8>,
+    /// Spread index of each row, or empty.
+    pub row_spread: Vec<i8>,
+    /// Spread index of each column, or empty.
+    pub col_spread: Vec<i8>,
+    /// What tools share over the tensor.
+    pub parameters: Parameters,
+    /// Tiles in raster order.
+    pub tiles: Vec<TilePlan>,
+}
+
+/// What tools share over a tensor.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Parameters {
+    /// Whether groups of 2x2 and 4x4 tiles with equal headers share one.
+    pub merge: bool,
+    /// Of the linear predictor: a and b in 64ths, c in 64ths of the step.
+    pub linear: [i8; 3],
+    /// Distance of the reconstruction points of |level| 1, 2 and above from the level, in 16ths of
+    /// the quantiser's step; for tiles with a coarse quantiser.
+    pub centroids: [i8; 3],
+    /// Quarter octaves by [`band`] that coefficients' spread lies above the tile's.
+    pub bands: [i8; BANDS],
+    /// Quarter octaves by magnitude of the two levels to the left, see
+    /// [`crate::slice::neighbour_bin`].
+    pub neighbours: Option<[i8; 8]>,
+    /// Rows that tiles may be predicted from, and the step index their values are in.
+    pub dictionary: Vec<Vec<i8>>,
+    /// Step index of the dictionary.
+    pub dictionary_step: i16,
+    /// The tensor's own 16-point orthogonal matrix, scaled by 2^12.
+    pub learned: Option<Box<[i16; 256]>>,
+    /// Weights of the left and right, and of the upper and lower neighbours inside a tile, in 256ths,
+    /// in a filter after decoding.
+    pub filter: Option<[i8; 2]>,
+    /// Tables for heads of patterns; the fixed ones when empty.
+    pub codebook: Codebook,
+}
+
+impl Default for Parameters {
+    fn default() -> Self {
+        Self {
+            merge: false,
+            linear: [0; 3],
+            centroids: [0; 3],
+            bands: [0; BANDS],
+            neighbours: None,
+            dictionary: Vec::new(),
+            dictionary_step: 0,
+            learned: None,
+            filter: None,
+            codebook: Vec::new(),
+        }
+    }
+}
+
+impl TensorPlan {
+    /// A plan without scales whose tiles are all `tile`.
+    pub fn uniform(dtype: Dtype, rows: usize, cols: usize, tile: TilePlan) -> Self {
+        Self {
+            dtype,
+            rows,
+            cols,
+            tile: TILE,
+            step_base: 0,
+            spread_base: 0,
+            row_scale: Vec::new(),
+            col_scale: Vec::new(),
+            row_spread: Vec::new(),
+            col_spread: Vec::new(),
+            parameters: Parameters::default(),
+            tiles: vec![tile; rows.div_ceil(TILE) * cols.div_ceil(TILE)],
+        }
+    }
+
+    /// Tiles in a row of tiles.
+    pub fn tiles_across(&self) -> usize {
+        self.cols.div_ceil(self.tile)
+    }
+
+    /// Tiles in a column of tiles.
+    pub fn tiles_down(&self) -> usize {
+        self.rows.div_ceil(self.tile)
+    }
+
+    /// Index of the tile that holds the weight (row, col).
+    #[inline]
+    pub fn tile_index(&self, row: usize, col: usize) -> usize {
+        row / self.tile * self.tiles_across() + col / self.tile
+    }
+
+    /// Tile that holds the weight (row, col).
+    #[inline]
+    pub fn tile_at(&self, row: usize, col: usize) -> &TilePlan {
+        &self.tiles[self.tile_index(row, col)]
+    }
+
+    /// Rows and columns of tile `n`.
+    pub fn tile_range(&self, n: usize) -> (Range<usize>, Range<usize>) {
+        let (row, col) = (n / self.tiles_across() * self.tile, n % self.tiles_across() * self.tile);
+        (row..self.rows.min(row + self.tile), col..self.cols.min(col + self.tile))
+    }
+
+    /// Whether all weights of the tile at (row, col) exist, so that it can be transformed.
+    #[inline]
+    pub fn is_full(&self, row: usize, col: usize) -> bool {
+        let end = |n: usize| n / self.tile * self.tile + self.tile;
+        end(row) <= self.rows && end(col) <= self.cols
+    }
+
+    /// Rows of a slice: at least 64 Ki weights (128 Ki in a tensor of 1 Mi, 256 Ki in one of 4 Mi and
+    /// more), 64 to 1024 rows, fewer where columns are very many.
+    pub fn slice_rows(&self) -> usize {
+        let weights: usize = match self.rows * self.cols {
+            0..0x10_0000 => 1 << 16,
+            0x10_0000..0x40_0000 => 1 << 17,
+            _ => 1 << 18,
+        };
+        let rows = weights.div_ceil(self.cols.max(1)).next_multiple_of(64).clamp(64, 1024);
+        let most = (crate::header::MAX_SLICE_WEIGHTS as usize / self.cols.max(1)) / TILE * TILE;
+        rows.min(most.max(TILE)).min(self.rows.next_multiple_of(self.tile)).max(self.tile)
+    }
+
+    /// Slices of the tensor.
+    pub fn slices(&self) -> usize {
+        if self.cols == 0 { 0 } else { slice_count(self.rows, self.slice_rows()) }
+    }
+
+    /// Rows of slice `n`.
+    pub fn slice_range(&self, n: usize) -> Range<usize> {
+        n * self.slice_rows()..((n + 1) * self.slice_rows()).min(self.rows)
+    }
+
+    /// Interleaved rANS states of its slices: 32 pay their bytes only on large slices.
+    pub(crate) fn lanes(&self) -> usize {
+        match self.slice_rows().min(self.rows) * self.cols {
+            0..16384 => 1,
+            16384..49152 => 4,
+            49152..98304 => 8,
+            _ => 32,
+        }
+    }
+
+    /// Tools that the plan uses.
+    pub(crate) fn tools(&self) -> Tools {
+        let mut tools = Tools::default();
+        let first = self.tiles.first().copied().unwrap_or_default();
+        let any = |used: &dyn Fn(&TilePlan) -> bool| self.tiles.iter().any(used);
+        let p = &self.parameters;
+        let uniform = self.tiles.iter().all(|t| *t == first);
+        tools.add(Tools::UNIFORM, uniform);
+        tools.add(Tools::STEPS, any(&|t| t.step != 0 && t.format != Format::Lossless));
+        tools.add(Tools::SPREADS, any(&|t| t.spread != 0));
+        tools.add(Tools::KINDS, any(&|t| t.kind != Kind::Coded));
+        tools.add(Tools::PREDICTORS, any(&|t| t.predictor != Predictor::None));
+        tools.add(Tools::COARSE, any(&|t| t.coarse != 0));
+        tools.add(Tools::TRANSFORMS, any(&|t| !t.transform.is_identity()));
+        tools.add(Tools::MERGE, p.merge && !uniform);
+        tools.add(Tools::NEIGHBOURS, p.neighbours.is_some());
+        tools.add(Tools::CENTROIDS, p.centroids != [0; 3]);
+        tools.add(Tools::DICTIONARY, !p.dictionary.is_empty());
+        tools.add(Tools::LEARNED, p.learned.is_some());
+        tools.add(Tools::FILTER, p.filter.is_some());
+        tools.add(Tools::CODEBOOK, !p.codebook.is_empty());
+        tools.add(Tools::LINEAR, p.linear != [0; 3]);
+        tools.set_tile(self.tile);
+        tools
+    }
+
+    pub(crate) fn check(&self) -> Result<()> {
+        let shape = |what, found, expected| match found == expected {
+            true => Ok(()),
+            false => Err(CodecError::Shape { what, found, expected }),
+        };
+        if ![8, 16, 32, 64].contains(&self.tile) {
+            return Err(CodecError::Field { field: "tile", found: self.tile as i64, expected: "8, 16, 32 or 64" });
+        }
+        check_slice(self.rows, self.cols, self.slice_rows())?;
+        shape("tiles", self.tiles.len(), self.tiles_down() * self.tiles_across())?;
+        for (what, vector, length) in [
+            ("row_scale", &self.row_scale, self.rows),
+            ("col_scale", &self.col_scale, self.cols),
+            ("row_spread", &self.row_spread, self.rows),
+            ("col_spread", &self.col_spread, self.cols),
+        ] {
+            if !vector.is_empty() {
+                shape(what, vector.len(), length)?;
+            }
+        }
+        for row in &self.parameters.dictionary {
+            shape("dictionary row", row.len(), self.cols)?;
+        }
+        let lossless_only = self.tiles.iter().all(|t| t.format == Format::Lossless);
+        match self.dtype.is_weight() || lossless_only {
+            true => Ok(()),
+            false => {
+                let expected = "0, 1 or 2 in a tensor with lossy tiles";
+                Err(CodecError::Field { field: "dtype", found: self.dtype as i64, expected })
+            }
+        }
+    }
+
+    /// Quarter octaves of step index that a weight has besides its tile's.
+    #[inline]
+    pub(crate) fn scales(&self, row: usize, col: usize) -> i32 {
+        entry(&self.row_scale, row) + entry(&self.col_scale, col)
+    }
+
+    /// Scale index (eighths of an octave) of one weight: tile, row and column indices add.
+    #[inline]
+    pub fn scale_index(&self, tile: &TilePlan, row: usize, col: usize) -> i32 {
+        self.tile_scale_index(tile) + UNIT * self.scales(row, col)
+    }
+
+    /// The tile's part of a scale index.
+    #[inline]
+    pub(crate) fn tile_scale_index(&self, tile: &TilePlan) -> i32 {
+        let shift = tile.format.minifloat().map_or(0, |m| m.scale_shift());
+        self.step_base + UNIT * i32::from(tile.step) - shift
+    }
+
+    /// Spread that the entropy coder expects of a weight, quarter octaves over the base step.
+    #[inline]
+    pub fn spread(&self, tile: &TilePlan, row: usize, col: usize) -> i32 {
+        self.spread_base + i32::from(tile.spread) + entry(&self.row_spread, row) + entry(&self.col_spread, col)
+    }
+
+    /// Class of the spread of a level; (row, col) lie in `tile`.
+    #[inline]
+    pub fn level_class(&self, tile: &TilePlan, row: usize, col: usize) -> usize {
+        class_of(self.level_spread(tile, row, col))
+    }
+
+    /// Spread of a level, quarter octaves. A transform mixes rows and columns, so that only tile and
+    /// position count in a transformed tile.
+    #[inline]
+    pub(crate) fn level_spread(&self, tile: &TilePlan, row: usize, col: usize) -> i32 {
+        let unit = i32::from(tile.step) + i32::from(tile.coarse);
+        if tile.transform.is_identity() || !self.is_full(row, col) {
+            return self.spread(tile, row, col) - self.scales(row, col) - unit;
+        }
+        let position = band(tile.transform, row % self.tile, col % self.tile);
+        self.spread_base + i32::from(tile.spread) + i32::from(self.parameters.bands[position]) - unit
+    }
+
+    /// Spread of a small floating-point code's value, quarter octaves.
+    #[inline]
+    pub(crate) fn code_spread(&self, tile: &TilePlan, row: usize, col: usize) -> i32 {
+        let shift = tile.format.minifloat().map_or(0, |m| m.scale_shift() / UNIT);
+        self.spread(tile, row, col) - i32::from(tile.step) - self.scales(row, col) + shift
+    }
+
+    /// Spread of a pattern's value, quarter octaves over one.
+    #[inline]
+    pub(crate) fn pattern_spread(&self, tile: &TilePlan, row: usize, col: usize) -> i32 {
+        self.spread(tile, row, col) + (self.step_base >> 1)
+    }
+}
+
+/// Entry of a vector that counts as zeros when empty.
+#[inline]
+pub(crate) fn entry(vector: &[i8], i: usize) -> i32 {
+    vector.get(i).map_or(0, |&v| i32::from(v))
+}

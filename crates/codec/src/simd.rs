@@ -1,0 +1,334 @@
+//! The one module with `unsafe`: 32 lanes decoded side by side with AVX-512 or AVX2, chosen at run
+//! time, and the code around them compiled for the same machine. Plain decoding of the same columns
+//! is [`decode_columns_plain`]; tests hold them equal.
+#![allow(unsafe_code)]
+
+use std::ops::Range;
+
+use crate::error::Result;
+use crate::fast::{self, decode_columns_plain};
+use crate::lanes::{LaneDecoder, MAX_LANES};
+use crate::sample::SampleDecoder;
+use crate::side::Books;
+use crate::slice::SlicePlan;
+use crate::table::{PROB_ONE, Tables};
+
+macro_rules! dispatch {
+    ($(#[$doc:meta])* $name:ident($($arg:ident: $type:ty),*) -> $result:ty) => {
+        $(#[$doc])*
+        pub fn $name($($arg: $type),*) -> $result {
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,bmi2,popcnt")]
+                fn wide($($arg: $type),*) -> $result {
+                    fast::$name($($arg),*)
+                }
+                #[target_feature(enable = "avx2,bmi2,popcnt")]
+                fn narrow($($arg: $type),*) -> $result {
+                    fast::$name($($arg),*)
+                }
+                match machine() {
+                    // SAFETY: `machine` found the features.
+                    Machine::Avx512 => return unsafe { wide($($arg),*) },
+                    Machine::Avx2 => return unsafe { narrow($($arg),*) },
+                    Machine::Plain => {}
+                }
+            }
+            fast::$name($($arg),*)
+        }
+    };
+}
+
+dispatch! {
+    /// [`fast::decode_block`] for this machine.
+    decode_block(
+        decoder: &mut SampleDecoder, slice: &SlicePlan, books: &Books, rows: Range<usize>, cols: Range<usize>,
+        samples: &mut [i32]
+    ) -> bool
+}
+
+dispatch! {
+    /// [`fast::write_block`] for this machine.
+    write_block(
+        slice: &SlicePlan, rows: Range<usize>, cols: Range<usize>, samples: &[i32], out: &mut [u8]
+    ) -> Result<bool>
+}
+
+/// What the machine can do.
+#[cfg(target_arch = "x86_64")]
+enum Machine {
+    Avx512,
+    Avx2,
+    Plain,
+}
+
+#[cfg(target_arch = "x86_64")]
+fn machine() -> Machine {
+    let bmi = is_x86_feature_detected!("bmi2") && is_x86_feature_detected!("popcnt");
+    let avx512 = is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512vl")
+        && is_x86_feature_detected!("avx512dq");
+    match (bmi && is_x86_feature_detected!("avx2"), avx512) {
+        (true, true) => Machine::Avx512,
+        (true, false) => Machine::Avx2,
+        _ => Machine::Plain,
+    }
+}
+
+/// Bytes that a column reads at most: 32 words, and half a vector beyond them.
+const READ_AHEAD: usize = 2 * MAX_LANES + 32;
+
+/// Decodes a symbol in every lane for each column; `offsets` are 4096 times the tables' numbers.
+#[inline(always)]
+pub fn decode_columns(
+    lanes: &mut LaneDecoder,
+    tables: &Tables,
+    offsets: &[[u32; MAX_LANES]],
+    symbols: &mut [[u8; MAX_LANES]],
+) {
+    let done = decode_wide(lanes, tables, offsets, symbols);
+    decode_columns_plain(lanes, tables, &offsets[done..], &mut symbols[done..]);
+}
+
+/// Decodes as many columns as the machine can side by side and returns their number.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+fn decode_wide(
+    lanes: &mut LaneDecoder,
+    tables: &Tables,
+    offsets: &[[u32; MAX_LANES]],
+    symbols: &mut [[u8; MAX_LANES]],
+) -> usize {
+    let slots = tables.slots();
+    let largest = offsets.iter().flatten().fold(0, |most, &o| o.max(most)) as usize;
+    if lanes.lanes != MAX_LANES || largest + PROB_ONE as usize > slots.len() || offsets.len() != symbols.len() {
+        return 0;
+    }
+    // SAFETY: the features are present; every offset plus a slot below 4096 lies in `slots`, as
+    // checked above; the kernels check what is left of `words` before every column.
+    match machine() {
+        Machine::Avx512 => unsafe { x86::decode_avx512(&mut lanes.states, &mut lanes.words, slots, offsets, symbols) },
+        Machine::Avx2 => unsafe { x86::decode_avx2(&mut lanes.states, &mut lanes.words, slots, offsets, symbols) },
+        Machine::Plain => 0,
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn decode_wide(_: &mut LaneDecoder, _: &Tables, _: &[[u32; MAX_LANES]], _: &mut [[u8; MAX_LANES]]) -> usize {
+    0
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use std::arch::x86_64::*;
+
+    use super::READ_AHEAD;
+    use crate::lanes::{LOWER, MAX_LANES};
+    use crate::table::{PROB_BITS, PROB_ONE};
+
+    /// # Safety
+    /// Needs AVX-512 F and BW. All `offsets` are at most `slots.len() - 4096`; `offsets` and `symbols`
+    /// are of one length.
+    #[target_feature(enable = "avx512f,avx512bw,popcnt")]
+    pub unsafe fn decode_avx512(
+        states: &mut [u32; MAX_LANES],
+        words: &mut &[u8],
+        slots: &[u32],
+        offsets: &[[u32; MAX_LANES]],
+        symbols: &mut [[u8; MAX_LANES]],
+    ) -> usize {
+        // SAFETY: loads and stores are inside the arrays they name; gathers as the caller promises;
+        // a column reads at most READ_AHEAD bytes of `words`, which is checked before.
+        unsafe {
+            let mut x =
+                [_mm512_loadu_si512(states.as_ptr().cast()), _mm512_loadu_si512(states.as_ptr().add(16).cast())];
+            let (slot_mask, freq_mask) = (_mm512_set1_epi32(PROB_ONE as i32 - 1), _mm512_set1_epi32(0xfff));
+            let (one, lower) = (_mm512_set1_epi32(1), _mm512_set1_epi32(LOWER as i32));
+            let mut at = 0;
+            let mut done = 0;
+            while done < offsets.len() && words.len() - at >= READ_AHEAD {
+                for (half, x) in x.iter_mut().enumerate() {
+                    let offset = _mm512_loadu_si512(offsets[done].as_ptr().add(16 * half).cast());
+                    let index = _mm512_add_epi32(offset, _mm512_and_si512(*x, slot_mask));
+                    let entry = _mm512_i32gather_epi32::<4>(index, slots.as_ptr().cast());
+                    let freq = _mm512_add_epi32(_mm512_and_si512(_mm512_srli_epi32::<8>(entry), freq_mask), one);
+                    let next = _mm512_add_epi32(
+                        _mm512_mullo_epi32(freq, _mm512_srli_epi32::<PROB_BITS>(*x)),
+                        _mm512_srli_epi32::<20>(entry),
+                    );
+                    let short = _mm512_cmplt_epu32_mask(next, lower);
+                    let fresh = _mm512_cvtepu16_epi32(_mm256_loadu_si256(words.as_ptr().add(at).cast()));
+                    let fresh = _mm512_maskz_expand_epi32(short, fresh);
+                    *x = _mm512_mask_or_epi32(next, short, _mm512_slli_epi32::<16>(next), fresh);
+                    at += 2 * short.count_ones() as usize;
+                    let bytes = _mm512_cvtepi32_epi8(entry);
+                    _mm_storeu_si128(symbols[done].as_mut_ptr().add(16 * half).cast(), bytes);
+                }
+                done += 1;
+            }
+            _mm512_storeu_si512(states.as_mut_ptr().cast(), x[0]);
+            _mm512_storeu_si512(states.as_mut_ptr().add(16).cast(), x[1]);
+            *words = &words[at..];
+            done
+        }
+    }
+
+    /// For each mask of eight lanes, which of the next words every lane takes.
+    static EXPAND: [[i32; 8]; 256] = {
+        let mut table = [[0; 8]; 256];
+        let mut mask = 0;
+        while mask < 256 {
+            let (mut lane, mut word) = (0, 0);
+            while lane < 8 {
+                if mask >> lane & 1 == 1 {
+                    table[mask][lane] = word;
+                    word += 1;
+                }
+                lane += 1;
+            }
+            mask += 1;
+        }
+        table
+    };
+
+    /// # Safety
+    /// As [`decode_avx512`], but needs AVX2.
+    #[target_feature(enable = "avx2,popcnt")]
+    pub unsafe fn decode_avx2(
+        states: &mut [u32; MAX_LANES],
+        words: &mut &[u8],
+        slots: &[u32],
+        offsets: &[[u32; MAX_LANES]],
+        symbols: &mut [[u8; MAX_LANES]],
+    ) -> usize {
+        // SAFETY: as above.
+        unsafe {
+            let load = |n: usize| _mm256_loadu_si256(states.as_ptr().add(8 * n).cast());
+            let mut x = [load(0), load(1), load(2), load(3)];
+            let (slot_mask, freq_mask) = (_mm256_set1_epi32(PROB_ONE as i32 - 1), _mm256_set1_epi32(0xfff));
+            let (one, top) = (_mm256_set1_epi32(1), _mm256_set1_epi32(LOWER as i32 - 1));
+            let mut at = 0;
+            let mut done = 0;
+            while done < offsets.len() && words.len() - at >= READ_AHEAD {
+                let mut entries = [_mm256_setzero_si256(); 4];
+                for n in 0..4 {
+                    let offset = _mm256_loadu_si256(offsets[done].as_ptr().add(8 * n).cast());
+                    let index = _mm256_add_epi32(offset, _mm256_and_si256(x[n], slot_mask));
+                    let entry = _mm256_i32gather_epi32::<4>(slots.as_ptr().cast(), index);
+                    let freq = _mm256_add_epi32(_mm256_and_si256(_mm256_srli_epi32::<8>(entry), freq_mask), one);
+                    let next = _mm256_add_epi32(
+                        _mm256_mullo_epi32(freq, _mm256_srli_epi32::<{ PROB_BITS as i32 }>(x[n])),
+                        _mm256_srli_epi32::<20>(entry),
+                    );
+                    // Unsigned: next <= LOWER - 1.
+                    let short = _mm256_cmpeq_epi32(_mm256_min_epu32(next, top), next);
+                    let mask = _mm256_movemask_ps(_mm256_castsi256_ps(short)) as usize;
+                    let fresh = _mm256_cvtepu16_epi32(_mm_loadu_si128(words.as_ptr().add(at).cast()));
+                    let order = _mm256_loadu_si256(EXPAND[mask & 255].as_ptr().cast());
+                    let fresh = _mm256_permutevar8x32_epi32(fresh, order);
+                    let longer = _mm256_or_si256(_mm256_slli_epi32::<16>(next), fresh);
+                    x[n] = _mm256_blendv_epi8(next, longer, short);
+                    at += 2 * mask.count_ones() as usize;
+                    entries[n] = _mm256_and_si256(entry, _mm256_set1_epi32(0xff));
+                }
+                let low = _mm256_packus_epi32(entries[0], entries[1]);
+                let high = _mm256_packus_epi32(entries[2], entries[3]);
+                // Packing works in halves of a vector; the permutation restores the lanes' order.
+                let bytes = _mm256_packus_epi16(low, high);
+                let bytes = _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+                _mm256_storeu_si256(symbols[done].as_mut_ptr().cast(), bytes);
+                done += 1;
+            }
+            for (n, x) in x.into_iter().enumerate() {
+                _mm256_storeu_si256(states.as_mut_ptr().add(8 * n).cast(), x);
+            }
+            *words = &words[at..];
+            done
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lanes::LaneEncoder;
+
+    /// A stream of columns under changing tables, and the tables.
+    fn stream(columns: usize) -> (Vec<u8>, Vec<[u32; MAX_LANES]>) {
+        let tables = Tables::fixed();
+        let mut state = 7u64;
+        let mut draw = |n: u64| {
+            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            (state >> 33) % n
+        };
+        let mut encoder = LaneEncoder::default();
+        let mut offsets = Vec::new();
+        for _ in 0..columns {
+            let column: [u32; MAX_LANES] = std::array::from_fn(|_| draw(tables.len() as u64) as u32);
+            for (lane, &table) in column.iter().enumerate() {
+                // A symbol drawn as the table says.
+                let symbol = tables.slot(table as usize, draw(4096) as u32) as u8;
+                encoder.push(tables, table as usize, lane, symbol);
+            }
+            offsets.push(column.map(|t| t << crate::table::PROB_BITS));
+        }
+        (encoder.finish(MAX_LANES), offsets)
+    }
+
+    #[test]
+    fn wide_decoding_equals_plain_decoding() {
+        let (bytes, offsets) = stream(700);
+        let tables = Tables::fixed();
+        let mut expected = vec![[0; MAX_LANES]; offsets.len()];
+        let mut plain = LaneDecoder::new(&bytes, MAX_LANES);
+        decode_columns_plain(&mut plain, tables, &offsets, &mut expected);
+        assert!(plain.finish());
+        let mut got = vec![[0; MAX_LANES]; offsets.len()];
+        let mut wide = LaneDecoder::new(&bytes, MAX_LANES);
+        for (offsets, got) in offsets.chunks(16).zip(got.chunks_mut(16)) {
+            decode_columns(&mut wide, tables, offsets, got);
+        }
+        assert!(wide.finish());
+        assert_eq!(got, expected);
+        // Damaged and cut streams too.
+        for cut in [0, 5, 127, 128, 200, bytes.len() - 3] {
+            let mut results = Vec::new();
+            for wide in [false, true] {
+                let mut lanes = LaneDecoder::new(&bytes[..cut], MAX_LANES);
+                let mut got = vec![[0; MAX_LANES]; offsets.len()];
+                match wide {
+                    true => decode_columns(&mut lanes, tables, &offsets, &mut got),
+                    false => decode_columns_plain(&mut lanes, tables, &offsets, &mut got),
+                }
+                results.push((got, lanes.states, lanes.finish()));
+            }
+            assert!(results[0] == results[1], "cut at {cut}");
+        }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[test]
+    fn both_instruction_sets_give_the_same() {
+        let (bytes, offsets) = stream(300);
+        let slots = Tables::fixed().slots();
+        let mut results = Vec::new();
+        for set in 0..2 {
+            let mut lanes = LaneDecoder::new(&bytes, MAX_LANES);
+            let mut got = vec![[0; MAX_LANES]; offsets.len()];
+            // SAFETY: features are checked; `stream` gives numbers of tables that exist.
+            let done = match set {
+                0 if is_x86_feature_detected!("avx2") => unsafe {
+                    x86::decode_avx2(&mut lanes.states, &mut lanes.words, slots, &offsets, &mut got)
+                },
+                1 if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw") => unsafe {
+                    x86::decode_avx512(&mut lanes.states, &mut lanes.words, slots, &offsets, &mut got)
+                },
+                _ => continue,
+            };
+            assert!(done > 250);
+            results.push((done, got, lanes.states));
+        }
+        assert!(results.windows(2).all(|w| w[0] == w[1]));
+    }
+}

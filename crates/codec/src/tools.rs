@@ -1,0 +1,75 @@
+//! Which syntax elements a tensor has. A tool that no tile uses costs no bits.
+
+use crate::error::{CodecError, Result};
+
+/// A set of tools, one bit each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Tools(pub u32);
+
+impl Tools {
+    /// All tiles are alike; the one tile header is in the side information.
+    pub const UNIFORM: Self = Self(1);
+    /// Tiles have steps of their own.
+    pub const STEPS: Self = Self(1 << 1);
+    /// Tiles have spreads of their own.
+    pub const SPREADS: Self = Self(1 << 2);
+    /// Some tiles are skipped, have a palette or bit planes.
+    pub const KINDS: Self = Self(1 << 3);
+    /// Some tiles are predicted.
+    pub const PREDICTORS: Self = Self(1 << 4);
+    /// Some tiles quantise more coarsely than their plane.
+    pub const COARSE: Self = Self(1 << 5);
+    /// Some tiles are transformed.
+    pub const TRANSFORMS: Self = Self(1 << 6);
+    /// Groups of tiles share headers.
+    pub const MERGE: Self = Self(1 << 7);
+    /// Levels to the left refine a level's class.
+    pub const NEIGHBOURS: Self = Self(1 << 8);
+    /// Reconstruction points lie off the middle.
+    pub const CENTROIDS: Self = Self(1 << 9);
+    /// The tensor has a dictionary of rows.
+    pub const DICTIONARY: Self = Self(1 << 10);
+    /// The tensor has a transform of its own; experimental.
+    pub const LEARNED: Self = Self(1 << 11);
+    /// Planes are filtered after decoding; experimental.
+    pub const FILTER: Self = Self(1 << 12);
+    /// Tiles are not of 16x16: two bits, [`Tools::tile`]; experimental.
+    const TILE_SHIFT: u32 = 13;
+    /// The tensor has tables of its own for patterns and codes.
+    pub const CODEBOOK: Self = Self(1 << 15);
+    /// The linear predictor's coefficients are given.
+    pub const LINEAR: Self = Self(1 << 16);
+    /// First of the bits reserved for trellis, rotation, refinement layers, low-rank residuals and
+    /// prediction from a base checkpoint, and for what is not known yet.
+    const FIRST_RESERVED: u32 = 17;
+
+    /// Whether all of `other` are in the set.
+    pub const fn has(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+
+    /// Adds `other` when `used`.
+    pub fn add(&mut self, other: Self, used: bool) {
+        self.0 |= if used { other.0 } else { 0 };
+    }
+
+    /// Side of a tile: 16, 8, 32 or 64.
+    pub const fn tile(self) -> usize {
+        [16, 8, 32, 64][(self.0 >> Self::TILE_SHIFT & 3) as usize]
+    }
+
+    /// Sets the side of a tile.
+    pub fn set_tile(&mut self, side: usize) {
+        let code = [16, 8, 32, 64].iter().position(|&s| s == side).unwrap_or(0) as u32;
+        self.0 = self.0 & !(3 << Self::TILE_SHIFT) | code << Self::TILE_SHIFT;
+    }
+
+    /// # Errors
+    /// When reserved bits are set: a later version wrote the tensor.
+    pub fn check(self) -> Result<Self> {
+        match self.0 >> Self::FIRST_RESERVED {
+            0 => Ok(self),
+            _ => Err(CodecError::Field { field: "tools", found: self.0.into(), expected: "bits 0..=16 only" }),
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! Tensors of any content come back bit for bit, and Gaussian ones near their entropy.
+
+use proptest::prelude::*;
+use waterfill_codec::{CodedTensor, Dtype, Elements, encode_lossless};
+
+fn decoded(coded: &[u8]) -> Vec<u8> {
+    CodedTensor::parse(coded).unwrap().decode().unwrap().0
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(120))]
+    #[test]
+    fn any_bytes_come_back(
+        kind in 0usize..7, rows in 0usize..70, cols in 0usize..40, period in 1usize..9, seed in any::<u64>(), spread in 0u32..24,
+    ) {
+        let dtype = Dtype::ALL[kind];
+        let cols = if dtype == Dtype::Nibble { cols * 2 } else { cols };
+        let mut state = seed;
+        let mut draw = || {
+            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            (state >> 32) as u32
+        };
+        // From random bits (not-a-numbers and infinities among them) to nearly constant ones.
+        let count = rows * cols * dtype.bits() / 8;
+        let bytes: Vec<u8> = (0..count).map(|i| (draw() >> spread.min(24)) as u8 ^ if i % 2 == 1 { 0x3c } else { 0 }).collect();
+        let coded = encode_lossless(&Elements { dtype, rows, cols, period }, &bytes).unwrap();
+        prop_assert_eq!(decoded(&coded), bytes);
+    }
+}
+
+/// A pair of standard Gaussians (Box & Muller 1958).
+fn gaussians(seed: u64) -> impl Iterator<Item = f64> {
+    let mut state = seed;
+    let mut uniform = move || {
+        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        ((state >> 11) as f64 + 0.5) / (1u64 << 53) as f64
+    };
+    std::iter::repeat_with(move || {
+        let (radius, angle) = ((-2.0 * uniform().ln()).sqrt(), 2.0 * std::f64::consts::PI * uniform());
+        [radius * angle.cos(), radius * angle.sin()]
+    })
+    .flatten()
+}
+
+#[test]
+fn gaussian_weights_take_little_more_than_their_entropy() {
+    let side = 1024;
+    let bytes: Vec<u8> = gaussians(1)
+        .take(side * side)
+        .flat_map(|g| (Dtype::Bf16.pattern_of((g * 0.02) as f32) as u16).to_le_bytes())
+        .collect();
+    let coded = encode_lossless(&Elements { dtype: Dtype::Bf16, rows: side, cols: side, period: 1 }, &bytes).unwrap();
+    assert_eq!(decoded(&coded), bytes);
+    let bits = coded.len() as f64 * 8.0 / (side * side) as f64;
+    // 10.464 is the entropy of the 16-bit patterns.
+    assert!(bits < 10.485, "{bits} bits per weight");
+}
+
+#[test]
+fn row_and_column_scales_pay_for_themselves() {
+    let (rows, cols) = (512, 256);
+    let scale = |i: usize| 2f64.powi((i * 7 % 5) as i32 - 2);
+    let bytes: Vec<u8> = gaussians(2)
+        .take(rows * cols)
+        .enumerate()
+        .flat_map(|(i, g)| ((g * 0.02 * scale(i / cols) * scale(i % cols)) as f32).to_le_bytes())
+        .collect();
+    let coded = encode_lossless(&Elements { dtype: Dtype::F32, rows, cols, period: 1 }, &bytes).unwrap();
+    assert_eq!(decoded(&coded), bytes);
+    let bits = coded.len() as f64 * 8.0 / (rows * cols) as f64;
+    assert!(bits < 26.56, "{bits} bits per weight; without scales 26.47 plus the scales' entropy");
+    assert!(!CodedTensor::parse(&coded).unwrap().plan().row_spread.is_empty());
+}
+
+#[test]
+fn small_numbers_in_wide_types_cost_nothing_above_their_entropy() {
+    // 64-bit integers below 16, byte by byte; and nibbles of which few occur.
+    let numbers: Vec<u8> = (0..4096u64).flat_map(|i| (i * 2654435761 >> 7 & 15).to_le_bytes()).collect();
+    let coded = encode_lossless(&Elements { dtype: Dtype::Byte, rows: 64, cols: 512, period: 8 }, &numbers).unwrap();
+    assert_eq!(decoded(&coded), numbers);
+    assert!(coded.len() < 2400, "{} bytes for 2048 of content", coded.len());
+    let nibbles: Vec<u8> = (0..8192u64).map(|i| (i * 2654435761 >> 9) as u8 & 0x33).collect();
+    let coded = encode_lossless(&Elements { dtype: Dtype::Nibble, rows: 64, cols: 256, period: 1 }, &nibbles).unwrap();
+    assert_eq!(decoded(&coded), nibbles);
+    assert!(coded.len() < 4250, "{} bytes for 4096 of content", coded.len());
+}
