@@ -6,6 +6,7 @@
 
 mod error;
 mod open;
+pub mod pack;
 pub mod writer;
 
 pub use error::{CheckpointError, Result};

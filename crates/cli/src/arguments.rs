@@ -80,10 +80,24 @@ pub enum Command {
         /// Directory
         path: PathBuf,
     },
-    /// Check every digest of an artifact, a checkpoint, or a whole store
+    /// Check every digest of an artifact, a checkpoint, a packed file, or a whole store
     Verify {
-        /// Directory
+        /// Directory or packed file
         path: PathBuf,
+    },
+    /// Pack a safetensors file without loss
+    Pack {
+        /// Safetensors file
+        file: PathBuf,
+        /// File to create
+        out: PathBuf,
+    },
+    /// Restore the safetensors file that was packed, byte for byte
+    Unpack {
+        /// Packed file
+        file: PathBuf,
+        /// File to create
+        out: PathBuf,
     },
     /// Write a tuned checkpoint as a dense Hugging Face directory
     Decode {

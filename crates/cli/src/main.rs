@@ -11,8 +11,8 @@ use anyhow::{Context, Result};
 use arguments::{Arguments, Command, RunArguments, RunOptions};
 use clap::Parser;
 use waterfill_pipeline::{
-    Console, Mode, Session, Store, Until, decode, dry_run, inspect, json_schema, load, load_sweep, load_train, run,
-    run_sweep, train, train_schema, validate, verify,
+    Console, Mode, Session, Store, Until, decode, dry_run, inspect, json_schema, load, load_sweep, load_train, pack,
+    run, run_sweep, train, train_schema, unpack, validate, verify,
 };
 
 /// Tensors come and go by the million; the system's allocator returns each to the kernel and
@@ -93,6 +93,16 @@ fn execute(arguments: &Arguments) -> Result<()> {
         }
         Command::Inspect { path } => show(arguments, inspect(path)?.trim_end(), "text"),
         Command::Verify { path } => show(arguments, verify(path)?.trim_end(), "verified"),
+        Command::Pack { file, out } => {
+            let text = pack(file, out, &console)?;
+            console.finish("");
+            show(arguments, &text, "packed")
+        }
+        Command::Unpack { file, out } => {
+            let text = unpack(file, out, &console)?;
+            console.finish("");
+            show(arguments, &text, "unpacked")
+        }
         Command::Decode { checkpoint, out, dtype } => {
             decode(checkpoint, out, dtype.map(|d| d.name()), &console)?;
             console.finish("");

@@ -31,6 +31,7 @@ pub mod symbol;
 pub mod table;
 mod tables;
 pub mod tensor;
+pub mod text;
 pub mod tile;
 pub mod tools;
 pub mod transform;

@@ -75,11 +75,11 @@ fn row_and_column_scales_pay_for_themselves() {
 #[test]
 fn small_numbers_in_wide_types_cost_nothing_above_their_entropy() {
     // 64-bit integers below 16, byte by byte; and nibbles of which few occur.
-    let numbers: Vec<u8> = (0..4096u64).flat_map(|i| (i * 2654435761 >> 7 & 15).to_le_bytes()).collect();
+    let numbers: Vec<u8> = (0..4096u64).flat_map(|i| (((i * 2654435761) >> 7) & 15).to_le_bytes()).collect();
     let coded = encode_lossless(&Elements { dtype: Dtype::Byte, rows: 64, cols: 512, period: 8 }, &numbers).unwrap();
     assert_eq!(decoded(&coded), numbers);
     assert!(coded.len() < 2400, "{} bytes for 2048 of content", coded.len());
-    let nibbles: Vec<u8> = (0..8192u64).map(|i| (i * 2654435761 >> 9) as u8 & 0x33).collect();
+    let nibbles: Vec<u8> = (0..8192u64).map(|i| ((i * 2654435761) >> 9) as u8 & 0x33).collect();
     let coded = encode_lossless(&Elements { dtype: Dtype::Nibble, rows: 64, cols: 256, period: 1 }, &nibbles).unwrap();
     assert_eq!(decoded(&coded), nibbles);
     assert!(coded.len() < 4250, "{} bytes for 4096 of content", coded.len());

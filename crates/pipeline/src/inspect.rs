@@ -5,6 +5,7 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
 use waterfill_artifacts::Artifact;
+use waterfill_checkpoint::pack::{is_packed, verify_packed};
 use waterfill_checkpoint::{Checkpoint, Storage, TensorInfo};
 use waterfill_codec::{CodedTensor, Format};
 
@@ -28,12 +29,16 @@ pub fn inspect(path: &Path) -> Result<String> {
     Err(PipelineError::Unknown { path: path.to_path_buf() })
 }
 
-/// Checks every digest of an artifact, a checkpoint, or all artifacts of a store; returns what was
+/// Checks every digest of an artifact, a checkpoint, a packed file, or all artifacts of a store; returns what was
 /// checked.
 ///
 /// # Errors
 /// The first damage found; of a store, all that is damaged.
 pub fn verify(path: &Path) -> Result<String> {
+    if is_packed(path) {
+        let summary = verify_packed(path)?;
+        return Ok(format!("{}: packed file of {} bytes matches its digests\n", path.display(), summary.original));
+    }
     let artifacts = artifacts_below(path, 3);
     if !artifacts.is_empty() {
         return verify_store(path, &artifacts);

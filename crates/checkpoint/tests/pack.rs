@@ -1,0 +1,113 @@
+//! Packed files: every type comes back byte for byte, and every damage is noticed and named.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use safetensors::tensor::TensorView;
+use waterfill_checkpoint::Element;
+use waterfill_checkpoint::pack::{pack, unpack, verify_packed};
+
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u32 {
+        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (self.0 >> 32) as u32
+    }
+
+    /// Roughly Gaussian with spread 0.02.
+    fn weight(&mut self) -> f32 {
+        let sum: f32 = (0..12).map(|_| self.next() as f32 / u32::MAX as f32).sum();
+        (sum - 6.0) * 0.02
+    }
+}
+
+/// A file with a tensor of every kind that is seen in checkpoints, also small, empty and odd ones.
+fn write_file(path: &Path) {
+    let mut random = Random(5);
+    let mut tensors: Vec<(String, Element, Vec<usize>, Vec<u8>)> = Vec::new();
+    let mut add = |name: &str, element, shape: &[usize], bytes: Vec<u8>| {
+        tensors.push((name.into(), element, shape.to_vec(), bytes));
+    };
+    for (name, rows, cols) in
+        [("a.weight", 80, 64), ("odd.weight", 17, 31), ("one.weight", 1, 1), ("row.weight", 1, 700)]
+    {
+        let f32s: Vec<f32> = (0..rows * cols).map(|_| random.weight()).collect();
+        let bf16: Vec<u8> = f32s.iter().flat_map(|v| ((v.to_bits() >> 16) as u16).to_le_bytes()).collect();
+        add(&format!("bf16.{name}"), Element::BF16, &[rows, cols], bf16);
+        add(&format!("f32.{name}"), Element::F32, &[rows, cols], f32s.iter().flat_map(|v| v.to_le_bytes()).collect());
+        let codes: Vec<u8> = f32s.iter().map(|v| (v * 1000.0) as i8 as u8).collect();
+        add(&format!("fp8.{name}"), Element::F8_E4M3, &[rows, cols], codes.clone());
+        add(&format!("int.{name}"), Element::I8, &[rows, cols], codes);
+        // Eight four-bit values in a word, as AWQ and GPTQ keep them.
+        let nibble = |random: &mut Random| (0..4).map(|_| random.next() >> 30).sum::<u32>();
+        let words = (0..rows * cols).map(|_| (0..8).fold(0u32, |w, n| w | nibble(&mut random) << (4 * n)));
+        add(&format!("{name}.qweight"), Element::I32, &[rows, cols], words.flat_map(u32::to_le_bytes).collect());
+    }
+    add("bool", Element::BOOL, &[300], (0..300).map(|i| (i % 7 == 0) as u8).collect());
+    add("wide", Element::I64, &[3, 100], (0..300u64).flat_map(u64::to_le_bytes).collect());
+    add("empty", Element::F16, &[0, 4], vec![]);
+    add("scalar", Element::F64, &[], 0.5f64.to_le_bytes().to_vec());
+    add("nan", Element::F16, &[10, 64], vec![0xff; 1280]);
+    let views = tensors.iter().map(|(n, e, s, b)| (n.as_str(), TensorView::new(*e, s.clone(), b).unwrap()));
+    let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
+    safetensors::serialize_to_file(views, Some(metadata), path).unwrap();
+}
+
+fn packed() -> (tempfile::TempDir, PathBuf, PathBuf) {
+    let dir = tempfile::tempdir().unwrap();
+    let (plain, packed) = (dir.path().join("model.safetensors"), dir.path().join("model.wfp"));
+    write_file(&plain);
+    pack(&plain, &packed, &|_| {}).unwrap();
+    (dir, plain, packed)
+}
+
+#[test]
+fn every_type_comes_back() {
+    let (dir, plain, packed) = packed();
+    let back = dir.path().join("back.safetensors");
+    let summary = unpack(&packed, &back, &|_| {}).unwrap();
+    assert_eq!(std::fs::read(&plain).unwrap(), std::fs::read(&back).unwrap());
+    assert_eq!(summary.original, plain.metadata().unwrap().len());
+    assert!(summary.packed * 20 < summary.original * 17, "{summary:?}");
+    // Neither is written over.
+    let message = unpack(&packed, &plain, &|_| {}).unwrap_err().to_string();
+    assert!(message.contains("exists already"), "{message}");
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 3, "nothing unfinished is left");
+}
+
+#[test]
+fn every_flipped_bit_is_noticed_and_its_place_is_named() {
+    let (dir, _, packed) = packed();
+    let bytes = std::fs::read(&packed).unwrap();
+    let damaged_path = dir.path().join("damaged.wfp");
+    let mut random = Random(9);
+    let mut places = std::collections::BTreeSet::new();
+    // Three thousand anywhere, and every bit of the frame.
+    let frame = (0..64).chain((bytes.len() - 16) * 8..bytes.len() * 8);
+    for bit in frame.chain((0..3000).map(|_| random.next() as usize % (bytes.len() * 8)).collect::<Vec<_>>()) {
+        let mut damaged = bytes.clone();
+        damaged[bit / 8] ^= 1 << (bit % 8);
+        std::fs::write(&damaged_path, &damaged).unwrap();
+        let error = verify_packed(&damaged_path).map(|_| ()).expect_err(&format!("flip of bit {bit} went unnoticed"));
+        let message = error.to_string();
+        assert!(message.contains("damaged.wfp"), "{message}");
+        let place = ["tensor ", "head", "first four bytes"].iter().find(|p| message.contains(**p));
+        places.insert(place.unwrap_or_else(|| panic!("bit {bit}: no place in {message}")).to_string());
+    }
+    assert_eq!(places.len(), 3, "{places:?}");
+}
+
+#[test]
+fn truncated_and_foreign_files_are_refused() {
+    let (dir, plain, packed) = packed();
+    let bytes = std::fs::read(&packed).unwrap();
+    let path = dir.path().join("cut");
+    for length in [0, 3, 8, 23, 24, bytes.len() / 2, bytes.len() - 1] {
+        std::fs::write(&path, &bytes[..length]).unwrap();
+        assert!(verify_packed(&path).is_err(), "{length} bytes");
+    }
+    assert!(verify_packed(&plain).unwrap_err().to_string().contains("WFPK"));
+    let message = pack(&packed, &dir.path().join("x"), &|_| {}).unwrap_err().to_string();
+    assert!(message.contains("not safetensors"), "{message}");
+}
