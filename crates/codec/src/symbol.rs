@@ -37,16 +37,18 @@ pub trait Coder {
     }
 }
 
-/// Adaptive probability of a bit: the mean of a fast and a slow estimate.
+/// Adaptive probability of a bit: the mean of a fast and a slow estimate, which both begin as the
+/// mean of what was seen.
 #[derive(Debug, Clone, Copy)]
 pub struct BitModel {
     fast: u16,
     slow: u16,
+    seen: u16,
 }
 
 impl Default for BitModel {
     fn default() -> Self {
-        Self { fast: 1 << 15, slow: 1 << 15 }
+        Self { fast: 1 << 15, slow: 1 << 15, seen: 0 }
     }
 }
 
@@ -59,8 +61,10 @@ impl BitModel {
 
     pub(crate) fn update(&mut self, bit: bool) {
         let target = |p: u16, rate: u32| if bit { p - (p >> rate) } else { p + ((u16::MAX - p) >> rate) };
-        self.fast = target(self.fast, 4);
-        self.slow = target(self.slow, 7);
+        self.seen = (self.seen + 1).min(255);
+        let rate = u16::BITS - self.seen.leading_zeros();
+        self.fast = target(self.fast, rate.min(4));
+        self.slow = target(self.slow, rate.min(7));
     }
 }
 
