@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype as Element, TensorView};
-use waterfill_codec::{Dtype, Format, Loss, Rate, TensorPlan, TilePlan};
+use waterfill_codec::{Dtype, Format, Lambda, Loss, Rate, TensorPlan, TilePlan};
 
 use crate::error::{AllocateError, Result};
-use crate::points::{Point, WeightPoints};
+use crate::points::{Importance, Point, WeightPoints};
 use crate::select::Selection;
 
 fn failed(path: &Path, reason: impl Into<String>) -> AllocateError {
@@ -100,6 +100,17 @@ impl Blobs {
         self.put_i16(&format!("{name}|spread"), &tiles, plan.tiles.iter().map(|t| t.spread));
     }
 
+    fn put_importance(&mut self, name: &str, importance: &Importance) {
+        for (part, values) in [("tiles", &importance.tiles), ("rows", &importance.rows), ("cols", &importance.cols)] {
+            self.put_f32(&format!("{name}|importance_{part}"), &[values.len()], values.iter().copied());
+        }
+    }
+
+    fn importance(&self, name: &str) -> Result<Importance> {
+        let part = |part: &str| self.f32s(&format!("{name}|importance_{part}"));
+        Ok(Importance { tiles: part("tiles")?, rows: part("rows")?, cols: part("cols")? })
+    }
+
     fn plan(&self, name: &str) -> Result<TensorPlan> {
         let wrong = |what: &str| failed(&self.path, format!("{name}: {what} does not fit the plan"));
         let fixed = self.i32s(&format!("{name}|plan"))?;
@@ -144,6 +155,7 @@ impl WeightPoints {
         blobs.put_i16("point|step", &[count], all().map(|p| p.step));
         blobs.put_f32("point|loss", &[count], all().map(|p| p.loss.0 as f32));
         blobs.put_f32("point|rate", &[count], all().map(|p| p.rate.0 as f32));
+        blobs.put_importance("weight", &self.importance);
         blobs.write()
     }
 
@@ -166,7 +178,7 @@ impl WeightPoints {
             Ok(Point { format, step: steps[i], loss, rate })
         });
         let tiles = counts.iter().map(|&c| all.by_ref().take(usize::from(c)).collect()).collect::<Result<_>>()?;
-        Ok(Self { plan, tiles })
+        Ok(Self { plan, tiles, importance: blobs.importance("weight")? })
     }
 }
 
@@ -181,9 +193,11 @@ impl Allocation {
         Self { blobs: Blobs::new(path) }
     }
 
-    /// Adds the plan of a weight.
+    /// Adds the plan of a weight, and what encoding needs to go on deciding as allocation did.
     pub fn add(&mut self, name: &str, selection: &Selection) {
         self.blobs.put_plan(name, &selection.plan);
+        self.blobs.put_importance(name, &selection.importance);
+        self.blobs.put_f32(&format!("{name}|price"), &[1], std::iter::once(selection.price.0 as f32));
     }
 
     /// Writes the file.
@@ -208,12 +222,29 @@ impl Allocation {
     }
 }
 
+/// A weight as allocation left it.
+pub struct PlannedWeight {
+    /// Formats, steps and scales.
+    pub plan: TensorPlan,
+    /// What errors cost.
+    pub importance: Importance,
+    /// What a bit of the file costs, nats per token.
+    pub price: Lambda,
+}
+
 /// Plan of a weight in an allocation.
 ///
 /// # Errors
 /// A weight without plan, or arrays that do not fit.
-pub fn read_plan(allocation: &Allocation, name: &str) -> Result<TensorPlan> {
-    allocation.blobs.plan(name)
+pub fn read_plan(allocation: &Allocation, name: &str) -> Result<PlannedWeight> {
+    let blobs = &allocation.blobs;
+    let (plan, importance) = (blobs.plan(name)?, blobs.importance(name)?);
+    let price = blobs.f32s(&format!("{name}|price"))?;
+    let lengths = [importance.tiles.len(), importance.rows.len(), importance.cols.len(), price.len()];
+    if lengths != [plan.tiles.len(), plan.rows, plan.cols, 1] {
+        return Err(failed(&blobs.path, format!("{name}: importance does not fit the plan")));
+    }
+    Ok(PlannedWeight { plan, importance, price: Lambda(price[0].into()) })
 }
 
 #[cfg(test)]
@@ -234,10 +265,11 @@ mod tests {
         };
         let point = |i: i16| Point { format: Format::Fp8, step: i, loss: Loss(0.5), rate: Rate(100.0) };
         let tiles: Vec<Vec<Point>> = (0..6).map(|n| (0..n).map(point).collect()).collect();
-        let points = WeightPoints { plan, tiles };
+        let importance = Importance { tiles: vec![0.5; 6], rows: vec![1.0; 20], cols: vec![2.0; 40] };
+        let points = WeightPoints { plan, tiles, importance };
         points.write(&path).unwrap();
         let back = WeightPoints::read(&path).unwrap();
-        assert_eq!((back.plan, back.tiles), (points.plan, points.tiles));
+        assert_eq!((back.plan, back.tiles, back.importance), (points.plan, points.tiles, points.importance));
         let bytes = std::fs::read(&path).unwrap();
         std::fs::write(&path, &bytes[..bytes.len() - 1]).unwrap();
         assert!(WeightPoints::read(&path).unwrap_err().to_string().contains("p.safetensors"));

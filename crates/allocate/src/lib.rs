@@ -15,8 +15,8 @@ mod table;
 mod target;
 
 pub use error::{AllocateError, Result};
-pub use files::{Allocation, Blobs, read_plan};
-pub use points::{Point, PointRules, TilePoints, WeightPoints, erasure_loss, measure_points, raises};
+pub use files::{Allocation, Blobs, PlannedWeight, read_plan};
+pub use points::{Importance, Point, PointRules, TilePoints, WeightPoints, erasure_loss, measure_points, raises};
 pub use policy::{Floor, Granularity, Policy, RateWeights, ShardRule};
 pub use select::{Overhead, Selection, select_weight};
 pub use table::write_table;

@@ -40,6 +40,39 @@ pub struct WeightPoints {
     pub plan: TensorPlan,
     /// Points of every tile, in raster order.
     pub tiles: Vec<TilePoints>,
+    /// What errors cost.
+    pub importance: Importance,
+}
+
+/// What errors of a weight matrix cost: an error e at (i, j) in tile t loses
+/// tiles\[t\] rows\[i\] cols\[j\] e^2 nats per token.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Importance {
+    /// By tile, in raster order.
+    pub tiles: Vec<f32>,
+    /// By row.
+    pub rows: Vec<f32>,
+    /// By column.
+    pub cols: Vec<f32>,
+}
+
+impl Importance {
+    /// Half the information, each tile's spread over its rows and columns in proportion to theirs.
+    fn new(info: &Information) -> Self {
+        let across = info.cols.div_ceil(TILE);
+        // Rows and columns around one: products of single-precision numbers stay in range.
+        let normal = |by: &[f64]| {
+            let mean = (by.iter().sum::<f64>() / by.len().max(1) as f64).max(f64::MIN_POSITIVE);
+            by.iter().map(|v| (v / mean) as f32).collect::<Vec<f32>>()
+        };
+        let (rows, cols) = (normal(&info.by_row), normal(&info.by_col));
+        let part = |by: &[f32], n: usize| by[n * TILE..by.len().min((n + 1) * TILE)].iter().sum::<f32>();
+        let tiles = info.tiles.iter().enumerate().map(|(n, fisher)| {
+            let sum = f64::from(part(&rows, n / across)) * f64::from(part(&cols, n % across));
+            (0.5 * fisher / sum.max(f64::MIN_POSITIVE)) as f32
+        });
+        Self { tiles: tiles.collect(), rows, cols }
+    }
 }
 
 /// How points are measured.
@@ -82,7 +115,7 @@ pub fn measure_points(weights: &[f32], dtype: Dtype, sensitivity: &Sensitivity, 
             points
         })
         .collect();
-    WeightPoints { plan, tiles: points }
+    WeightPoints { plan, tiles: points, importance: Importance::new(&info) }
 }
 
 /// Predicted loss of setting a whole weight matrix to zero.

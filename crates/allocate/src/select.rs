@@ -3,7 +3,7 @@
 use waterfill_codec::{Format, Lambda, Loss, Rate, TILE, TilePlan};
 
 use crate::error::{AllocateError, Result};
-use crate::points::{Point, WeightPoints};
+use crate::points::{Importance, Point, WeightPoints};
 use crate::policy::{Policy, resident_bits};
 
 /// What was chosen for one weight matrix.
@@ -19,6 +19,10 @@ pub struct Selection {
     pub rate: Rate,
     /// Bits in a runtime's memory: samples, tile steps, row and column scales.
     pub resident: Rate,
+    /// What errors cost, margin included.
+    pub importance: Importance,
+    /// What a bit of the file costs.
+    pub price: Lambda,
 }
 
 /// Bits of a tile header given the tile before, about: an adaptive code of the format and of the
@@ -86,7 +90,10 @@ pub fn select_weight(name: &str, points: &WeightPoints, policy: &Policy, lambda:
         resident += Rate(memory);
         chosen.push(point);
     }
-    Ok(Selection { plan, points: chosen, loss, rate, resident })
+    let mut importance = points.importance.clone();
+    importance.tiles.iter_mut().for_each(|t| *t *= (1.0 + policy.margin) as f32);
+    let price = Lambda(lambda.0 * policy.rate.storage);
+    Ok(Selection { plan, points: chosen, loss, rate, resident, importance, price })
 }
 
 /// A point as the policy lets it be used: levels take the narrowest integer format that is allowed
@@ -135,7 +142,7 @@ mod tests {
     /// One row of tiles with the given points each.
     fn weight(tiles: Vec<Vec<Point>>) -> WeightPoints {
         let plan = TensorPlan::uniform(Dtype::Bf16, TILE, tiles.len() * TILE, TilePlan::default());
-        WeightPoints { plan, tiles }
+        WeightPoints { plan, tiles, importance: Default::default() }
     }
 
     fn point(format: Format, step: i16, loss: f64, rate: f64) -> Point {

@@ -50,7 +50,8 @@ pub struct TensorPlan {
 /// What tools share over a tensor.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Parameters {
-    /// Whether groups of 2x2 and 4x4 tiles with equal headers share one.
+    /// Whether groups of 2x2 and 4x4 tiles with equal headers share one; in an encoder, whether they
+    /// may.
     pub merge: bool,
     /// Of the linear predictor: a and b in 64ths, c in 64ths of the step.
     pub linear: [i8; 3],
@@ -78,7 +79,7 @@ pub struct Parameters {
 impl Default for Parameters {
     fn default() -> Self {
         Self {
-            merge: false,
+            merge: true,
             linear: [0; 3],
             centroids: [0; 3],
             bands: [0; BANDS],
@@ -240,14 +241,14 @@ impl TensorPlan {
 
     /// Quarter octaves of step index that a weight has besides its tile's.
     #[inline]
-    pub(crate) fn scales(&self, row: usize, col: usize) -> i32 {
+    pub fn row_col_scale(&self, row: usize, col: usize) -> i32 {
         entry(&self.row_scale, row) + entry(&self.col_scale, col)
     }
 
     /// Scale index (eighths of an octave) of one weight: tile, row and column indices add.
     #[inline]
     pub fn scale_index(&self, tile: &TilePlan, row: usize, col: usize) -> i32 {
-        self.tile_scale_index(tile) + UNIT * self.scales(row, col)
+        self.tile_scale_index(tile) + UNIT * self.row_col_scale(row, col)
     }
 
     /// The tile's part of a scale index.
@@ -275,17 +276,23 @@ impl TensorPlan {
     pub(crate) fn level_spread(&self, tile: &TilePlan, row: usize, col: usize) -> i32 {
         let unit = i32::from(tile.step) + i32::from(tile.coarse);
         if tile.transform.is_identity() || !self.is_full(row, col) {
-            return self.spread(tile, row, col) - self.scales(row, col) - unit;
+            return self.spread(tile, row, col) - self.row_col_scale(row, col) - unit;
         }
-        let position = band(tile.transform, row % self.tile, col % self.tile);
-        self.spread_base + i32::from(tile.spread) + i32::from(self.parameters.bands[position]) - unit
+        self.transform_spread(tile, band(tile.transform, row % self.tile, col % self.tile))
+    }
+
+    /// Spread of a coefficient of a band, quarter octaves.
+    #[inline]
+    pub fn transform_spread(&self, tile: &TilePlan, band: usize) -> i32 {
+        let unit = i32::from(tile.step) + i32::from(tile.coarse);
+        self.spread_base + i32::from(tile.spread) + i32::from(self.parameters.bands[band]) - unit
     }
 
     /// Spread of a small floating-point code's value, quarter octaves.
     #[inline]
     pub(crate) fn code_spread(&self, tile: &TilePlan, row: usize, col: usize) -> i32 {
         let shift = tile.format.minifloat().map_or(0, |m| m.scale_shift() / UNIT);
-        self.spread(tile, row, col) - i32::from(tile.step) - self.scales(row, col) + shift
+        self.spread(tile, row, col) - i32::from(tile.step) - self.row_col_scale(row, col) + shift
     }
 
     /// Spread of a pattern's value, quarter octaves over one.

@@ -17,18 +17,23 @@ use crate::transform::{FRACTION_BITS, TilePass};
 pub const MAX_TILE: usize = 64 * 64;
 
 /// Planes of a slice as far as it is reconstructed.
-pub struct Planes<'s, 'p> {
-    slice: &'s SlicePlan<'p>,
+pub struct Planes {
     /// Row-major values of the slice; empty where no tile is predicted.
     values: Vec<i8>,
 }
 
-impl<'s, 'p> Planes<'s, 'p> {
-    /// Planes of a slice, all zero.
-    pub fn new(slice: &'s SlicePlan<'p>) -> Self {
-        let predicted = slice.tiles.iter().any(|t| t.predictor != Predictor::None);
-        let count = if predicted { slice.rows.len() * slice.plan.cols } else { 0 };
-        Self { slice, values: vec![0; count] }
+impl Planes {
+    /// Planes of a slice, all zero; none where its tiles are not predicted.
+    pub fn new(slice: &SlicePlan) -> Self {
+        match slice.tiles.iter().any(|t| t.predictor != Predictor::None) {
+            true => Self::of_any(slice),
+            false => Self { values: Vec::new() },
+        }
+    }
+
+    /// Planes of a slice whose tiles may come to be predicted.
+    pub fn of_any(slice: &SlicePlan) -> Self {
+        Self { values: vec![0; slice.rows.len() * slice.plan.cols] }
     }
 
     /// True where no tile of the slice is predicted.
@@ -37,8 +42,8 @@ impl<'s, 'p> Planes<'s, 'p> {
     }
 
     /// Value of a plane that is known, in units of `step`; zero outside.
-    fn value(&self, row: usize, col: usize, step: i16) -> i32 {
-        let slice = self.slice;
+    #[inline]
+    pub fn value(&self, slice: &SlicePlan, row: usize, col: usize, step: i16) -> i32 {
         let value = self.values[(row - slice.rows.start) * slice.plan.cols + col];
         rescale(value.into(), i32::from(slice.tile_at(row, col).step) - i32::from(step))
     }
@@ -47,14 +52,14 @@ impl<'s, 'p> Planes<'s, 'p> {
     ///
     /// # Errors
     /// References to rows that do not exist.
-    pub fn predict(&self, n: usize, out: &mut [i32]) -> Result<()> {
-        let (slice, tile) = (self.slice, &self.slice.tiles[n]);
-        let plan = slice.plan;
+    pub fn predict(&self, slice: &SlicePlan, n: usize, out: &mut [i32]) -> Result<()> {
+        let (tile, plan) = (&slice.tiles[n], slice.plan);
         let (rows, cols) = slice.tile_range(n);
         let width = cols.len();
-        let left = |row: usize| if cols.start > 0 { self.value(row, cols.start - 1, tile.step) } else { 0 };
-        let top =
-            |col: usize| if rows.start > slice.rows.start { self.value(rows.start - 1, col, tile.step) } else { 0 };
+        let left = |row: usize| if cols.start > 0 { self.value(slice, row, cols.start - 1, tile.step) } else { 0 };
+        let top = |col: usize| {
+            if rows.start > slice.rows.start { self.value(slice, rows.start - 1, col, tile.step) } else { 0 }
+        };
         let mut fill = |value: &dyn Fn(usize, usize) -> i32| {
             for (i, line) in out.chunks_exact_mut(width).take(rows.len()).enumerate() {
                 line.iter_mut().enumerate().for_each(|(j, v)| *v = value(i, j));
@@ -74,13 +79,13 @@ impl<'s, 'p> Planes<'s, 'p> {
             }
             Predictor::RowMean => {
                 let from = cols.start.saturating_sub(plan.tile)..cols.start;
-                let mean = |row: usize| mean(from.clone().map(|col| self.value(row, col, tile.step)));
+                let mean = |row: usize| mean(from.clone().map(|col| self.value(slice, row, col, tile.step)));
                 let values: Vec<i32> = rows.clone().map(mean).collect();
                 fill(&|i, _| values[i]);
             }
             Predictor::ColMean => {
                 let from = rows.start.saturating_sub(plan.tile).max(slice.rows.start)..rows.start;
-                let mean = |col: usize| mean(from.clone().map(|row| self.value(row, col, tile.step)));
+                let mean = |col: usize| mean(from.clone().map(|row| self.value(slice, row, col, tile.step)));
                 let values: Vec<i32> = cols.clone().map(mean).collect();
                 fill(&|_, j| values[j]);
             }
@@ -97,7 +102,7 @@ impl<'s, 'p> Planes<'s, 'p> {
                     return Err(CodecError::Field { field: "row distance", found: distance as i64, expected });
                 }
                 let row = rows.start - distance;
-                let values: Vec<i32> = cols.clone().map(|col| self.value(row, col, tile.step)).collect();
+                let values: Vec<i32> = cols.clone().map(|col| self.value(slice, row, col, tile.step)).collect();
                 fill(&|_, j| values[j]);
             }
             Predictor::Dictionary(index) => {
@@ -116,45 +121,50 @@ impl<'s, 'p> Planes<'s, 'p> {
 
     /// Plane of tile `n` from its prediction and samples, both row-major; kept for later tiles.
     /// The result replaces the prediction.
-    pub fn reconstruct(&mut self, n: usize, plane: &mut [i32], samples: &[i32]) {
-        let tile = &self.slice.tiles[n];
-        let (rows, cols) = self.slice.tile_range(n);
-        let count = rows.len() * cols.len();
-        let Some((low, high)) = tile.format.level_range() else { return };
-        match tile.kind {
-            Kind::Skip => {}
-            Kind::Palette(palette) => {
-                plane.iter_mut().zip(&samples[..count]).for_each(|(p, &s)| *p = palette.values[s as usize & 7].into());
-            }
-            Kind::Coded | Kind::BitPlanes => self.add_residual(tile, count, plane, samples),
-        }
-        plane[..count].iter_mut().for_each(|p| *p = (*p).clamp(low, high));
-        if self.values.is_empty() {
+    pub fn reconstruct(&mut self, slice: &SlicePlan, n: usize, plane: &mut [i32], samples: &[i32]) {
+        reconstruct_tile(slice, n, plane, samples);
+        if self.values.is_empty() || slice.tiles[n].format.level_range().is_none() {
             return;
         }
-        let (first, width) = (self.slice.rows.start, self.slice.plan.cols);
+        let (rows, cols) = slice.tile_range(n);
         for (row, line) in rows.zip(plane.chunks_exact(cols.len())) {
-            let to = &mut self.values[(row - first) * width + cols.start..][..cols.len()];
+            let to = &mut self.values[(row - slice.rows.start) * slice.plan.cols + cols.start..][..cols.len()];
             to.iter_mut().zip(line).for_each(|(v, &p)| *v = p as i8);
         }
     }
+}
 
-    fn add_residual(&self, tile: &TilePlan, count: usize, plane: &mut [i32], samples: &[i32]) {
-        let centroids = &self.slice.plan.parameters.centroids;
-        let round = 1 << (FRACTION_BITS - 1);
-        if !tile.transform.is_identity() && count == 256 {
-            let mut block: [i16; 256] = std::array::from_fn(|i| dequantize(samples[i], tile.coarse, centroids));
-            TilePass::new(tile.transform, self.slice.plan.parameters.learned.as_deref()).inverse(&mut block);
-            let residual = block.iter().map(|&r| (i32::from(r) + round) >> FRACTION_BITS);
-            plane.iter_mut().zip(residual).for_each(|(p, r)| *p += r);
-        } else if tile.coarse == 0 {
-            plane.iter_mut().zip(&samples[..count]).for_each(|(p, &s)| *p += s);
-        } else {
-            let residual = samples[..count]
-                .iter()
-                .map(|&s| (i32::from(dequantize(s, tile.coarse, centroids)) + round) >> FRACTION_BITS);
-            plane.iter_mut().zip(residual).for_each(|(p, r)| *p += r);
+/// Plane of tile `n` from its prediction, which it replaces, and its samples, both row-major.
+pub fn reconstruct_tile(slice: &SlicePlan, n: usize, plane: &mut [i32], samples: &[i32]) {
+    let tile = &slice.tiles[n];
+    let (rows, cols) = slice.tile_range(n);
+    let count = rows.len() * cols.len();
+    let Some((low, high)) = tile.format.level_range() else { return };
+    match tile.kind {
+        Kind::Skip => {}
+        Kind::Palette(palette) => {
+            plane.iter_mut().zip(&samples[..count]).for_each(|(p, &s)| *p = palette.values[s as usize & 7].into());
         }
+        Kind::Coded | Kind::BitPlanes => add_residual(slice.plan, tile, count, plane, samples),
+    }
+    plane[..count].iter_mut().for_each(|p| *p = (*p).clamp(low, high));
+}
+
+fn add_residual(plan: &TensorPlan, tile: &TilePlan, count: usize, plane: &mut [i32], samples: &[i32]) {
+    let centroids = &plan.parameters.centroids;
+    let round = 1 << (FRACTION_BITS - 1);
+    if !tile.transform.is_identity() && count == 256 {
+        let mut block: [i16; 256] = std::array::from_fn(|i| dequantize(samples[i], tile.coarse, centroids));
+        TilePass::new(tile.transform, plan.parameters.learned.as_deref()).inverse(&mut block);
+        let residual = block.iter().map(|&r| (i32::from(r) + round) >> FRACTION_BITS);
+        plane.iter_mut().zip(residual).for_each(|(p, r)| *p += r);
+    } else if tile.coarse == 0 {
+        plane.iter_mut().zip(&samples[..count]).for_each(|(p, &s)| *p += s);
+    } else {
+        let residual = samples[..count]
+            .iter()
+            .map(|&s| (i32::from(dequantize(s, tile.coarse, centroids)) + round) >> FRACTION_BITS);
+        plane.iter_mut().zip(residual).for_each(|(p, r)| *p += r);
     }
 }
 

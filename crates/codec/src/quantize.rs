@@ -45,9 +45,9 @@ pub fn quantize_slice(slice: &SlicePlan, weights: &[f32]) -> Result<Vec<i32>> {
             if let Some(kind) = tile.format.minifloat() {
                 tile_samples.iter_mut().zip(&values[..count]).for_each(|(s, &v)| *s = kind.encode(v).into());
             } else {
-                planes.predict(n, &mut prediction)?;
+                planes.predict(slice, n, &mut prediction)?;
                 quantize_tile(slice, tile, &values[..count], &prediction[..count], &mut tile_samples[..count]);
-                planes.reconstruct(n, &mut prediction[..count], &tile_samples[..count]);
+                planes.reconstruct(slice, n, &mut prediction[..count], &tile_samples[..count]);
             }
         }
         for i in 0..rows.len() {

@@ -13,10 +13,11 @@ use crate::plan::TensorPlan;
 use crate::planes::code_planes;
 use crate::sample::{HeadModel, SampleCoder, code_level};
 use crate::side::Books;
-use crate::symbol::Coder;
+use crate::symbol::{Coder, RateCounter};
 use crate::table::class_of;
 use crate::tile::{HeaderContext, HeaderModels, Kind, Palette, TilePlan, code_tile, same_header};
 use crate::tools::Tools;
+use crate::units::Rate;
 
 /// Rows of a slice with their tiles.
 pub struct SlicePlan<'a> {
@@ -126,6 +127,13 @@ impl<'a> SlicePlan<'a> {
         let first = &self.tiles[n];
         (row..down.min(row + side))
             .all(|r| (col..across.min(col + side)).all(|c| same_header(&self.tiles[r * across + c], first)))
+    }
+
+    /// Bits of a tile's levels in bit planes, for estimates.
+    pub fn plane_bits(&self, models: &HeaderModels, levels: &[i32; 256]) -> Rate {
+        let (mut counter, mut models) = (RateCounter::default(), models.clone());
+        code_planes(&mut counter, models.planes(), &mut levels.clone());
+        counter.rate()
     }
 
     /// Rows of a band.

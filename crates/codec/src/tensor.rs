@@ -43,8 +43,8 @@ fn span(plan: &TensorPlan, rows: &Range<usize>) -> Range<usize> {
     rows.start * plan.cols..rows.end * plan.cols
 }
 
-/// Codes a plan whose samples `samples_of` gives, slice by slice, row-major. Whether headers are
-/// merged is decided here.
+/// Codes a plan whose samples `samples_of` gives, slice by slice, row-major. Headers are merged where
+/// the plan allows it and they get shorter by it.
 ///
 /// # Errors
 /// As `samples_of`, and plans of inconsistent shape.
@@ -54,7 +54,7 @@ pub fn encode_samples(
 ) -> Result<Vec<u8>> {
     plan.check()?;
     let mut plan = plan.clone();
-    plan.parameters.merge = merging_pays(&mut plan)?;
+    plan.parameters.merge = plan.parameters.merge && merging_pays(&mut plan)?;
     let mut writer = TensorWriter::new(&plan)?;
     let mut out = Vec::new();
     for n in 0..plan.slices() {
@@ -206,8 +206,8 @@ fn finish_tile(
     out: &mut [u8],
 ) -> Result<()> {
     if slice.tiles[n].format.level_range().is_some() {
-        planes.predict(n, plane)?;
-        planes.reconstruct(n, plane, samples);
+        planes.predict(slice, n, plane)?;
+        planes.reconstruct(slice, n, plane, samples);
     }
     write_tile(slice, n, plane, samples, out)
 }
@@ -476,8 +476,8 @@ impl<'a> CodedTensor<'a> {
                     }
                 }
                 if slice.tiles[n].format.level_range().is_some() {
-                    planes.predict(n, &mut plane[..count])?;
-                    planes.reconstruct(n, &mut plane[..count], &tile_samples[..count]);
+                    planes.predict(slice, n, &mut plane[..count])?;
+                    planes.reconstruct(slice, n, &mut plane[..count], &tile_samples[..count]);
                 }
                 sink.tile(slice, n, &mut plane[..count], &tile_samples[..count])?;
             }

@@ -1,12 +1,13 @@
 //! From an allocation to a tuned checkpoint, and from a tuned checkpoint to a dense one.
 
 mod dense;
+pub mod search;
 mod tuned;
 
 use std::path::PathBuf;
 
 pub use dense::write_dense;
-pub use tuned::{EncodeSummary, encode};
+pub use tuned::{EncodeOptions, EncodeSummary, encode, kind_of};
 
 /// Result of writing a checkpoint.
 pub type Result<T> = std::result::Result<T, EncodeError>;

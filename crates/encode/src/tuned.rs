@@ -1,17 +1,21 @@
 //! Encoding: every tensor to a blob, then the blobs to shards.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use waterfill_allocate::{Allocation, read_plan};
 use waterfill_artifacts::{Progress, Work};
 use waterfill_checkpoint::writer::{Entry, write_companions, write_file, write_shards};
 use waterfill_checkpoint::{Checkpoint, CheckpointError, TensorInfo};
-use waterfill_codec::encode_tensor;
+use waterfill_codec::{CodecError, CodedTensor};
 
+use crate::search::{Tool, Usage, encode_searched};
 use crate::{EncodeError, Result};
 
 /// Sizes of a written checkpoint.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EncodeSummary {
     /// Bytes of all `.safetensors` files, whole.
     pub bytes: u64,
@@ -21,6 +25,17 @@ pub struct EncodeSummary {
     pub linear_bytes: u64,
     /// Weights of those.
     pub linear_weights: u64,
+    /// Numbers of tiles by tool, by kind of tensor.
+    pub usage: BTreeMap<String, Usage>,
+}
+
+/// How tiles are coded.
+#[derive(Debug, Clone, Default)]
+pub struct EncodeOptions {
+    /// Tools that may be used.
+    pub tools: BTreeSet<Tool>,
+    /// Whether tiles may have wider planes than allocation chose: memory is free.
+    pub widen: bool,
 }
 
 /// Writes the tuned checkpoint of `source` under `allocation` into `checkpoint/` of `work`, where a
@@ -32,6 +47,7 @@ pub struct EncodeSummary {
 pub fn encode(
     source: &Checkpoint,
     allocation: &Allocation,
+    options: &EncodeOptions,
     work: &Work,
     progress: &dyn Progress,
 ) -> Result<EncodeSummary> {
@@ -49,15 +65,23 @@ pub fn encode(
         .map(|(i, info)| {
             let coded = names.contains(&info.name);
             let blob = work.file(&format!("tensor-{i}"), |path| -> Result<()> {
-                let bytes = if coded { code(source, allocation, info)? } else { source.read_raw(&info.name)? };
+                let bytes =
+                    if coded { code(source, allocation, info, options)? } else { source.read_raw(&info.name)? };
                 Ok(write_file(path, &bytes)?)
             })?;
             let bytes = blob.metadata().map_err(CheckpointError::io(&blob))?.len();
             progress.advance(1);
             let plain = (!coded).then_some(info.element);
-            Ok(Entry { name: info.name.clone(), shape: info.shape.clone(), plain, blob, bytes })
+            let usage = if coded { Some(read_back(&blob, info)?) } else { None };
+            let entry = Entry { name: info.name.clone(), shape: info.shape.clone(), plain, blob, bytes };
+            Ok((entry, usage))
         })
-        .collect::<Result<Vec<Entry>>>()?;
+        .collect::<Result<Vec<(Entry, Option<Usage>)>>>()?;
+    let mut usage: BTreeMap<String, Usage> = BTreeMap::new();
+    for (entry, used) in entries.iter().filter_map(|(e, u)| Some((e, u.as_ref()?))) {
+        usage.entry(kind_of(&entry.name)).or_default().add(used);
+    }
+    let entries: Vec<Entry> = entries.into_iter().map(|(e, _)| e).collect();
     write_shards(&out, &entries, true)?;
     write_companions(source.dir(), &out, true)?;
     let written = Checkpoint::open(&out)?;
@@ -67,11 +91,30 @@ pub fn encode(
         weights: written.weights(),
         linear_bytes: written.tensors().filter(linear).map(|t| t.bytes).sum(),
         linear_weights: written.tensors().filter(linear).map(TensorInfo::weights).sum(),
+        usage,
     })
 }
 
-fn code(source: &Checkpoint, allocation: &Allocation, info: &TensorInfo) -> Result<Vec<u8>> {
-    let plan = read_plan(allocation, &info.name)?;
+fn code(source: &Checkpoint, allocation: &Allocation, info: &TensorInfo, options: &EncodeOptions) -> Result<Vec<u8>> {
+    let weight = read_plan(allocation, &info.name)?;
     let weights = source.read(&info.name)?.to_f32();
-    encode_tensor(&plan, &weights).map_err(|source| EncodeError::Codec { tensor: info.name.clone(), source })
+    encode_searched(&weight, &weights, &options.tools, options.widen).map_err(failed(info))
+}
+
+/// Decodes what was written, which checks it, and counts its tiles.
+fn read_back(blob: &Path, info: &TensorInfo) -> Result<Usage> {
+    let bytes = std::fs::read(blob).map_err(CheckpointError::io(blob))?;
+    let (_, tiles) = CodedTensor::parse(&bytes).and_then(|c| c.decode()).map_err(failed(info))?;
+    Ok(Usage::of(&tiles))
+}
+
+fn failed(info: &TensorInfo) -> impl FnOnce(CodecError) -> EncodeError {
+    let tensor = info.name.clone();
+    move |source| EncodeError::Codec { tensor, source }
+}
+
+/// Kind of a tensor: the last part of its name, such as `q_proj`.
+pub fn kind_of(name: &str) -> String {
+    let name = name.trim_end_matches(".weight");
+    name.rsplit('.').next().unwrap_or(name).to_string()
 }

@@ -1,7 +1,10 @@
 //! The YAML configuration of a pipeline. Paths are relative to the working directory.
 
+use std::collections::BTreeSet;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use waterfill_encode::search::{Preset, Tool};
 
 /// One pipeline.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
@@ -21,6 +24,9 @@ pub struct Config {
     pub calibrate: Calibrate,
     /// Bits for every tile.
     pub allocate: Allocate,
+    /// How tiles are coded.
+    #[serde(default)]
+    pub encode: Encode,
     /// Quality of the decoded files.
     pub evaluate: Evaluate,
 }
@@ -127,6 +133,32 @@ pub struct Allocate {
     /// What a bit is.
     #[serde(default)]
     pub rate: RateWeights,
+}
+
+/// How tiles are coded: a preset, and tools added to it or taken from it.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Encode {
+    /// `fast` codes tiles as allocated, `balanced` searches with the tools that pay, `best` with all that
+    /// are not experimental.
+    #[serde(default)]
+    pub preset: Preset,
+    /// Tools to add; experimental ones with `experimental` only.
+    #[serde(default)]
+    pub with: Vec<Tool>,
+    /// Tools to take away.
+    #[serde(default)]
+    pub without: Vec<Tool>,
+}
+
+impl Encode {
+    /// Tools that the search may use.
+    pub(crate) fn tools(&self) -> BTreeSet<Tool> {
+        let mut tools = self.preset.tools();
+        tools.extend(&self.with);
+        tools.retain(|t| !self.without.contains(t));
+        tools
+    }
 }
 
 /// A wanted size.
@@ -378,6 +410,9 @@ pub(crate) fn problems(config: &Config) -> Vec<String> {
     let experimental = a.formats.iter().find(|f| f.in_codec().is_experimental());
     if let (Some(format), false) = (experimental, config.experimental) {
         require(false, &format!("allocate.formats has {}, which needs experimental: true", format.in_codec().name()));
+    }
+    if let (Some(tool), false) = (config.encode.with.iter().find(|t| t.is_experimental()), config.experimental) {
+        require(false, &format!("encode.with has {}, which needs experimental: true", tool.name()));
     }
     require(!a.formats.is_empty(), "allocate.formats is empty, expected some of int4, int8, fp8, lossless");
     require(

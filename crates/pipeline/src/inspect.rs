@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 
 use waterfill_artifacts::Artifact;
 use waterfill_checkpoint::pack::{is_packed, verify_packed};
-use waterfill_checkpoint::{Checkpoint, Storage, TensorInfo};
+use waterfill_checkpoint::{Checkpoint, Storage};
 use waterfill_codec::{CodedTensor, Format};
+use waterfill_encode::kind_of;
 
 use crate::error::{PipelineError, Result};
 
@@ -129,15 +130,10 @@ struct Kind {
     histogram: BTreeMap<u32, u64>,
 }
 
-fn kind_of(info: &TensorInfo) -> String {
-    let name = info.name.trim_end_matches(".weight");
-    name.rsplit('.').next().unwrap_or(name).to_string()
-}
-
 fn inspect_checkpoint(checkpoint: &Checkpoint) -> Result<String> {
     let mut kinds: BTreeMap<String, Kind> = BTreeMap::new();
     for info in checkpoint.tensors() {
-        let kind = kinds.entry(kind_of(info)).or_default();
+        let kind = kinds.entry(kind_of(&info.name)).or_default();
         kind.tensors += 1;
         kind.weights += info.weights();
         kind.bytes += info.bytes;

@@ -198,14 +198,23 @@ impl Session<'_> {
     pub(crate) fn encode(&self, allocation: &Artifact) -> Result<Artifact> {
         self.stage("encode", &self.encoding_identity(allocation.digest()), |work| {
             let map = alloc::Allocation::open(&allocation.path("allocation.safetensors"))?;
-            let summary = waterfill_encode::encode(self.model.checkpoint(), &map, work, self.console)?;
+            let options = waterfill_encode::EncodeOptions { tools: self.config.encode.tools(), widen: self.widen() };
+            let summary = waterfill_encode::encode(self.model.checkpoint(), &map, &options, work, self.console)?;
             write_json(&work.path("summary.json"), &summary)
         })
     }
 
+    /// Planes may be wider than allocated where INT8 is allowed and memory has no price.
+    fn widen(&self) -> bool {
+        let a = &self.config.allocate;
+        a.rate.resident == 0.0 && a.formats.contains(&config::Format::Int8)
+    }
+
     pub(crate) fn encoding_identity(&self, allocation: String) -> Identity {
-        let settled = serde_json::json!({"bitstream": waterfill_checkpoint::writer::VERSION});
-        self.identity("encode", 1, [("allocate", allocation)], settled)
+        let settled = serde_json::json!({
+            "bitstream": waterfill_checkpoint::writer::VERSION, "tools": self.config.encode.tools(), "widen": self.widen(),
+        });
+        self.identity("encode", 2, [("allocate", allocation)], settled)
     }
 
     fn evaluation_config(&self) -> serde_json::Value {

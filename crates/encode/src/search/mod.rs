@@ -1,0 +1,99 @@
+//! The search: which kind, predictor and transform every tile gets, by J = D + lambda * R with the
+//! actual code lengths.
+
+mod parameters;
+mod rounding;
+mod tile;
+mod tools;
+mod usage;
+
+use std::collections::BTreeSet;
+use std::ops::Range;
+
+use waterfill_allocate::{Importance, PlannedWeight};
+use waterfill_codec::slice::SlicePlan;
+use waterfill_codec::{Format, Lambda, Result, TensorPlan, encode_samples};
+
+pub use rounding::Rounding;
+pub use tile::TileSearch;
+pub use tools::{Preset, Tool};
+pub use usage::Usage;
+
+/// What a search works with.
+pub struct SearchInput<'a> {
+    /// Row-major weights, exact values of the plan's type.
+    pub weights: &'a [f32],
+    /// What errors cost.
+    pub importance: &'a Importance,
+    /// What a bit costs.
+    pub price: Lambda,
+    /// Tools that may be used.
+    pub tools: &'a BTreeSet<Tool>,
+    /// Whether planes may be wider than the format that allocation chose.
+    pub widen: bool,
+}
+
+/// Codes a weight as allocated, with the tools that pay.
+///
+/// # Errors
+/// As [`encode_samples`].
+pub fn encode_searched(
+    weight: &PlannedWeight,
+    weights: &[f32],
+    tools: &BTreeSet<Tool>,
+    widen: bool,
+) -> Result<Vec<u8>> {
+    let input = SearchInput { weights, importance: &weight.importance, price: weight.price, tools, widen };
+    let mut plan = weight.plan.clone();
+    plan.parameters.merge = tools.contains(&Tool::Merge);
+    let importance = parameters::resize_tiles(&mut plan, &input);
+    let input = SearchInput { importance: importance.as_ref().unwrap_or(input.importance), ..input };
+    if tools.is_subset(&BTreeSet::from([Tool::Merge, Tool::Tile8, Tool::Tile32, Tool::Tile64])) {
+        return waterfill_codec::encode_tensor(&plan, weights);
+    }
+    parameters::fit(&mut plan, &input)?;
+    let mut samples = search_tensor(&mut plan, &input)?;
+    if tools.contains(&Tool::Centroids) {
+        parameters::fit_centroids(&mut plan, &input, &samples);
+        samples = search_tensor(&mut plan, &input)?;
+    }
+    if tools.contains(&Tool::Neighbours) {
+        parameters::fit_neighbours(&mut plan, &samples);
+    }
+    if tools.contains(&Tool::Filter) {
+        parameters::fit_filter(&mut plan, &input, &samples);
+    }
+    encode_samples(&plan, |slice| Ok(slice_samples(&plan, slice, weights, &samples)))
+}
+
+/// Searches all slices; tiles of the plan are replaced by what was found. Returns the samples,
+/// row-major, of tiles that are not lossless.
+fn search_tensor(plan: &mut TensorPlan, input: &SearchInput) -> Result<Vec<i16>> {
+    let mut samples = Vec::with_capacity(input.weights.len());
+    let mut found = Vec::with_capacity(plan.tiles.len());
+    for n in 0..plan.slices() {
+        let mut search = TileSearch::new(plan, plan.slice_range(n), input);
+        search.run()?;
+        let (tiles, slice_samples) = search.finish();
+        found.extend(tiles);
+        samples.extend(slice_samples);
+    }
+    plan.tiles = found;
+    Ok(samples)
+}
+
+/// Samples of a slice: what the search chose, patterns where the tile is lossless.
+fn slice_samples(plan: &TensorPlan, slice: &SlicePlan, weights: &[f32], samples: &[i16]) -> Vec<i32> {
+    let span = |rows: &Range<usize>| rows.start * plan.cols..rows.end * plan.cols;
+    let mut out: Vec<i32> = samples[span(&slice.rows)].iter().map(|&s| s.into()).collect();
+    for (n, _) in slice.tiles.iter().enumerate().filter(|(_, t)| t.format == Format::Lossless) {
+        let (rows, cols) = slice.tile_range(n);
+        for row in rows {
+            for col in cols.clone() {
+                let pattern = plan.dtype.pattern_of(weights[row * plan.cols + col]);
+                out[(row - slice.rows.start) * plan.cols + col] = pattern as i32;
+            }
+        }
+    }
+    out
+}
