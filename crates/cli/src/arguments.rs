@@ -99,6 +99,11 @@ pub enum Command {
         /// File to create
         out: PathBuf,
     },
+    /// Measure speed and size
+    Bench {
+        #[command(subcommand)]
+        what: Bench,
+    },
     /// Write a tuned checkpoint as a dense Hugging Face directory
     Decode {
         /// Tuned checkpoint
@@ -108,6 +113,19 @@ pub enum Command {
         /// Element type [default: each tensor's own]
         #[arg(long)]
         dtype: Option<DtypeName>,
+    },
+}
+
+#[derive(Subcommand)]
+pub enum Bench {
+    /// Of the codec, against zstd on the same bytes
+    Codec {
+        /// Rows and columns of the lossless matrix
+        #[arg(long, default_value_t = 4096, value_parser = clap::value_parser!(u16).range(64..=8192))]
+        side: u16,
+        /// Measurements of each figure
+        #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u16).range(1..=1000))]
+        repeats: u16,
     },
 }
 

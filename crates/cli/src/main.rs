@@ -8,7 +8,7 @@ use std::os::unix::process::CommandExt;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
-use arguments::{Arguments, Command, RunArguments, RunOptions};
+use arguments::{Arguments, Bench, Command, RunArguments, RunOptions};
 use clap::Parser;
 use waterfill_pipeline::{
     Console, Mode, Session, Store, Until, decode, dry_run, inspect, json_schema, load, load_sweep, load_train, pack,
@@ -102,6 +102,14 @@ fn execute(arguments: &Arguments) -> Result<()> {
             let text = unpack(file, out, &console)?;
             console.finish("");
             show(arguments, &text, "unpacked")
+        }
+        Command::Bench { what: Bench::Codec { side, repeats } } => {
+            let figures = waterfill_bench::bench_codec((*side).into(), (*repeats).into())?;
+            match arguments.mode() {
+                Mode::Json => println!("{}", serde_json::to_string(&figures)?),
+                _ => print!("{}", table::render_bench(&figures)),
+            }
+            Ok(())
         }
         Command::Decode { checkpoint, out, dtype } => {
             decode(checkpoint, out, dtype.map(|d| d.name()), &console)?;

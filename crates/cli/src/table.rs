@@ -126,3 +126,28 @@ pub fn render_training(output: &TrainOutput) -> String {
         output.data.display()
     )
 }
+
+/// Speed and size of the codec.
+pub fn render_bench(b: &waterfill_bench::CodecBench) -> String {
+    let row = |what: &str, value: String| format!("{what:<58}{value:>16}\n");
+    let ratio = |r: f64| format!("{r:.2} x");
+    let megabytes = |r: f64| format!("{:.0} MB/s", r / 1e6);
+    let weights = |r: f64| format!("{:.2} M/s", r / 1e6);
+    let mut text = String::new();
+    text += &row("lossless, Gaussian bf16, bits per weight", format!("{:.4}", b.lossless_gaussian_bits_per_weight));
+    text += &row("  zstd -3 on the same bytes", format!("{:.4}", b.zstd3_bits_per_weight));
+    text += &row("lossless decode, bf16", megabytes(b.lossless_decode_bytes_per_second));
+    text += &row("  over zstd -3", ratio(b.lossless_decode_vs_zstd3));
+    text += &row("lossless encode, bf16", megabytes(b.lossless_encode_bytes_per_second));
+    text += &row("  over zstd -3", ratio(b.lossless_encode_vs_zstd3));
+    text += &row("levels of about four bits to bf16, weights", weights(b.level_decode_weights_per_second));
+    text += &row("  every tile transformed", weights(b.transform_decode_weights_per_second));
+    text += &row("full search encode, weights", weights(b.search_encode_weights_per_second));
+    text += &row("decode with two threads over one", ratio(b.two_thread_speedup));
+    text += &row("one slice alone over its share of the whole", ratio(b.random_access_overhead));
+    text += "medians; slowest and fastest over the median:\n";
+    for (name, [slowest, fastest]) in &b.spread {
+        text += &row(&format!("  {name}"), format!("{slowest:.3} {fastest:.3}"));
+    }
+    text
+}
