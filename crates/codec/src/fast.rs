@@ -1,6 +1,8 @@
 //! Decoding a whole block at once: 32 rows in 32 lanes by up to 16 columns. Gives exactly what
 //! [`crate::slice::code_block`] gives, for blocks of levels or patterns.
 
+#![allow(clippy::needless_range_loop)] // Loops over lanes by number are what the compiler makes wide.
+
 use std::ops::Range;
 
 use crate::TILE;
@@ -9,9 +11,9 @@ use crate::format::{Dtype, Format};
 use crate::lanes::{LaneDecoder, MAX_LANES};
 use crate::plan::entry;
 use crate::plane::TileScales;
-use crate::sample::{HeadModel, SampleCoder, SampleDecoder, code_escape};
+use crate::sample::{HeadModel, SampleDecoder, code_escape};
 use crate::side::Books;
-use crate::simd::decode_columns;
+use crate::simd::{decode_columns, decode_columns_evenly, spread_bits, transpose};
 use crate::slice::SlicePlan;
 use crate::table::{
     CLASSES, ESCAPE, HEAD_FIRST, HEAD_ZERO, LEVEL_ZERO, PROB_BITS, Tables, UNIT_CLASS, largest_level, level_table,
@@ -126,13 +128,12 @@ pub(crate) fn write_block(
             }
         }
     }
-    let (stride, width) = (plan.cols * 2, cols.len());
-    for (i, row) in rows.enumerate() {
-        let line = &mut out[(row - slice.rows.start) * stride + cols.start * 2..][..width * 2];
-        for (to, column) in line.chunks_exact_mut(2).zip(&patterns) {
-            to.copy_from_slice(&column[i].to_le_bytes());
-        }
-    }
+    write_columns(
+        &patterns,
+        cols.len(),
+        plan.cols * 2,
+        &mut out[((rows.start - slice.rows.start) * plan.cols + cols.start) * 2..],
+    );
     Ok(true)
 }
 
@@ -153,47 +154,149 @@ fn fill_spreads(
     col_part: impl Fn(usize) -> i32,
 ) {
     let mut first = [0; MAX_LANES];
-    for (i, (part, row)) in first.iter_mut().zip(rows).enumerate() {
-        *part = tiles[i / TILE] + row_part(row);
+    for i in 0..MAX_LANES {
+        first[i] = tiles[i / TILE] + row_part(rows.start + i);
     }
     for (column, col) in spreads.iter_mut().zip(cols) {
         let add = col_part(col);
-        column.iter_mut().zip(&first).for_each(|(s, f)| *s = f + add);
+        for i in 0..MAX_LANES {
+            column[i] = first[i] + add;
+        }
     }
 }
 
+/// Decodes a block of lossless bf16 tiles straight into `out`; false, with nothing read, when it is
+/// another.
+#[inline(always)]
+pub(crate) fn decode_bf16_block(
+    decoder: &mut SampleDecoder,
+    slice: &SlicePlan,
+    books: &Books,
+    rows: Range<usize>,
+    cols: Range<usize>,
+    out: &mut [u8],
+) -> bool {
+    let plan = slice.plan;
+    let tiles = || (rows.start..rows.end).step_by(TILE).map(|row| slice.tile_at(row, cols.start));
+    if plan.dtype != Dtype::Bf16
+        || rows.len() != MAX_LANES
+        || plan.tile != TILE
+        || !tiles().all(|t| t.format == Format::Lossless)
+    {
+        return false;
+    }
+    let Some(model) = books.patterns() else { return false };
+    let width = cols.len();
+    let base = plan.spread_base + (plan.step_base >> 1);
+    let mut symbols = [[0u8; MAX_LANES]; TILE];
+    let mut origins = [[0u16; MAX_LANES]; TILE];
+    let even = plan.row_spread.is_empty() && plan.col_spread.is_empty() && tiles().all(|t| t.spread == 0);
+    let mut spreads = [[0; MAX_LANES]; TILE];
+    if even {
+        let (table, origin) = model.context(base, 0);
+        origins = [[origin as u16; MAX_LANES]; TILE];
+        decode_columns_evenly(&mut decoder.lanes, model.tables(), table, &mut symbols[..width]);
+    } else {
+        let mut parts = [0; 2];
+        parts.iter_mut().zip(tiles()).for_each(|(p, t)| *p = base + i32::from(t.spread));
+        let (row_part, col_part) = (|r| entry(&plan.row_spread, r), |c| entry(&plan.col_spread, c));
+        fill_spreads(&mut spreads, parts, rows.clone(), cols.clone(), row_part, col_part);
+        let mut tables = [[0; MAX_LANES]; TILE];
+        for j in 0..width {
+            for i in 0..MAX_LANES {
+                let (table, origin) = model.context(spreads[j][i], 0);
+                (tables[j][i], origins[j][i]) = ((table as u32) << PROB_BITS, origin as u16);
+            }
+        }
+        decode_columns(&mut decoder.lanes, model.tables(), &tables[..width], &mut symbols[..width]);
+    }
+    // All rests first: what is written in eights cannot be read in thirty-twos right away.
+    let mut rests = [[0u8; MAX_LANES]; TILE];
+    for eight in rests[..width].as_flattened_mut().chunks_exact_mut(8) {
+        eight.copy_from_slice(&spread_bits(decoder.bits.peek(), RAW_BF16).to_le_bytes());
+        decoder.bits.advance(8 * RAW_BF16 as usize);
+    }
+    let mut patterns = [[0u16; MAX_LANES]; TILE];
+    for j in 0..width {
+        for i in 0..MAX_LANES {
+            let symbol = u16::from(symbols[j][i]);
+            let head = symbol.wrapping_add(origins[j][i]).wrapping_sub(HEAD_FIRST as u16) & 0x7ff;
+            let head = if symbol == u16::from(HEAD_ZERO) { 0 } else { head };
+            let rest = u16::from(rests[j][i]);
+            patterns[j][i] = (rest >> 4) << 15 | head << 4 | rest & 15;
+        }
+        if has_escape(&symbols[j]) {
+            for i in (0..MAX_LANES).filter(|&i| symbols[j][i] == ESCAPE) {
+                let spread = if even { base } else { spreads[j][i] };
+                let head = model.head_of(decoder, model.context(spread, 0).1, ESCAPE, 0);
+                patterns[j][i] = Dtype::Bf16.join(head, rests[j][i].into()) as u16;
+            }
+        }
+    }
+    write_columns(
+        &patterns,
+        width,
+        plan.cols * 2,
+        &mut out[((rows.start - slice.rows.start) * plan.cols + cols.start) * 2..],
+    );
+    true
+}
+
+/// Bits that a bf16 pattern has besides its head.
+const RAW_BF16: u32 = Dtype::Bf16.raw_bits();
+
+/// Writes columns of 16-bit elements as rows of `stride` bytes.
+#[inline(always)]
+fn write_columns(columns: &Columns<u16>, width: usize, stride: usize, out: &mut [u8]) {
+    let rows = transpose(columns);
+    for (i, row) in rows.iter().enumerate() {
+        let line = &mut out[i * stride..][..width * 2];
+        if width == TILE {
+            for j in 0..TILE {
+                line[2 * j..2 * j + 2].copy_from_slice(&row[j].to_le_bytes());
+            }
+        } else {
+            line.chunks_exact_mut(2).zip(row).for_each(|(to, p)| to.copy_from_slice(&p.to_le_bytes()));
+        }
+    }
+}
+
+/// Levels of a block, whose spreads in quarter octaves are known.
 #[inline(always)]
 fn decode_levels(decoder: &mut SampleDecoder, spreads: &Columns<i32>, width: usize, samples: &mut [i32]) {
     let last = LEVEL_TABLES as i32 - 1;
     let mut tables = [[0; MAX_LANES]; TILE];
     let mut widest = [0; TILE];
-    for ((tables, spreads), widest) in tables.iter_mut().zip(spreads).zip(&mut widest) {
-        for (table, &spread) in tables.iter_mut().zip(spreads) {
-            let class = (spread + UNIT_CLASS).clamp(0, CLASSES as i32 - 1);
-            *widest = class.max(*widest);
-            let table_class = if class > last { last - 3 + ((class - last - 1) & 3) } else { class };
-            *table = (table_class as u32) << PROB_BITS;
+    for j in 0..width {
+        for i in 0..MAX_LANES {
+            let class = (spreads[j][i] + UNIT_CLASS).clamp(0, CLASSES as i32 - 1);
+            widest[j] = class.max(widest[j]);
+            let table = if class > last { last - 3 + ((class - last - 1) & 3) } else { class };
+            tables[j][i] = (table as u32) << PROB_BITS;
         }
     }
     let mut symbols = [[0u8; MAX_LANES]; TILE];
     decode_columns(&mut decoder.lanes, Tables::fixed(), &tables[..width], &mut symbols[..width]);
-    for (j, (symbols, column)) in symbols.iter().zip(samples.chunks_exact_mut(MAX_LANES)).enumerate() {
-        let escapes = has_escape(symbols);
-        if widest[j] <= last && !escapes {
-            column.iter_mut().zip(symbols).for_each(|(s, &symbol)| *s = i32::from(symbol) - LEVEL_ZERO);
+    for j in 0..width {
+        let column = &mut samples[j * MAX_LANES..(j + 1) * MAX_LANES];
+        if widest[j] <= last && !has_escape(&symbols[j]) {
+            for i in 0..MAX_LANES {
+                column[i] = i32::from(symbols[j][i]) - LEVEL_ZERO;
+            }
             continue;
         }
-        for ((sample, &symbol), &spread) in column.iter_mut().zip(symbols).zip(&spreads[j]) {
-            let (shift, table) = level_table(crate::table::class_of(spread));
-            let quotient = match symbol {
+        for i in 0..MAX_LANES {
+            let (shift, table) = level_table(crate::table::class_of(spreads[j][i]));
+            let quotient = match symbols[j][i] {
                 ESCAPE => code_escape(decoder, largest_level(table), 0),
-                _ => i32::from(symbol) - LEVEL_ZERO,
+                symbol => i32::from(symbol) - LEVEL_ZERO,
             };
-            *sample = crate::sample::join_level(decoder, shift, quotient, 0);
+            column[i] = crate::sample::join_level(decoder, shift, quotient, 0);
         }
     }
 }
 
+/// Patterns of a block, whose spreads in quarter octaves are known.
 #[inline(always)]
 fn decode_patterns(
     decoder: &mut SampleDecoder,
@@ -206,29 +309,30 @@ fn decode_patterns(
     let raw = dtype.raw_bits();
     let mut tables = [[0; MAX_LANES]; TILE];
     let mut origins = [[0; MAX_LANES]; TILE];
-    for ((tables, origins), spreads) in tables.iter_mut().zip(&mut origins).zip(spreads) {
-        for ((table, origin), &spread) in tables.iter_mut().zip(origins).zip(spreads) {
-            let context = model.context(spread, 0);
-            (*table, *origin) = ((context.0 as u32) << PROB_BITS, context.1);
+    for j in 0..width {
+        for i in 0..MAX_LANES {
+            let (table, origin) = model.context(spreads[j][i], 0);
+            tables[j][i] = (table as u32) << PROB_BITS;
+            origins[j][i] = origin;
         }
     }
     let mut symbols = [[0u8; MAX_LANES]; TILE];
     decode_columns(&mut decoder.lanes, model.tables(), &tables[..width], &mut symbols[..width]);
     let mask = (1u32 << dtype.head_bits()) - 1;
-    for (j, (symbols, column)) in symbols.iter().zip(samples.chunks_exact_mut(MAX_LANES)).enumerate() {
-        if has_escape(symbols) {
-            for ((sample, &symbol), &origin) in column.iter_mut().zip(symbols).zip(&origins[j]) {
-                let head = model.head_of(decoder, origin, symbol, 0);
-                *sample = dtype.join(head, decoder.raw(raw, 0)) as i32;
-            }
-            continue;
-        }
+    for j in 0..width {
+        let column = &mut samples[j * MAX_LANES..(j + 1) * MAX_LANES];
         let mut rests = [0; MAX_LANES];
         read_fields(decoder, raw, &mut rests);
-        for (((sample, &symbol), &origin), &rest) in column.iter_mut().zip(symbols).zip(&origins[j]).zip(&rests) {
-            let head = (i32::from(symbol) - HEAD_FIRST + origin) as u32 & mask;
-            let head = if symbol == HEAD_ZERO { 0 } else { head };
-            *sample = dtype.join(head, rest) as i32;
+        for i in 0..MAX_LANES {
+            let head = (i32::from(symbols[j][i]) - HEAD_FIRST + origins[j][i]) as u32 & mask;
+            let head = if symbols[j][i] == HEAD_ZERO { 0 } else { head };
+            column[i] = dtype.join(head, rests[i]) as i32;
+        }
+        if has_escape(&symbols[j]) {
+            for i in (0..MAX_LANES).filter(|&i| symbols[j][i] == ESCAPE) {
+                let head = model.head_of(decoder, origins[j][i], ESCAPE, 0);
+                column[i] = dtype.join(head, rests[i]) as i32;
+            }
         }
     }
 }
@@ -236,22 +340,27 @@ fn decode_patterns(
 /// Whether any of the symbols is the escape; every one is looked at, which is faster than stopping.
 #[inline(always)]
 fn has_escape(symbols: &[u8; MAX_LANES]) -> bool {
-    symbols.iter().fold(false, |any, &s| any | (s == ESCAPE))
+    let mut any = 0u8;
+    for &symbol in symbols {
+        any |= u8::from(symbol == ESCAPE);
+    }
+    any != 0
 }
 
 /// Reads 32 fields of `bits` bits.
 #[inline(always)]
 fn read_fields(decoder: &mut SampleDecoder, bits: u32, fields: &mut [u32; MAX_LANES]) {
-    let mask = (1u64 << bits) - 1;
     if bits <= 7 {
-        for eight in fields.chunks_exact_mut(8) {
-            let word = decoder.bits.peek();
+        let mut bytes = [0u8; MAX_LANES];
+        for eight in bytes.chunks_exact_mut(8) {
+            eight.copy_from_slice(&spread_bits(decoder.bits.peek(), bits).to_le_bytes());
             decoder.bits.advance(8 * bits as usize);
-            for (k, field) in eight.iter_mut().enumerate() {
-                *field = (word >> (k as u32 * bits) & mask) as u32;
-            }
+        }
+        for i in 0..MAX_LANES {
+            fields[i] = bytes[i].into();
         }
     } else {
+        let mask = (1u64 << bits) - 1;
         for two in fields.chunks_exact_mut(2) {
             let word = decoder.bits.peek();
             decoder.bits.advance(2 * bits as usize);

@@ -206,7 +206,7 @@ fn with_tables(plan: &TensorPlan, bytes: &[u8]) -> (TensorPlan, f64) {
 
 fn encode_slice(plan: &TensorPlan, books: &Books, bytes: &[u8], rows: Range<usize>) -> Vec<u8> {
     let count = rows.len() * plan.cols;
-    let mut encoder = SampleEncoder { lanes: LaneEncoder::with_capacity(count), bits: BitWriter::default() };
+    let mut encoder = SampleEncoder { lanes: LaneEncoder::with_capacity(count), ..SampleEncoder::default() };
     let model = books.patterns().expect("bytes and nibbles have tables");
     // One copy for each type, so that its shifts are constants.
     match plan.dtype {
@@ -214,7 +214,7 @@ fn encode_slice(plan: &TensorPlan, books: &Books, bytes: &[u8], rows: Range<usiz
         Dtype::F32 => encode_patterns(&mut encoder, plan, &model, Dtype::F32, bytes, rows),
         dtype => encode_patterns(&mut encoder, plan, &model, dtype, bytes, rows),
     }
-    join_streams(&[], &encoder.bits.finish(), &encoder.lanes.finish(plan.lanes()))
+    join_streams(&[], encoder, plan.lanes())
 }
 
 #[inline(always)]

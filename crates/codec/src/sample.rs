@@ -15,6 +15,9 @@ pub trait SampleCoder {
     fn symbol(&mut self, tables: &Tables, table: usize, row: usize, symbol: u8) -> u8;
     /// Up to 32 bits as they are.
     fn raw(&mut self, bits: u32, value: u32) -> u32;
+    /// Up to 32 bits of what follows an escape. They go to a stream of their own, so that those of all
+    /// other samples lie where they are expected.
+    fn escape(&mut self, bits: u32, value: u32) -> u32;
 }
 
 /// Writes samples.
@@ -24,6 +27,8 @@ pub struct SampleEncoder {
     pub lanes: LaneEncoder,
     /// Bits.
     pub bits: BitWriter,
+    /// What follows escapes.
+    pub escapes: BitWriter,
 }
 
 impl SampleCoder for SampleEncoder {
@@ -38,6 +43,11 @@ impl SampleCoder for SampleEncoder {
         self.bits.write(bits, value);
         value
     }
+
+    fn escape(&mut self, bits: u32, value: u32) -> u32 {
+        self.escapes.write(bits, value);
+        value
+    }
 }
 
 /// Reads samples.
@@ -46,6 +56,21 @@ pub struct SampleDecoder<'a> {
     pub lanes: LaneDecoder<'a>,
     /// Bits.
     pub bits: BitReader<'a>,
+    /// What follows escapes.
+    pub escapes: BitReader<'a>,
+}
+
+impl<'a> SampleDecoder<'a> {
+    /// Starts on the three streams of a slice.
+    pub fn new(symbols: &'a [u8], lanes: usize, bits: &'a [u8], escapes: &'a [u8]) -> Self {
+        let (bits, escapes) = (BitReader::new(bits), BitReader::new(escapes));
+        Self { lanes: LaneDecoder::new(symbols, lanes), bits, escapes }
+    }
+
+    /// True when exactly what was encoded was read.
+    pub fn finish(&self) -> bool {
+        self.lanes.finish() && self.bits.finish() && self.escapes.finish()
+    }
 }
 
 impl SampleCoder for SampleDecoder<'_> {
@@ -57,6 +82,10 @@ impl SampleCoder for SampleDecoder<'_> {
     #[inline]
     fn raw(&mut self, bits: u32, _: u32) -> u32 {
         self.bits.read(bits)
+    }
+
+    fn escape(&mut self, bits: u32, _: u32) -> u32 {
+        self.escapes.read(bits)
     }
 }
 
@@ -80,6 +109,10 @@ impl SampleCoder for SampleCounter {
     fn raw(&mut self, bits: u32, value: u32) -> u32 {
         self.0 += f64::from(bits);
         value
+    }
+
+    fn escape(&mut self, bits: u32, value: u32) -> u32 {
+        self.raw(bits, value)
     }
 }
 
@@ -113,14 +146,14 @@ pub(crate) fn join_level<S: SampleCoder>(coder: &mut S, shift: u32, quotient: i3
 /// A quotient beyond `most`: sign, then the magnitude in order-0 Exp-Golomb code (Teuhola 1978).
 #[cold]
 pub(crate) fn code_escape<S: SampleCoder>(coder: &mut S, most: i32, quotient: i32) -> i32 {
-    let negative = coder.raw(1, u32::from(quotient < 0)) == 1;
+    let negative = coder.escape(1, u32::from(quotient < 0)) == 1;
     let value = (quotient.abs() - most).max(1) as u32;
     let length = 31 - value.leading_zeros();
     let mut n = 0;
-    while n < 15 && coder.raw(1, u32::from(n < length)) == 1 {
+    while n < 15 && coder.escape(1, u32::from(n < length)) == 1 {
         n += 1;
     }
-    let value = 1 << n | coder.raw(n, value & ((1 << n) - 1));
+    let value = 1 << n | coder.escape(n, value & ((1 << n) - 1));
     let magnitude = (most + value as i32).min(MAX_LEVEL);
     if negative { -magnitude } else { magnitude }
 }
@@ -229,14 +262,14 @@ impl<'a> HeadModel<'a> {
         let below = (origin >> k) - 1 - (head >> k) as i32;
         let below = if (0..MOST_OCTAVES).contains(&below) { below } else { MOST_OCTAVES };
         let mut octaves = 0;
-        while octaves < MOST_OCTAVES && coder.raw(1, u32::from(octaves < below)) == 1 {
+        while octaves < MOST_OCTAVES && coder.escape(1, u32::from(octaves < below)) == 1 {
             octaves += 1;
         }
         if octaves == MOST_OCTAVES {
-            return coder.raw(self.dtype.head_bits(), head);
+            return coder.escape(self.dtype.head_bits(), head);
         }
         let octave = ((origin >> k) - 1 - octaves) as u32;
-        (octave << k | coder.raw(k, head & ((1 << k) - 1))) & mask
+        (octave << k | coder.escape(k, head & ((1 << k) - 1))) & mask
     }
 
     /// Codes a pattern.
@@ -290,10 +323,10 @@ mod tests {
             let levels = || (-200..=200).chain([-5000, 5000, MAX_LEVEL - 200]);
             let mut encoder = SampleEncoder::default();
             levels().for_each(|level| assert_eq!(code_level(&mut encoder, 3, class, level), level));
-            let (lanes, bits) = (encoder.lanes.finish(8), encoder.bits.finish());
-            let mut decoder = SampleDecoder { lanes: LaneDecoder::new(&lanes, 8), bits: BitReader::new(&bits) };
+            let (lanes, bits, escapes) = (encoder.lanes.finish(8), encoder.bits.finish(), encoder.escapes.finish());
+            let mut decoder = SampleDecoder::new(&lanes, 8, &bits, &escapes);
             levels().for_each(|level| assert_eq!(code_level(&mut decoder, 3, class, 0), level, "class {class}"));
-            assert!(decoder.lanes.finish() && decoder.bits.finish());
+            assert!(decoder.finish());
         }
     }
 
@@ -305,10 +338,10 @@ mod tests {
                 let heads = || 0..1u32 << dtype.head_bits();
                 let mut encoder = SampleEncoder::default();
                 heads().for_each(|h| assert_eq!(model.code_head(&mut encoder, 0, 0, class, h), h));
-                let (lanes, bits) = (encoder.lanes.finish(1), encoder.bits.finish());
-                let mut decoder = SampleDecoder { lanes: LaneDecoder::new(&lanes, 1), bits: BitReader::new(&bits) };
+                let (lanes, bits, escapes) = (encoder.lanes.finish(1), encoder.bits.finish(), encoder.escapes.finish());
+                let mut decoder = SampleDecoder::new(&lanes, 1, &bits, &escapes);
                 heads().for_each(|h| assert_eq!(model.code_head(&mut decoder, 0, 0, class, 0), h, "{dtype:?} {class}"));
-                assert!(decoder.lanes.finish() && decoder.bits.finish());
+                assert!(decoder.finish());
             }
         }
     }

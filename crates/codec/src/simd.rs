@@ -1,17 +1,18 @@
 //! The one module with `unsafe`: 32 lanes decoded side by side with AVX-512 or AVX2, chosen at run
 //! time, and the code around them compiled for the same machine. Plain decoding of the same columns
 //! is [`decode_columns_plain`]; tests hold them equal.
-#![allow(unsafe_code)]
+#![allow(unsafe_code, clippy::needless_range_loop)]
 
 use std::ops::Range;
 
+use crate::TILE;
 use crate::error::Result;
-use crate::fast::{self, decode_columns_plain};
+use crate::fast::{self, Columns, decode_columns_plain};
 use crate::lanes::{LaneDecoder, MAX_LANES};
 use crate::sample::SampleDecoder;
 use crate::side::Books;
 use crate::slice::SlicePlan;
-use crate::table::{PROB_ONE, Tables};
+use crate::table::{PROB_BITS, PROB_ONE, Tables};
 
 macro_rules! dispatch {
     ($(#[$doc:meta])* $name:ident($($arg:ident: $type:ty),*) -> $result:ty) => {
@@ -44,6 +45,14 @@ dispatch! {
     decode_block(
         decoder: &mut SampleDecoder, slice: &SlicePlan, books: &Books, rows: Range<usize>, cols: Range<usize>,
         samples: &mut [i32]
+    ) -> bool
+}
+
+dispatch! {
+    /// [`fast::decode_bf16_block`] for this machine.
+    decode_bf16_block(
+        decoder: &mut SampleDecoder, slice: &SlicePlan, books: &Books, rows: Range<usize>, cols: Range<usize>,
+        out: &mut [u8]
     ) -> bool
 }
 
@@ -87,35 +96,82 @@ pub fn decode_columns(
     offsets: &[[u32; MAX_LANES]],
     symbols: &mut [[u8; MAX_LANES]],
 ) {
-    let done = decode_wide(lanes, tables, offsets, symbols);
+    let mut most = [0; MAX_LANES];
+    for column in offsets {
+        for i in 0..MAX_LANES {
+            most[i] = column[i].max(most[i]);
+        }
+    }
+    let largest = most.into_iter().fold(0, u32::max) as usize;
+    let exist = largest + PROB_ONE as usize <= tables.slots().len() && offsets.len() == symbols.len();
+    let done = if exist { decode_wide::<false>(lanes, tables, offsets, symbols) } else { 0 };
     decode_columns_plain(lanes, tables, &offsets[done..], &mut symbols[done..]);
 }
 
-/// Decodes as many columns as the machine can side by side and returns their number.
-#[cfg(target_arch = "x86_64")]
+/// Decodes columns of which every lane has the same table.
 #[inline(always)]
-fn decode_wide(
+pub fn decode_columns_evenly(lanes: &mut LaneDecoder, tables: &Tables, table: usize, symbols: &mut [[u8; MAX_LANES]]) {
+    let offsets = [[(table as u32) << PROB_BITS; MAX_LANES]];
+    let exist = (table + 1) << PROB_BITS <= tables.slots().len();
+    let done = if exist { decode_wide::<true>(lanes, tables, &offsets, symbols) } else { 0 };
+    for symbols in &mut symbols[done..] {
+        decode_columns_plain(lanes, tables, &offsets, std::slice::from_mut(symbols));
+    }
+}
+
+/// Bytes of eight fields of `bits` (at most 7) bits: three halvings of what shares a lane.
+#[inline(always)]
+pub fn spread_bits(word: u64, bits: u32) -> u64 {
+    let low = |n: u32| (1u64 << n) - 1;
+    let word = word & low(8 * bits);
+    let word = word & low(4 * bits) | (word >> (4 * bits)) << 32;
+    let pair = low(2 * bits) | low(2 * bits) << 32;
+    let word = word & pair | (word >> (2 * bits) & pair) << 16;
+    let field = low(bits) * 0x0001_0001_0001_0001;
+    word & field | (word >> bits & field) << 8
+}
+
+/// Rows of columns.
+#[inline(always)]
+pub fn transpose(columns: &Columns<u16>) -> [[u16; TILE]; MAX_LANES] {
+    let mut rows = [[0; TILE]; MAX_LANES];
+    #[cfg(target_arch = "x86_64")]
+    for i in (0..MAX_LANES).step_by(8) {
+        for j in (0..TILE).step_by(8) {
+            // SAFETY: SSE2 is part of x86-64; the eight loads and stores lie in the arrays.
+            unsafe { x86::transpose8(columns, &mut rows, i, j) };
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    for j in 0..TILE {
+        for i in 0..MAX_LANES {
+            rows[i][j] = columns[j][i];
+        }
+    }
+    rows
+}
+
+/// Decodes as many columns as the machine can side by side and returns their number. The tables at
+/// all offsets exist; there are as many columns of them as of symbols, or one for all where `EVEN`.
+#[inline(always)]
+#[allow(unused_variables)]
+fn decode_wide<const EVEN: bool>(
     lanes: &mut LaneDecoder,
     tables: &Tables,
     offsets: &[[u32; MAX_LANES]],
     symbols: &mut [[u8; MAX_LANES]],
 ) -> usize {
-    let slots = tables.slots();
-    let largest = offsets.iter().flatten().fold(0, |most, &o| o.max(most)) as usize;
-    if lanes.lanes != MAX_LANES || largest + PROB_ONE as usize > slots.len() || offsets.len() != symbols.len() {
-        return 0;
+    #[cfg(target_arch = "x86_64")]
+    if lanes.lanes == MAX_LANES {
+        let (states, words, slots) = (&mut lanes.states, &mut lanes.words, tables.slots());
+        // SAFETY: the features are present; every offset plus a slot below 4096 lies in `slots`, as the
+        // callers above check; the kernels check what is left of `words` before every column.
+        return match machine() {
+            Machine::Avx512 => unsafe { x86::decode_avx512::<EVEN>(states, words, slots, offsets, symbols) },
+            Machine::Avx2 => unsafe { x86::decode_avx2::<EVEN>(states, words, slots, offsets, symbols) },
+            Machine::Plain => 0,
+        };
     }
-    // SAFETY: the features are present; every offset plus a slot below 4096 lies in `slots`, as
-    // checked above; the kernels check what is left of `words` before every column.
-    match machine() {
-        Machine::Avx512 => unsafe { x86::decode_avx512(&mut lanes.states, &mut lanes.words, slots, offsets, symbols) },
-        Machine::Avx2 => unsafe { x86::decode_avx2(&mut lanes.states, &mut lanes.words, slots, offsets, symbols) },
-        Machine::Plain => 0,
-    }
-}
-
-#[cfg(not(target_arch = "x86_64"))]
-fn decode_wide(_: &mut LaneDecoder, _: &Tables, _: &[[u32; MAX_LANES]], _: &mut [[u8; MAX_LANES]]) -> usize {
     0
 }
 
@@ -124,14 +180,16 @@ mod x86 {
     use std::arch::x86_64::*;
 
     use super::READ_AHEAD;
+    use crate::TILE;
+    use crate::fast::Columns;
     use crate::lanes::{LOWER, MAX_LANES};
     use crate::table::{PROB_BITS, PROB_ONE};
 
     /// # Safety
     /// Needs AVX-512 F and BW. All `offsets` are at most `slots.len() - 4096`; `offsets` and `symbols`
-    /// are of one length.
+    /// are of one length, or `EVEN` and `offsets` is one.
     #[target_feature(enable = "avx512f,avx512bw,popcnt")]
-    pub unsafe fn decode_avx512(
+    pub unsafe fn decode_avx512<const EVEN: bool>(
         states: &mut [u32; MAX_LANES],
         words: &mut &[u8],
         slots: &[u32],
@@ -147,9 +205,10 @@ mod x86 {
             let (one, lower) = (_mm512_set1_epi32(1), _mm512_set1_epi32(LOWER as i32));
             let mut at = 0;
             let mut done = 0;
-            while done < offsets.len() && words.len() - at >= READ_AHEAD {
+            while done < symbols.len() && words.len() - at >= READ_AHEAD {
                 for (half, x) in x.iter_mut().enumerate() {
-                    let offset = _mm512_loadu_si512(offsets[done].as_ptr().add(16 * half).cast());
+                    let offset =
+                        _mm512_loadu_si512(offsets[if EVEN { 0 } else { done }].as_ptr().add(16 * half).cast());
                     let index = _mm512_add_epi32(offset, _mm512_and_si512(*x, slot_mask));
                     let entry = _mm512_i32gather_epi32::<4>(index, slots.as_ptr().cast());
                     let freq = _mm512_add_epi32(_mm512_and_si512(_mm512_srli_epi32::<8>(entry), freq_mask), one);
@@ -174,6 +233,39 @@ mod x86 {
         }
     }
 
+    /// Transposes the 8x8 elements from column `j` and row `i` on.
+    ///
+    /// # Safety
+    /// `i + 8` is at most 32 and `j + 8` at most 16.
+    #[inline(always)]
+    pub unsafe fn transpose8(columns: &Columns<u16>, rows: &mut [[u16; TILE]; MAX_LANES], i: usize, j: usize) {
+        // SAFETY: as the caller promises.
+        unsafe {
+            let load = |n: usize| _mm_loadu_si128(columns[j + n].as_ptr().add(i).cast());
+            let a: [__m128i; 8] = std::array::from_fn(load);
+            let mut b = [_mm_setzero_si128(); 8];
+            for n in 0..4 {
+                b[2 * n] = _mm_unpacklo_epi16(a[2 * n], a[2 * n + 1]);
+                b[2 * n + 1] = _mm_unpackhi_epi16(a[2 * n], a[2 * n + 1]);
+            }
+            let c = [
+                _mm_unpacklo_epi32(b[0], b[2]),
+                _mm_unpackhi_epi32(b[0], b[2]),
+                _mm_unpacklo_epi32(b[1], b[3]),
+                _mm_unpackhi_epi32(b[1], b[3]),
+                _mm_unpacklo_epi32(b[4], b[6]),
+                _mm_unpackhi_epi32(b[4], b[6]),
+                _mm_unpacklo_epi32(b[5], b[7]),
+                _mm_unpackhi_epi32(b[5], b[7]),
+            ];
+            for n in 0..4 {
+                let (low, high) = (_mm_unpacklo_epi64(c[n], c[n + 4]), _mm_unpackhi_epi64(c[n], c[n + 4]));
+                _mm_storeu_si128(rows[i + 2 * n].as_mut_ptr().add(j).cast(), low);
+                _mm_storeu_si128(rows[i + 2 * n + 1].as_mut_ptr().add(j).cast(), high);
+            }
+        }
+    }
+
     /// For each mask of eight lanes, which of the next words every lane takes.
     static EXPAND: [[i32; 8]; 256] = {
         let mut table = [[0; 8]; 256];
@@ -195,7 +287,7 @@ mod x86 {
     /// # Safety
     /// As [`decode_avx512`], but needs AVX2.
     #[target_feature(enable = "avx2,popcnt")]
-    pub unsafe fn decode_avx2(
+    pub unsafe fn decode_avx2<const EVEN: bool>(
         states: &mut [u32; MAX_LANES],
         words: &mut &[u8],
         slots: &[u32],
@@ -210,10 +302,10 @@ mod x86 {
             let (one, top) = (_mm256_set1_epi32(1), _mm256_set1_epi32(LOWER as i32 - 1));
             let mut at = 0;
             let mut done = 0;
-            while done < offsets.len() && words.len() - at >= READ_AHEAD {
+            while done < symbols.len() && words.len() - at >= READ_AHEAD {
                 let mut entries = [_mm256_setzero_si256(); 4];
                 for n in 0..4 {
-                    let offset = _mm256_loadu_si256(offsets[done].as_ptr().add(8 * n).cast());
+                    let offset = _mm256_loadu_si256(offsets[if EVEN { 0 } else { done }].as_ptr().add(8 * n).cast());
                     let index = _mm256_add_epi32(offset, _mm256_and_si256(x[n], slot_mask));
                     let entry = _mm256_i32gather_epi32::<4>(slots.as_ptr().cast(), index);
                     let freq = _mm256_add_epi32(_mm256_and_si256(_mm256_srli_epi32::<8>(entry), freq_mask), one);
@@ -307,6 +399,20 @@ mod tests {
         }
     }
 
+    #[test]
+    fn fields_and_blocks_are_what_plain_code_makes_of_them() {
+        for bits in 1..=7 {
+            let word = 0x9e37_79b9_7f4a_7c15u64 >> (64 - 8 * bits);
+            let bytes = spread_bits(word, bits).to_le_bytes();
+            for (k, byte) in bytes.into_iter().enumerate() {
+                assert_eq!(u64::from(byte), word >> (k as u32 * bits) & ((1 << bits) - 1));
+            }
+        }
+        let columns: Columns<u16> = std::array::from_fn(|j| std::array::from_fn(|i| (j * 100 + i) as u16));
+        let rows = transpose(&columns);
+        assert!((0..MAX_LANES).all(|i| (0..TILE).all(|j| rows[i][j] == columns[j][i])));
+    }
+
     #[cfg(target_arch = "x86_64")]
     #[test]
     fn both_instruction_sets_give_the_same() {
@@ -319,10 +425,10 @@ mod tests {
             // SAFETY: features are checked; `stream` gives numbers of tables that exist.
             let done = match set {
                 0 if is_x86_feature_detected!("avx2") => unsafe {
-                    x86::decode_avx2(&mut lanes.states, &mut lanes.words, slots, &offsets, &mut got)
+                    x86::decode_avx2::<false>(&mut lanes.states, &mut lanes.words, slots, &offsets, &mut got)
                 },
                 1 if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw") => unsafe {
-                    x86::decode_avx512(&mut lanes.states, &mut lanes.words, slots, &offsets, &mut got)
+                    x86::decode_avx512::<false>(&mut lanes.states, &mut lanes.words, slots, &offsets, &mut got)
                 },
                 _ => continue,
             };

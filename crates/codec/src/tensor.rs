@@ -2,26 +2,24 @@
 
 use std::ops::Range;
 
-use crate::bits::BitReader;
 use crate::error::{CodecError, Result};
 use crate::format::Format;
 use crate::header::{Header, check_of};
-use crate::lanes::LaneDecoder;
 use crate::plan::{Parameters, TensorPlan};
 use crate::plane::{MAX_TILE, Planes, write_tile};
 use crate::quantize::quantize_slice;
 use crate::rans::{Decoder, Encoder};
 use crate::sample::{HeadModel, SampleCoder, SampleCounter, SampleDecoder, SampleEncoder};
 use crate::side::{Books, code_frequencies, code_side, frequencies};
-use crate::simd::{decode_block, write_block};
+use crate::simd::{decode_bf16_block, decode_block, write_block};
 use crate::slice::{History, MAX_BLOCK, SlicePlan, code_block};
 use crate::symbol::RateCounter;
 use crate::table::PROB_BITS;
 use crate::tile::{Kind, TilePlan};
 use crate::units::Rate;
 
-/// Bytes before the streams of a slice: lengths of the headers' and of the bits'.
-const SLICE_PREFIX: usize = 8;
+/// Bytes before the streams of a slice: lengths of all but the last.
+const SLICE_PREFIX: usize = 12;
 
 /// Codes `weights` (row-major, exact values of the plan's dtype) as the plan says, with plain
 /// rounding.
@@ -121,12 +119,13 @@ impl TensorWriter {
     }
 }
 
-/// The three streams of a slice, one after the other.
-pub(crate) fn join_streams(headers: &[u8], bits: &[u8], symbols: &[u8]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(SLICE_PREFIX + headers.len() + bits.len() + symbols.len());
-    out.extend_from_slice(&(headers.len() as u32).to_le_bytes());
-    out.extend_from_slice(&(bits.len() as u32).to_le_bytes());
-    [headers, bits, symbols].iter().for_each(|part| out.extend_from_slice(part));
+/// The four streams of a slice, one after the other: headers, escapes, bits, symbols.
+pub(crate) fn join_streams(headers: &[u8], encoder: SampleEncoder, lanes: usize) -> Vec<u8> {
+    let (escapes, bits, symbols) = (encoder.escapes.finish(), encoder.bits.finish(), encoder.lanes.finish(lanes));
+    let parts = [headers, &escapes, &bits, &symbols];
+    let mut out = Vec::with_capacity(SLICE_PREFIX + parts.iter().map(|p| p.len()).sum::<usize>());
+    parts[..3].iter().for_each(|part| out.extend_from_slice(&(part.len() as u32).to_le_bytes()));
+    parts.iter().for_each(|part| out.extend_from_slice(part));
     out
 }
 
@@ -136,7 +135,7 @@ fn encode_slice(slice: &mut SlicePlan, books: &Books, samples: &[i32]) -> Result
     slice.code_headers(&mut headers, &mut |n, _| levels.get(n))?;
     let mut encoder = SampleEncoder::default();
     code_samples(&mut encoder, slice, books, samples)?;
-    Ok(join_streams(&headers.finish(), &encoder.bits.finish(), &encoder.lanes.finish(slice.plan.lanes())))
+    Ok(join_streams(&headers.finish(), encoder, slice.plan.lanes()))
 }
 
 /// Samples of single tiles of a slice.
@@ -413,7 +412,7 @@ impl<'a> CodedTensor<'a> {
         if computed != found {
             return Err(CodecError::Check { part: format!("slice {n}"), found, computed });
         }
-        let [headers, bits, symbols] = split_streams(bytes).ok_or(CodecError::Truncated {
+        let [headers, escapes, bits, symbols] = split_streams(bytes).ok_or(CodecError::Truncated {
             what: "streams of a slice",
             needed: SLICE_PREFIX as u64,
             available: bytes.len() as u64,
@@ -427,10 +426,9 @@ impl<'a> CodedTensor<'a> {
             }
             [0; 256]
         })?;
-        let lanes = LaneDecoder::new(symbols, self.header.lanes);
-        let mut decoder = SampleDecoder { lanes, bits: BitReader::new(bits) };
+        let mut decoder = SampleDecoder::new(symbols, self.header.lanes, bits, escapes);
         self.decode_blocks(&slice, &mut decoder, &in_planes, sink)?;
-        if !(headers.finish() && decoder.lanes.finish() && decoder.bits.finish()) {
+        if !(headers.finish() && decoder.finish()) {
             return Err(CodecError::Entropy { part: format!("slice {n}") });
         }
         Ok(slice.tiles)
@@ -454,6 +452,9 @@ impl<'a> CodedTensor<'a> {
                 history = History::default();
             }
             let (height, width) = (rows.len(), cols.len());
+            if planes.is_empty() && sink.bf16_block(decoder, slice, &self.books, rows.clone(), cols.clone()) {
+                continue;
+            }
             let block = &mut block[..height * width];
             if !decode_block(decoder, slice, &self.books, rows.clone(), cols.clone(), block) {
                 code_block(decoder, slice, &self.books, rows.clone(), cols.clone(), &mut history, block)?;
@@ -517,6 +518,19 @@ trait Sink {
     /// Takes a tile: its plane if it is an integer tile, else its samples, row-major.
     fn tile(&mut self, slice: &SlicePlan, n: usize, plane: &mut [i32], samples: &[i32]) -> Result<()>;
 
+    /// Decodes a block of lossless bf16 tiles straight to where it is wanted; false, with nothing read,
+    /// when it is another or wanted otherwise.
+    fn bf16_block(
+        &mut self,
+        _: &mut SampleDecoder,
+        _: &SlicePlan,
+        _: &Books,
+        _: Range<usize>,
+        _: Range<usize>,
+    ) -> bool {
+        false
+    }
+
     /// Takes a whole block of samples, column by column, of tiles that are not predicted; false when
     /// its tiles are wanted one by one.
     fn block(&mut self, _: &SlicePlan, _: Range<usize>, _: Range<usize>, _: &[i32]) -> Result<bool> {
@@ -530,6 +544,17 @@ struct Output<'a>(&'a mut [u8]);
 impl Sink for Output<'_> {
     fn tile(&mut self, slice: &SlicePlan, n: usize, plane: &mut [i32], samples: &[i32]) -> Result<()> {
         write_tile(slice, n, plane, samples, self.0)
+    }
+
+    fn bf16_block(
+        &mut self,
+        decoder: &mut SampleDecoder,
+        slice: &SlicePlan,
+        books: &Books,
+        rows: Range<usize>,
+        cols: Range<usize>,
+    ) -> bool {
+        decode_bf16_block(decoder, slice, books, rows, cols, self.0)
     }
 
     fn block(&mut self, slice: &SlicePlan, rows: Range<usize>, cols: Range<usize>, block: &[i32]) -> Result<bool> {
@@ -551,12 +576,15 @@ impl Sink for PackedPlane {
     }
 }
 
-fn split_streams(bytes: &[u8]) -> Option<[&[u8]; 3]> {
-    let (headers, rest) = bytes.split_first_chunk::<4>()?;
-    let (bits, rest) = rest.split_first_chunk::<4>()?;
-    let (headers, rest) = rest.split_at_checked(u32::from_le_bytes(*headers) as usize)?;
-    let (bits, symbols) = rest.split_at_checked(u32::from_le_bytes(*bits) as usize)?;
-    Some([headers, bits, symbols])
+fn split_streams(bytes: &[u8]) -> Option<[&[u8]; 4]> {
+    let (prefix, mut rest) = bytes.split_at_checked(SLICE_PREFIX)?;
+    let mut streams = [&[][..]; 4];
+    for (stream, length) in streams.iter_mut().zip(prefix.chunks_exact(4)) {
+        let length = u32::from_le_bytes(length.try_into().expect("four bytes")) as usize;
+        (*stream, rest) = rest.split_at_checked(length)?;
+    }
+    streams[3] = rest;
+    Some(streams)
 }
 
 fn truncate(digest: &blake3::Hasher) -> [u8; 16] {
