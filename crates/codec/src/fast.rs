@@ -8,7 +8,7 @@ use std::ops::Range;
 use crate::TILE;
 use crate::error::Result;
 use crate::format::{Dtype, Format};
-use crate::lanes::{LaneDecoder, MAX_LANES};
+use crate::lanes::{BAND, LaneDecoder, lane_of};
 use crate::plan::entry;
 use crate::plane::TileScales;
 use crate::sample::{HeadModel, SampleDecoder, code_escape};
@@ -23,7 +23,7 @@ use crate::tile::{Kind, TilePlan};
 use crate::transform::band;
 
 /// A number for every sample of a block, column by column.
-pub type Columns<T> = [[T; MAX_LANES]; TILE];
+pub type Columns<T> = [[T; BAND]; TILE];
 
 /// Decodes a block into `samples` (column by column) when it is one of those this module knows;
 /// false, with nothing read, when it is not.
@@ -37,12 +37,12 @@ pub(crate) fn decode_block(
     samples: &mut [i32],
 ) -> bool {
     let plan = slice.plan;
-    if rows.len() != MAX_LANES || plan.tile != TILE || plan.parameters.neighbours.is_some() {
+    if rows.len() != BAND || plan.tile != TILE || plan.parameters.neighbours.is_some() {
         return false;
     }
     let tiles = [rows.start, rows.start + TILE].map(|row| *slice.tile_at(row, cols.start));
     let width = cols.len();
-    let mut spreads = [[0; MAX_LANES]; TILE];
+    let mut spreads = [[0; BAND]; TILE];
     if tiles.iter().all(|t| t.format == Format::Lossless) {
         let Some(model) = books.patterns().filter(|m| m.dtype().layout().is_some()) else { return false };
         let base = plan.spread_base + (plan.step_base >> 1);
@@ -104,12 +104,12 @@ pub(crate) fn write_block(
     if plan.dtype != Dtype::Bf16 || plan.parameters.filter.is_some() || !tiles.iter().all(|t| simple(t)) {
         return Ok(false);
     }
-    let mut patterns = [[0u16; MAX_LANES]; TILE];
+    let mut patterns = [[0u16; BAND]; TILE];
     for (half, tile) in tiles.iter().enumerate() {
         let n = (rows.start - slice.rows.start) / TILE * plan.tiles_across()
             + half * plan.tiles_across()
             + cols.start / TILE;
-        let columns = patterns.iter_mut().zip(samples.chunks_exact(MAX_LANES));
+        let columns = patterns.iter_mut().zip(samples.chunks_exact(BAND));
         let columns = columns.map(|(to, from)| (&mut to[half * TILE..][..TILE], &from[half * TILE..][..TILE]));
         if tile.format == Format::Lossless {
             columns.for_each(|(to, from)| to.iter_mut().zip(from).for_each(|(t, &s)| *t = s as u16));
@@ -153,13 +153,13 @@ fn fill_spreads(
     row_part: impl Fn(usize) -> i32,
     col_part: impl Fn(usize) -> i32,
 ) {
-    let mut first = [0; MAX_LANES];
-    for i in 0..MAX_LANES {
+    let mut first = [0; BAND];
+    for i in 0..BAND {
         first[i] = tiles[i / TILE] + row_part(rows.start + i);
     }
     for (column, col) in spreads.iter_mut().zip(cols) {
         let add = col_part(col);
-        for i in 0..MAX_LANES {
+        for i in 0..BAND {
             column[i] = first[i] + add;
         }
     }
@@ -179,7 +179,7 @@ pub(crate) fn decode_bf16_block(
     let plan = slice.plan;
     let tiles = || (rows.start..rows.end).step_by(TILE).map(|row| slice.tile_at(row, cols.start));
     if plan.dtype != Dtype::Bf16
-        || rows.len() != MAX_LANES
+        || rows.len() != BAND
         || plan.tile != TILE
         || !tiles().all(|t| t.format == Format::Lossless)
     {
@@ -188,22 +188,22 @@ pub(crate) fn decode_bf16_block(
     let Some(model) = books.patterns() else { return false };
     let width = cols.len();
     let base = plan.spread_base + (plan.step_base >> 1);
-    let mut symbols = [[0u8; MAX_LANES]; TILE];
-    let mut origins = [[0u16; MAX_LANES]; TILE];
+    let mut symbols = [[0u8; BAND]; TILE];
+    let mut origins = [[0u16; BAND]; TILE];
     let even = plan.row_spread.is_empty() && plan.col_spread.is_empty() && tiles().all(|t| t.spread == 0);
-    let mut spreads = [[0; MAX_LANES]; TILE];
+    let mut spreads = [[0; BAND]; TILE];
     if even {
         let (table, origin) = model.context(base, 0);
-        origins = [[origin as u16; MAX_LANES]; TILE];
+        origins = [[origin as u16; BAND]; TILE];
         decode_columns_evenly(&mut decoder.lanes, model.tables(), table, &mut symbols[..width]);
     } else {
         let mut parts = [0; 2];
         parts.iter_mut().zip(tiles()).for_each(|(p, t)| *p = base + i32::from(t.spread));
         let (row_part, col_part) = (|r| entry(&plan.row_spread, r), |c| entry(&plan.col_spread, c));
         fill_spreads(&mut spreads, parts, rows.clone(), cols.clone(), row_part, col_part);
-        let mut tables = [[0; MAX_LANES]; TILE];
+        let mut tables = [[0; BAND]; TILE];
         for j in 0..width {
-            for i in 0..MAX_LANES {
+            for i in 0..BAND {
                 let (table, origin) = model.context(spreads[j][i], 0);
                 (tables[j][i], origins[j][i]) = ((table as u32) << PROB_BITS, origin as u16);
             }
@@ -211,14 +211,14 @@ pub(crate) fn decode_bf16_block(
         decode_columns(&mut decoder.lanes, model.tables(), &tables[..width], &mut symbols[..width]);
     }
     // All rests first: what is written in eights cannot be read in thirty-twos right away.
-    let mut rests = [[0u8; MAX_LANES]; TILE];
+    let mut rests = [[0u8; BAND]; TILE];
     for eight in rests[..width].as_flattened_mut().chunks_exact_mut(8) {
         eight.copy_from_slice(&spread_bits(decoder.bits.peek(), RAW_BF16).to_le_bytes());
         decoder.bits.advance(8 * RAW_BF16 as usize);
     }
-    let mut patterns = [[0u16; MAX_LANES]; TILE];
+    let mut patterns = [[0u16; BAND]; TILE];
     for j in 0..width {
-        for i in 0..MAX_LANES {
+        for i in 0..BAND {
             let symbol = u16::from(symbols[j][i]);
             let head = symbol.wrapping_add(origins[j][i]).wrapping_sub(HEAD_FIRST as u16) & 0x7ff;
             let head = if symbol == u16::from(HEAD_ZERO) { 0 } else { head };
@@ -226,7 +226,7 @@ pub(crate) fn decode_bf16_block(
             patterns[j][i] = (rest >> 4) << 15 | head << 4 | rest & 15;
         }
         if has_escape(&symbols[j]) {
-            for i in (0..MAX_LANES).filter(|&i| symbols[j][i] == ESCAPE) {
+            for i in (0..BAND).filter(|&i| symbols[j][i] == ESCAPE) {
                 let spread = if even { base } else { spreads[j][i] };
                 let head = model.head_of(decoder, model.context(spread, 0).1, ESCAPE, 0);
                 patterns[j][i] = Dtype::Bf16.join(head, rests[j][i].into()) as u16;
@@ -265,27 +265,27 @@ fn write_columns(columns: &Columns<u16>, width: usize, stride: usize, out: &mut 
 #[inline(always)]
 fn decode_levels(decoder: &mut SampleDecoder, spreads: &Columns<i32>, width: usize, samples: &mut [i32]) {
     let last = LEVEL_TABLES as i32 - 1;
-    let mut tables = [[0; MAX_LANES]; TILE];
+    let mut tables = [[0; BAND]; TILE];
     let mut widest = [0; TILE];
     for j in 0..width {
-        for i in 0..MAX_LANES {
+        for i in 0..BAND {
             let class = (spreads[j][i] + UNIT_CLASS).clamp(0, CLASSES as i32 - 1);
             widest[j] = class.max(widest[j]);
             let table = if class > last { last - 3 + ((class - last - 1) & 3) } else { class };
             tables[j][i] = (table as u32) << PROB_BITS;
         }
     }
-    let mut symbols = [[0u8; MAX_LANES]; TILE];
+    let mut symbols = [[0u8; BAND]; TILE];
     decode_columns(&mut decoder.lanes, Tables::fixed(), &tables[..width], &mut symbols[..width]);
     for j in 0..width {
-        let column = &mut samples[j * MAX_LANES..(j + 1) * MAX_LANES];
+        let column = &mut samples[j * BAND..(j + 1) * BAND];
         if widest[j] <= last && !has_escape(&symbols[j]) {
-            for i in 0..MAX_LANES {
+            for i in 0..BAND {
                 column[i] = i32::from(symbols[j][i]) - LEVEL_ZERO;
             }
             continue;
         }
-        for i in 0..MAX_LANES {
+        for i in 0..BAND {
             let (shift, table) = level_table(crate::table::class_of(spreads[j][i]));
             let quotient = match symbols[j][i] {
                 ESCAPE => code_escape(decoder, largest_level(table), 0),
@@ -307,29 +307,29 @@ fn decode_patterns(
     samples: &mut [i32],
 ) {
     let raw = dtype.raw_bits();
-    let mut tables = [[0; MAX_LANES]; TILE];
-    let mut origins = [[0; MAX_LANES]; TILE];
+    let mut tables = [[0; BAND]; TILE];
+    let mut origins = [[0; BAND]; TILE];
     for j in 0..width {
-        for i in 0..MAX_LANES {
+        for i in 0..BAND {
             let (table, origin) = model.context(spreads[j][i], 0);
             tables[j][i] = (table as u32) << PROB_BITS;
             origins[j][i] = origin;
         }
     }
-    let mut symbols = [[0u8; MAX_LANES]; TILE];
+    let mut symbols = [[0u8; BAND]; TILE];
     decode_columns(&mut decoder.lanes, model.tables(), &tables[..width], &mut symbols[..width]);
     let mask = (1u32 << dtype.head_bits()) - 1;
     for j in 0..width {
-        let column = &mut samples[j * MAX_LANES..(j + 1) * MAX_LANES];
-        let mut rests = [0; MAX_LANES];
+        let column = &mut samples[j * BAND..(j + 1) * BAND];
+        let mut rests = [0; BAND];
         read_fields(decoder, raw, &mut rests);
-        for i in 0..MAX_LANES {
+        for i in 0..BAND {
             let head = (i32::from(symbols[j][i]) - HEAD_FIRST + origins[j][i]) as u32 & mask;
             let head = if symbols[j][i] == HEAD_ZERO { 0 } else { head };
             column[i] = dtype.join(head, rests[i]) as i32;
         }
         if has_escape(&symbols[j]) {
-            for i in (0..MAX_LANES).filter(|&i| symbols[j][i] == ESCAPE) {
+            for i in (0..BAND).filter(|&i| symbols[j][i] == ESCAPE) {
                 let head = model.head_of(decoder, origins[j][i], ESCAPE, 0);
                 column[i] = dtype.join(head, rests[i]) as i32;
             }
@@ -339,7 +339,7 @@ fn decode_patterns(
 
 /// Whether any of the symbols is the escape; every one is looked at, which is faster than stopping.
 #[inline(always)]
-fn has_escape(symbols: &[u8; MAX_LANES]) -> bool {
+fn has_escape(symbols: &[u8; BAND]) -> bool {
     let mut any = 0u8;
     for &symbol in symbols {
         any |= u8::from(symbol == ESCAPE);
@@ -349,14 +349,14 @@ fn has_escape(symbols: &[u8; MAX_LANES]) -> bool {
 
 /// Reads 32 fields of `bits` bits.
 #[inline(always)]
-fn read_fields(decoder: &mut SampleDecoder, bits: u32, fields: &mut [u32; MAX_LANES]) {
+fn read_fields(decoder: &mut SampleDecoder, bits: u32, fields: &mut [u32; BAND]) {
     if bits <= 7 {
-        let mut bytes = [0u8; MAX_LANES];
+        let mut bytes = [0u8; BAND];
         for eight in bytes.chunks_exact_mut(8) {
             eight.copy_from_slice(&spread_bits(decoder.bits.peek(), bits).to_le_bytes());
             decoder.bits.advance(8 * bits as usize);
         }
-        for i in 0..MAX_LANES {
+        for i in 0..BAND {
             fields[i] = bytes[i].into();
         }
     } else {
@@ -370,16 +370,18 @@ fn read_fields(decoder: &mut SampleDecoder, bits: u32, fields: &mut [u32; MAX_LA
     }
 }
 
-/// Decodes columns one symbol after the other: the definition that SIMD versions must equal.
+/// Decodes columns one symbol after the other, `first` being the number of the first: the definition
+/// that SIMD versions must equal.
 pub fn decode_columns_plain(
     lanes: &mut LaneDecoder,
     tables: &Tables,
-    offsets: &[[u32; MAX_LANES]],
-    symbols: &mut [[u8; MAX_LANES]],
+    offsets: &[[u32; BAND]],
+    first: usize,
+    symbols: &mut [[u8; BAND]],
 ) {
-    for (offsets, symbols) in offsets.iter().zip(symbols) {
-        for (lane, (&offset, symbol)) in offsets.iter().zip(symbols).enumerate() {
-            *symbol = lanes.next(tables, (offset >> PROB_BITS) as usize, lane);
+    for ((col, offsets), symbols) in (first..).zip(offsets).zip(symbols) {
+        for (row, (&offset, symbol)) in offsets.iter().zip(symbols).enumerate() {
+            *symbol = lanes.next(tables, (offset >> PROB_BITS) as usize, lane_of(row, col));
         }
     }
 }

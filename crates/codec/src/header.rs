@@ -3,7 +3,7 @@
 //! ```text
 //!  0  "WFT1"             4  magic and version
 //!  4  dtype              1  0 bf16, 1 f16, 2 f32, 3 e4m3, 4 e5m2, 5 byte, 6 nibble
-//!  5  lanes              1  log2 of the number of interleaved rANS states, 0..=5
+//!  5  lanes              1  log2 of the number of interleaved rANS states, 0..=6
 //!  6  slice_rows / 8     2  1..=128
 //!  8  rows               4
 //! 12  cols               4
@@ -137,7 +137,7 @@ impl Header {
             }
         };
         let tools = Tools(field(20, 4)).check()?;
-        let lanes = 1 << within("log2 of lanes", field(5, 1), 0, 5, "0..=5")?;
+        let lanes = 1 << within("log2 of lanes", field(5, 1), 0, 6, "0..=6")?;
         let slice_rows = within("slice rows / 8", field(6, 2), 1, 128, "1..=128")? * UNIT_ROWS;
         if !slice_rows.is_multiple_of(tools.tile()) {
             let expected = "a multiple of the tile's side";

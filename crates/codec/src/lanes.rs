@@ -1,8 +1,8 @@
 //! Interleaved range asymmetric numeral systems (Duda 2014; interleaving of Giesen 2014) for
 //! samples, with 32-bit states, 16-bit words and 12-bit probabilities.
 //!
-//! The samples of row r of a slice use lane r mod lanes, so that with 32 lanes a column of 32 rows
-//! is decoded side by side. The encoder keeps all intervals and codes them backwards; the stream
+//! The sample in row r and column c uses lane r mod 32 + 32 (c mod 2), modulo the number of lanes, so
+//! that with 64 lanes two columns of 32 rows are decoded side by side. The encoder keeps all intervals and codes them backwards; the stream
 //! begins with the lanes' final states, followed by words in the order the decoder reads them. A
 //! decoder that consumed the right bytes ends with every state at [`LOWER`] and nothing left.
 
@@ -10,8 +10,16 @@ use crate::table::{PROB_BITS, PROB_ONE, Tables};
 
 /// Smallest normalised state.
 pub const LOWER: u32 = 1 << 16;
+/// Rows of a band: how many samples of a column have lanes of their own.
+pub const BAND: usize = 32;
 /// Most lanes a stream may have.
-pub const MAX_LANES: usize = 32;
+pub const MAX_LANES: usize = 2 * BAND;
+
+/// Lane of a sample, to be taken modulo the number of lanes.
+#[inline]
+pub fn lane_of(row: usize, col: usize) -> usize {
+    row % BAND + BAND * (col % 2)
+}
 
 /// Records the intervals of samples; [`LaneEncoder::finish`] turns them into bytes.
 #[derive(Debug, Default)]
@@ -26,12 +34,12 @@ impl LaneEncoder {
         Self { intervals: Vec::with_capacity(samples) }
     }
 
-    /// Codes a symbol in the lane of `row`.
+    /// Codes a symbol in a lane.
     #[inline]
-    pub fn push(&mut self, tables: &Tables, table: usize, row: usize, symbol: u8) {
+    pub fn push(&mut self, tables: &Tables, table: usize, lane: usize, symbol: u8) {
         let (start, freq) = tables.interval(table, symbol);
         debug_assert!(freq > 0, "table {table} has no symbol {symbol}");
-        self.intervals.push(((row % MAX_LANES) as u32) << 24 | (freq.wrapping_sub(1) & 0xfff) << 12 | start);
+        self.intervals.push(((lane % MAX_LANES) as u32) << 24 | (freq.wrapping_sub(1) & 0xfff) << 12 | start);
     }
 
     /// Records intervals as [`LaneEncoder::push`] does: start, frequency - 1, lane.
@@ -91,10 +99,10 @@ impl<'a> LaneDecoder<'a> {
         Self { states, lanes, words, overrun }
     }
 
-    /// Reads a symbol from the lane of `row`.
+    /// Reads a symbol from a lane.
     #[inline]
-    pub fn next(&mut self, tables: &Tables, table: usize, row: usize) -> u8 {
-        let state = &mut self.states[row & (self.lanes - 1) & (MAX_LANES - 1)];
+    pub fn next(&mut self, tables: &Tables, table: usize, lane: usize) -> u8 {
+        let state = &mut self.states[lane & (self.lanes - 1) & (MAX_LANES - 1)];
         let entry = tables.slot(table, *state & (PROB_ONE - 1));
         *state = ((entry >> 8 & 0xfff) + 1).wrapping_mul(*state >> PROB_BITS).wrapping_add(entry >> 20);
         if *state < LOWER {

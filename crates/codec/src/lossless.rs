@@ -6,7 +6,7 @@ use crate::TILE;
 use crate::bits::BitWriter;
 use crate::error::{CodecError, Result};
 use crate::format::{Dtype, Format};
-use crate::lanes::{LaneEncoder, MAX_LANES};
+use crate::lanes::{BAND, LaneEncoder, lane_of};
 use crate::plan::{TensorPlan, entry};
 use crate::sample::{HeadModel, SampleEncoder};
 use crate::side::Books;
@@ -229,11 +229,11 @@ fn encode_patterns(
     let (raw, cols) = (dtype.raw_bits(), plan.cols);
     let packed = model.packed_intervals();
     let flat = plan.row_spread.is_empty() && plan.col_spread.is_empty() && dtype.layout().is_some();
-    for top in rows.clone().step_by(MAX_LANES) {
-        let height = MAX_LANES.min(rows.end - top);
+    for top in rows.clone().step_by(BAND) {
+        let height = BAND.min(rows.end - top);
         for left in (0..cols).step_by(TILE) {
             let width = TILE.min(cols - left);
-            let mut block = [[0u32; MAX_LANES]; TILE];
+            let mut block = [[0u32; BAND]; TILE];
             for i in 0..height {
                 let start = (top + i) * cols + left;
                 for (j, column) in block[..width].iter_mut().enumerate() {
@@ -242,7 +242,7 @@ fn encode_patterns(
             }
             for (j, column) in block[..width].iter().enumerate() {
                 let col = left + j;
-                let mut contexts = [(0, 0); MAX_LANES];
+                let mut contexts = [(0, 0); BAND];
                 if flat {
                     contexts.fill(model.context(plan.spread_base, col));
                 } else {
@@ -251,19 +251,19 @@ fn encode_patterns(
                         *context = model.context(base + entry(&plan.row_spread, top + i), col);
                     }
                 }
-                let mut symbols = [0u8; MAX_LANES];
-                let mut rests = [0u32; MAX_LANES];
-                for i in 0..MAX_LANES {
+                let mut symbols = [0u8; BAND];
+                let mut rests = [0u32; BAND];
+                for i in 0..BAND {
                     let (head, rest) = dtype.split(column[i]);
                     symbols[i] = model.symbol_of_any(contexts[i].1, head);
                     rests[i] = rest;
                 }
                 let mut known = true;
-                let mut intervals = [0; MAX_LANES];
+                let mut intervals = [0; BAND];
                 for i in 0..height {
                     let interval = packed[(contexts[i].0 - model.base()) << 8 | usize::from(symbols[i])];
                     known &= interval != 0 && (raw == 0 || symbols[i] != ESCAPE);
-                    intervals[i] = (i as u32) << 24 | interval & 0xff_ffff;
+                    intervals[i] = (lane_of(i, col) as u32) << 24 | interval & 0xff_ffff;
                 }
                 if known {
                     encoder.lanes.extend(&intervals[..height]);
@@ -271,7 +271,7 @@ fn encode_patterns(
                 } else {
                     for (i, &pattern) in column[..height].iter().enumerate() {
                         let spread = plan.spread_base + entry(&plan.row_spread, top + i) + entry(&plan.col_spread, col);
-                        model.code_pattern(encoder, top + i, col, spread, pattern);
+                        model.code_pattern(encoder, lane_of(top + i, col), col, spread, pattern);
                     }
                 }
             }

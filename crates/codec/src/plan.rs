@@ -170,13 +170,13 @@ impl TensorPlan {
         n * self.slice_rows()..((n + 1) * self.slice_rows()).min(self.rows)
     }
 
-    /// Interleaved rANS states of its slices: 32 pay their bytes only on large slices.
+    /// Interleaved rANS states of its slices: 64 pay their bytes only on large slices.
     pub(crate) fn lanes(&self) -> usize {
         match self.slice_rows().min(self.rows) * self.cols {
             0..16384 => 1,
             16384..49152 => 4,
             49152..98304 => 8,
-            _ => 32,
+            _ => 64,
         }
     }
 

@@ -11,8 +11,8 @@ use crate::units::Rate;
 /// Codes samples. Encoders and counters return the value given; decoders ignore it and return the
 /// value read.
 pub trait SampleCoder {
-    /// A symbol under a table, in the lane of `row`.
-    fn symbol(&mut self, tables: &Tables, table: usize, row: usize, symbol: u8) -> u8;
+    /// A symbol under a table, in a lane.
+    fn symbol(&mut self, tables: &Tables, table: usize, lane: usize, symbol: u8) -> u8;
     /// Up to 32 bits as they are.
     fn raw(&mut self, bits: u32, value: u32) -> u32;
     /// Up to 32 bits of what follows an escape. They go to a stream of their own, so that those of all
@@ -33,8 +33,8 @@ pub struct SampleEncoder {
 
 impl SampleCoder for SampleEncoder {
     #[inline]
-    fn symbol(&mut self, tables: &Tables, table: usize, row: usize, symbol: u8) -> u8 {
-        self.lanes.push(tables, table, row, symbol);
+    fn symbol(&mut self, tables: &Tables, table: usize, lane: usize, symbol: u8) -> u8 {
+        self.lanes.push(tables, table, lane, symbol);
         symbol
     }
 
@@ -75,8 +75,8 @@ impl<'a> SampleDecoder<'a> {
 
 impl SampleCoder for SampleDecoder<'_> {
     #[inline]
-    fn symbol(&mut self, tables: &Tables, table: usize, row: usize, _: u8) -> u8 {
-        self.lanes.next(tables, table, row)
+    fn symbol(&mut self, tables: &Tables, table: usize, lane: usize, _: u8) -> u8 {
+        self.lanes.next(tables, table, lane)
     }
 
     #[inline]
@@ -121,13 +121,13 @@ pub const MAX_LEVEL: i32 = 1 << 14;
 
 /// Codes a level under a class: the rounded quotient by 2^shift, then its low bits.
 #[inline]
-pub fn code_level<S: SampleCoder>(coder: &mut S, row: usize, class: usize, level: i32) -> i32 {
+pub fn code_level<S: SampleCoder>(coder: &mut S, lane: usize, class: usize, level: i32) -> i32 {
     let (shift, table) = level_table(class);
     let offset = (1 << shift) >> 1;
     let quotient = (level + offset) >> shift;
     let most = largest_level(table);
     let symbol = if quotient.abs() <= most { (quotient + LEVEL_ZERO) as u8 } else { ESCAPE };
-    let symbol = coder.symbol(Tables::fixed(), table, row, symbol);
+    let symbol = coder.symbol(Tables::fixed(), table, lane, symbol);
     let quotient = if symbol == ESCAPE { code_escape(coder, most, quotient) } else { i32::from(symbol) - LEVEL_ZERO };
     join_level(coder, shift, quotient, level)
 }
@@ -235,11 +235,11 @@ impl<'a> HeadModel<'a> {
         }
     }
 
-    /// Codes a head of a sample in (`row`, `col`) whose spread is 2^(class / 4).
+    /// Codes a head of a sample in column `col` whose spread is 2^(class / 4).
     #[inline]
-    pub fn code_head<S: SampleCoder>(&self, coder: &mut S, row: usize, col: usize, class: i32, head: u32) -> u32 {
+    pub fn code_head<S: SampleCoder>(&self, coder: &mut S, lane: usize, col: usize, class: i32, head: u32) -> u32 {
         let (table, origin) = self.context(class, col);
-        let symbol = coder.symbol(self.tables, table, row, self.symbol(table, origin, head));
+        let symbol = coder.symbol(self.tables, table, lane, self.symbol(table, origin, head));
         self.head_of(coder, origin, symbol, head)
     }
 
@@ -274,9 +274,16 @@ impl<'a> HeadModel<'a> {
 
     /// Codes a pattern.
     #[inline]
-    pub fn code_pattern<S: SampleCoder>(&self, coder: &mut S, row: usize, col: usize, class: i32, pattern: u32) -> u32 {
+    pub fn code_pattern<S: SampleCoder>(
+        &self,
+        coder: &mut S,
+        lane: usize,
+        col: usize,
+        class: i32,
+        pattern: u32,
+    ) -> u32 {
         let (head, rest) = self.dtype.split(pattern);
-        let head = self.code_head(coder, row, col, class, head);
+        let head = self.code_head(coder, lane, col, class, head);
         self.dtype.join(head, coder.raw(self.dtype.raw_bits(), rest))
     }
 }

@@ -9,6 +9,7 @@ use std::ops::Range;
 use crate::TILE;
 use crate::error::{CodecError, Result};
 use crate::format::Format;
+use crate::lanes::{BAND, lane_of};
 use crate::plan::TensorPlan;
 use crate::planes::code_planes;
 use crate::sample::{HeadModel, SampleCoder, code_level};
@@ -138,7 +139,7 @@ impl<'a> SlicePlan<'a> {
 
     /// Rows of a band.
     pub fn band(&self) -> usize {
-        self.plan.tile.max(crate::lanes::MAX_LANES)
+        self.plan.tile.max(BAND)
     }
 
     /// Blocks (a band by a tile's columns) in coding order.
@@ -232,17 +233,17 @@ pub fn code_block<S: SampleCoder>(
                             let [last, before] = [0, 1].map(|n| history.0[n][row - rows.start]);
                             spread += i32::from(adjust[neighbour_bin(last, before, spread)]);
                         }
-                        *sample = code_level(coder, row, class_of(spread), *sample);
+                        *sample = code_level(coder, lane_of(row, col), class_of(spread), *sample);
                     }
                     Run::Codes(model, bits) => {
                         let mask = (1 << bits) - 1;
                         let spread = plan.code_spread(tile, row, col);
-                        let head = model.code_head(coder, row, 0, spread, *sample as u32 & mask);
+                        let head = model.code_head(coder, lane_of(row, col), 0, spread, *sample as u32 & mask);
                         *sample = (coder.raw(1, *sample as u32 >> bits & 1) << bits | head & mask) as i32;
                     }
                     Run::Patterns(model) => {
                         let spread = plan.pattern_spread(tile, row, col);
-                        *sample = model.code_pattern(coder, row, col, spread, *sample as u32) as i32;
+                        *sample = model.code_pattern(coder, lane_of(row, col), col, spread, *sample as u32) as i32;
                     }
                     Run::Palette(palette) => *sample = coder.raw(palette.bits(), *sample as u32) as i32,
                 }
