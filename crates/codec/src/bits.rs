@@ -21,6 +21,14 @@ impl BitWriter {
         }
     }
 
+    /// Appends the low `bits` (at most 56) of `value`.
+    #[inline]
+    pub fn write_long(&mut self, bits: u32, value: u64) {
+        let low = bits.min(28);
+        self.write(low, (value & ((1 << low) - 1)) as u32);
+        self.write(bits - low, (value >> low) as u32);
+    }
+
     /// The bytes, the last one filled up with zeros.
     pub fn finish(mut self) -> Vec<u8> {
         let rest = self.pending.to_le_bytes();

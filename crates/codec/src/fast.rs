@@ -56,10 +56,11 @@ pub(crate) fn decode_block(
         );
         // One copy for each type, so that its shifts are constants.
         match model.dtype() {
-            Dtype::Bf16 => decode_patterns(decoder, &model, Dtype::Bf16, &spreads, width, samples),
-            Dtype::F32 => decode_patterns(decoder, &model, Dtype::F32, &spreads, width, samples),
-            Dtype::F16 => decode_patterns(decoder, &model, Dtype::F16, &spreads, width, samples),
-            dtype => decode_patterns(decoder, &model, dtype, &spreads, width, samples),
+            Dtype::Bf16 => decode_patterns::<{ Dtype::Bf16 as u8 }>(decoder, &model, &spreads, width, samples),
+            Dtype::F16 => decode_patterns::<{ Dtype::F16 as u8 }>(decoder, &model, &spreads, width, samples),
+            Dtype::F32 => decode_patterns::<{ Dtype::F32 as u8 }>(decoder, &model, &spreads, width, samples),
+            Dtype::E4M3 => decode_patterns::<{ Dtype::E4M3 as u8 }>(decoder, &model, &spreads, width, samples),
+            _ => decode_patterns::<{ Dtype::E5M2 as u8 }>(decoder, &model, &spreads, width, samples),
         }
         return true;
     }
@@ -298,14 +299,14 @@ fn decode_levels(decoder: &mut SampleDecoder, spreads: &Columns<i32>, width: usi
 
 /// Patterns of a block, whose spreads in quarter octaves are known.
 #[inline(always)]
-fn decode_patterns(
+fn decode_patterns<const DTYPE: u8>(
     decoder: &mut SampleDecoder,
     model: &HeadModel,
-    dtype: Dtype,
     spreads: &Columns<i32>,
     width: usize,
     samples: &mut [i32],
 ) {
+    let dtype = const { Dtype::ALL[DTYPE as usize] };
     let raw = dtype.raw_bits();
     let mut tables = [[0; BAND]; TILE];
     let mut origins = [[0; BAND]; TILE];

@@ -6,6 +6,7 @@
 //! begins with the lanes' final states, followed by words in the order the decoder reads them. A
 //! decoder that consumed the right bytes ends with every state at [`LOWER`] and nothing left.
 
+use crate::simd::encode_columns;
 use crate::table::{PROB_BITS, PROB_ONE, Tables};
 
 /// Smallest normalised state.
@@ -50,14 +51,39 @@ impl LaneEncoder {
 
     /// Codes everything recorded into `lanes` states; no bytes for nothing.
     pub fn finish(&self, lanes: usize) -> Vec<u8> {
+        self.finish_with(lanes, encode_columns)
+    }
+
+    /// [`LaneEncoder::finish`] one symbol after the other: the definition.
+    #[cfg(test)]
+    pub(crate) fn finish_plain(&self, lanes: usize) -> Vec<u8> {
+        self.finish_with(lanes, |_, _, _, _| 0)
+    }
+
+    fn finish_with(
+        &self,
+        lanes: usize,
+        encode_columns: impl Fn(&mut [u32; MAX_LANES], &[u32], &mut [u16], &mut usize) -> usize,
+    ) -> Vec<u8> {
         if self.intervals.is_empty() {
             return Vec::new();
         }
         let mut states = [LOWER; MAX_LANES];
-        let mut words: Vec<u16> = vec![0; self.intervals.len() + 1];
-        let mut at = words.len();
+        // Room for a word a sample, and for what a vector writes beyond them.
+        let mut words: Vec<u16> = vec![0; self.intervals.len() + MAX_LANES];
+        let end = self.intervals.len() + 1;
+        let mut at = end;
         let mask = lanes as u32 - 1;
-        for &interval in self.intervals.iter().rev() {
+        let mut left = self.intervals.len();
+        while left > 0 {
+            if lanes == MAX_LANES && self.intervals[left - 1] >> 24 == MAX_LANES as u32 - 1 {
+                left -= encode_columns(&mut states, &self.intervals[..left], &mut words, &mut at);
+                if left == 0 {
+                    break;
+                }
+            }
+            left -= 1;
+            let interval = self.intervals[left];
             let (start, freq) = (interval & 0xfff, (interval >> 12 & 0xfff) + 1);
             let state = &mut states[(interval >> 24 & mask) as usize % MAX_LANES];
             let mut x = *state;
@@ -68,11 +94,11 @@ impl LaneEncoder {
             x = if full { x >> 16 } else { x };
             *state = ((x / freq) << PROB_BITS) + x % freq + start;
         }
-        let mut bytes = Vec::with_capacity(lanes * 4 + (words.len() - at) * 2);
+        let mut bytes = Vec::with_capacity(lanes * 4 + (end - at) * 2);
         for state in &states[..lanes] {
             bytes.extend_from_slice(&state.to_le_bytes());
         }
-        bytes.extend(words[at..].iter().flat_map(|w| w.to_le_bytes()));
+        bytes.extend(words[at..end].iter().flat_map(|w| w.to_le_bytes()));
         bytes
     }
 }

@@ -1,5 +1,7 @@
 //! Coding a tensor as it is: every tile lossless, tables and spreads chosen by what they cost.
 
+#![allow(clippy::needless_range_loop)] // Loops over lanes by number are what the compiler makes wide.
+
 use std::ops::Range;
 
 use crate::TILE;
@@ -10,11 +12,12 @@ use crate::lanes::{BAND, LaneEncoder, lane_of};
 use crate::plan::{TensorPlan, entry};
 use crate::sample::{HeadModel, SampleEncoder};
 use crate::side::Books;
+use crate::simd::{gather_bits, transpose_rows};
 use crate::spread::{ENTRY_BITS, quarter_octaves, spread_vector};
-use crate::symbol::RateCounter;
-use crate::table::{ESCAPE, PROB_BITS};
+use crate::table::{ESCAPE, Tables};
 use crate::tensor::{TensorWriter, join_streams, own_table};
 use crate::tile::TilePlan;
+use crate::units::Rate;
 
 /// What the bytes of a tensor are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -93,22 +96,38 @@ fn symbol_tables(elements: &Elements, bytes: &[u8]) -> Vec<[u16; 256]> {
 
 /// Chooses spreads and tables of a floating-point tensor.
 fn fit_floats(plan: &mut TensorPlan, bytes: &[u8]) {
-    let (row_rms, col_rms) = energies(plan, bytes);
-    let all = crate::spread::rms(row_rms.iter().copied());
+    let statistics = crate::simd::measure(plan.dtype, plan.cols, bytes);
+    let all = crate::spread::rms(statistics.rows.iter().copied());
     plan.spread_base = (4.0 * all.max(1e-30).log2()).round().clamp(-600.0, 600.0) as i32;
-    let flat = with_tables(plan, bytes);
-    let mut best = flat;
-    // Columns relative to the whole, so that row and column spreads add up.
-    let scaled = plan.clone();
-    let vectors = [relative(&row_rms, all, plan.cols), relative(&col_rms, all, plan.rows)];
-    if vectors.iter().any(|v| !v.is_empty()) {
-        let [rows, cols] = vectors;
-        let candidate = with_tables(&TensorPlan { row_spread: rows, col_spread: cols, ..scaled }, bytes);
+    let model = HeadModel::fixed(plan.dtype);
+    let (_, origin) = model.context(plan.spread_base, 0);
+    let mut counts = [[0; 256]; 4];
+    for (head, count) in statistics.heads.iter().enumerate() {
+        counts[(plan.spread_base & 3) as usize][usize::from(model.symbol_of_any(origin, head as u32))] += count;
+    }
+    let mut best = with_tables(plan, &counts);
+    let row_spread = relative(&statistics.rows, all, plan.cols);
+    let col_spread = relative(&statistics.cols, all, plan.rows);
+    if !(row_spread.is_empty() && col_spread.is_empty()) {
+        let scaled = TensorPlan { row_spread, col_spread, ..plan.clone() };
+        let candidate = with_tables(&scaled, &count_symbols(&scaled, bytes));
         if candidate.1 < best.1 {
             best = candidate;
         }
     }
     *plan = best.0;
+}
+
+/// [`statistics`], one copy for each type, so that its shifts are constants.
+#[inline(always)]
+pub(crate) fn measure(dtype: Dtype, cols: usize, bytes: &[u8]) -> Statistics {
+    match dtype {
+        Dtype::Bf16 => statistics::<{ Dtype::Bf16 as u8 }>(cols, bytes),
+        Dtype::F16 => statistics::<{ Dtype::F16 as u8 }>(cols, bytes),
+        Dtype::F32 => statistics::<{ Dtype::F32 as u8 }>(cols, bytes),
+        Dtype::E4M3 => statistics::<{ Dtype::E4M3 as u8 }>(cols, bytes),
+        _ => statistics::<{ Dtype::E5M2 as u8 }>(cols, bytes),
+    }
 }
 
 /// A vector where it pays, in quarter octaves over the whole tensor's spread.
@@ -119,84 +138,109 @@ fn relative(rms: &[f64], all: f64, others: usize) -> Vec<i8> {
     rms.iter().map(|r| quarter_octaves(r / all.max(1e-30), 100.0) as i8).collect()
 }
 
-/// Root mean squares of rows and columns, numbers that are not finite left out.
-fn energies(plan: &TensorPlan, bytes: &[u8]) -> (Vec<f64>, Vec<f64>) {
-    let (rows, cols) = (plan.rows, plan.cols);
-    let mut row_rms = Vec::with_capacity(rows);
+/// Root mean squares of rows and columns, numbers that are not finite left out, and how often each head
+/// occurs.
+#[inline(always)]
+fn statistics<const DTYPE: u8>(cols: usize, bytes: &[u8]) -> Statistics {
+    let dtype = const { Dtype::ALL[DTYPE as usize] };
+    let rows = bytes.len() * 8 / dtype.bits() / cols;
+    let mut found =
+        Statistics { rows: Vec::with_capacity(rows), cols: Vec::new(), heads: vec![0; 1 << dtype.head_bits()] };
+    // Two histograms, so that equal heads in a row do not wait for each other.
+    let mut heads = vec![0u32; 2 << dtype.head_bits()];
     let mut sums = vec![0.0f32; cols];
-    let mut line = vec![0.0f32; cols];
-    for row in 0..rows {
-        for (col, value) in line.iter_mut().enumerate() {
-            let v = plan.dtype.value_of(pattern(plan.dtype, bytes, row * cols + col));
-            // Squares of the largest numbers would not be finite either.
-            *value = if v.abs() < 1e15 { v * v } else { 0.0 };
+    for line in bytes.chunks_exact(cols * dtype.bits() / 8) {
+        let mut parts = [0.0f32; TILE];
+        let run = TILE * dtype.bits() / 8;
+        for (part, sums) in line.chunks(run).zip(sums.chunks_mut(TILE)) {
+            let mut patterns = [0; TILE];
+            if part.len() == run {
+                for j in 0..TILE {
+                    patterns[j] = pattern(dtype, &part[..run], j);
+                }
+                count_run(dtype, &patterns, &mut sums[..TILE], &mut parts, &mut heads);
+            } else {
+                (0..sums.len()).for_each(|j| patterns[j] = pattern(dtype, part, j));
+                count_run(dtype, &patterns, sums, &mut parts, &mut heads);
+            }
         }
-        let mut parts = [0.0f32; 16];
-        line.chunks(16).for_each(|c| parts.iter_mut().zip(c).for_each(|(p, v)| *p += v));
-        sums.iter_mut().zip(&line).for_each(|(s, v)| *s += v);
-        row_rms.push((f64::from(parts.iter().sum::<f32>()) / cols as f64).sqrt());
+        found.rows.push((f64::from(parts.iter().sum::<f32>()) / cols as f64).sqrt());
     }
-    let cols = sums.iter().map(|&s| (f64::from(s) / rows as f64).sqrt()).collect();
-    (row_rms, cols)
+    found.cols = sums.iter().map(|&s| (f64::from(s) / rows as f64).sqrt()).collect();
+    let (even, odd) = heads.split_at(found.heads.len());
+    found.heads.iter_mut().zip(even.iter().zip(odd)).for_each(|(n, (a, b))| *n = u64::from(*a) + u64::from(*b));
+    found
 }
 
-/// A plan with the tables that code it shortest, and its bits but for those stored raw: the fixed
-/// ones, one of its own, or four.
-fn with_tables(plan: &TensorPlan, bytes: &[u8]) -> (TensorPlan, f64) {
+/// Adds the squares and heads of a run of patterns.
+#[inline(always)]
+fn count_run(dtype: Dtype, patterns: &[u32; TILE], sums: &mut [f32], parts: &mut [f32; TILE], heads: &mut [u32]) {
+    for (j, sum) in sums.iter_mut().enumerate() {
+        let v = dtype.value_of(patterns[j]);
+        // Squares of the largest numbers would not be finite either.
+        let square = if v.abs() < 1e15 { v * v } else { 0.0 };
+        parts[j] += square;
+        *sum += square;
+    }
+    for j in 0..sums.len() {
+        let (head, _) = dtype.split(patterns[j]);
+        heads[(j & 1) << dtype.head_bits() | head as usize] += 1;
+    }
+}
+
+/// What is known of a tensor before its spreads and tables are chosen.
+pub(crate) struct Statistics {
+    /// Root mean squares of rows.
+    rows: Vec<f64>,
+    /// Root mean squares of columns.
+    cols: Vec<f64>,
+    /// Counts by head.
+    heads: Vec<u64>,
+}
+
+/// Counts of symbols by quarter octave, with the spread vectors of a plan.
+fn count_symbols(plan: &TensorPlan, bytes: &[u8]) -> [[u64; 256]; 4] {
     let model = HeadModel::fixed(plan.dtype);
-    let vectors = !(plan.row_spread.is_empty() && plan.col_spread.is_empty());
     let mut counts = [[0u64; 256]; 4];
     for row in 0..plan.rows {
         let base = plan.spread_base + entry(&plan.row_spread, row);
-        if vectors {
-            for col in 0..plan.cols {
-                let spread = base + entry(&plan.col_spread, col);
-                let (_, origin) = model.context(spread, 0);
-                let (head, _) = plan.dtype.split(pattern(plan.dtype, bytes, row * plan.cols + col));
-                counts[(spread & 3) as usize][usize::from(model.symbol_of_any(origin, head))] += 1;
-            }
-        } else {
-            let (_, origin) = model.context(base, 0);
-            for col in 0..plan.cols {
-                let (head, _) = plan.dtype.split(pattern(plan.dtype, bytes, row * plan.cols + col));
-                // Two histograms, so that equal symbols in a row do not wait for each other.
-                counts[col & 1][usize::from(model.symbol_of_any(origin, head))] += 1;
-            }
+        for col in 0..plan.cols {
+            let spread = base + entry(&plan.col_spread, col);
+            let (_, origin) = model.context(spread, 0);
+            let (head, _) = plan.dtype.split(pattern(plan.dtype, bytes, row * plan.cols + col));
+            counts[(spread & 3) as usize][usize::from(model.symbol_of_any(origin, head))] += 1;
         }
     }
-    let sides = RateCounter::default().rate().0 + (plan.row_spread.len() + plan.col_spread.len()) as f64 * ENTRY_BITS;
+    counts
+}
+
+/// A plan with the tables that code counted symbols shortest, and its bits but for those stored raw:
+/// the fixed ones, one of its own, or four.
+fn with_tables(plan: &TensorPlan, counts: &[[u64; 256]; 4]) -> (TensorPlan, f64) {
+    let sides = (plan.row_spread.len() + plan.col_spread.len()) as f64 * ENTRY_BITS;
     let all: [u64; 256] = std::array::from_fn(|i| counts.iter().map(|c| c[i]).sum());
-    let cost = |counts: &[u64; 256], table: usize| -> f64 {
-        let bits = |(symbol, &count): (usize, &u64)| match count {
-            0 => 0.0,
-            _ => match f64::from(crate::table::Tables::fixed().cost(table, symbol as u8)) {
-                bits if bits.is_finite() => count as f64 * bits,
-                _ => count as f64 * 25.0,
-            },
-        };
-        counts.iter().enumerate().map(bits).sum()
-    };
     let leading = plan.dtype.layout().map_or(3, |l| l.leading);
-    let fixed: f64 = if vectors {
-        (0..4).map(|q| cost(&counts[q], crate::table::head_table(leading, q))).sum()
-    } else {
-        cost(&all, crate::table::head_table(leading, (plan.spread_base & 3) as usize))
+    let fixed = |quarter: usize| -> f64 {
+        let table = crate::table::head_table(leading, quarter);
+        let bits = |(symbol, &count): (usize, &u64)| match f64::from(Tables::fixed().cost(table, symbol as u8)) {
+            _ if count == 0 => 0.0,
+            bits if bits.is_finite() => count as f64 * bits,
+            _ => count as f64 * 25.0,
+        };
+        counts[quarter].iter().enumerate().map(bits).sum()
     };
-    let mut best = (Vec::new(), fixed);
+    let mut best = (Vec::new(), (0..4).map(fixed).sum::<f64>());
     if let Some((table, rate)) = own_table(&all)
         && rate.0 < best.1
     {
         best = (vec![table], rate.0);
     }
-    if vectors {
-        // A quarter that no weight falls into takes the table of all.
-        let own: Option<Vec<_>> =
-            counts.iter().map(|c| own_table(c).or_else(|| own_table(&all).map(|t| (t.0, crate::Rate(0.0))))).collect();
-        if let Some(own) = own {
-            let rate = own.iter().map(|o| o.1.0).sum();
-            if rate < best.1 {
-                best = (own.into_iter().map(|o| o.0).collect(), rate);
-            }
+    // A quarter that no weight falls into takes the table of all.
+    let own = |c: &[u64; 256]| own_table(c).or_else(|| own_table(&all).map(|t| (t.0, Rate(0.0))));
+    if let Some(own) = counts.iter().map(own).collect::<Option<Vec<_>>>() {
+        let rate = own.iter().map(|o| o.1.0).sum();
+        if rate < best.1 {
+            best = (own.into_iter().map(|o| o.0).collect(), rate);
         }
     }
     let mut plan = plan.clone();
@@ -208,24 +252,40 @@ fn encode_slice(plan: &TensorPlan, books: &Books, bytes: &[u8], rows: Range<usiz
     let count = rows.len() * plan.cols;
     let mut encoder = SampleEncoder { lanes: LaneEncoder::with_capacity(count), ..SampleEncoder::default() };
     let model = books.patterns().expect("bytes and nibbles have tables");
-    // One copy for each type, so that its shifts are constants.
-    match plan.dtype {
-        Dtype::Bf16 => encode_patterns(&mut encoder, plan, &model, Dtype::Bf16, bytes, rows),
-        Dtype::F32 => encode_patterns(&mut encoder, plan, &model, Dtype::F32, bytes, rows),
-        dtype => encode_patterns(&mut encoder, plan, &model, dtype, bytes, rows),
-    }
+    crate::simd::encode_rows(&mut encoder, plan, &model, bytes, rows);
     join_streams(&[], encoder, plan.lanes())
 }
 
+/// Patterns of the rows of a slice.
 #[inline(always)]
-fn encode_patterns(
+pub(crate) fn encode_rows(
     encoder: &mut SampleEncoder,
     plan: &TensorPlan,
     model: &HeadModel,
-    dtype: Dtype,
     bytes: &[u8],
     rows: Range<usize>,
 ) {
+    // One copy for each type, so that its shifts are constants.
+    match plan.dtype {
+        Dtype::Bf16 => encode_patterns::<{ Dtype::Bf16 as u8 }>(encoder, plan, model, bytes, rows),
+        Dtype::F16 => encode_patterns::<{ Dtype::F16 as u8 }>(encoder, plan, model, bytes, rows),
+        Dtype::F32 => encode_patterns::<{ Dtype::F32 as u8 }>(encoder, plan, model, bytes, rows),
+        Dtype::E4M3 => encode_patterns::<{ Dtype::E4M3 as u8 }>(encoder, plan, model, bytes, rows),
+        Dtype::E5M2 => encode_patterns::<{ Dtype::E5M2 as u8 }>(encoder, plan, model, bytes, rows),
+        Dtype::Byte => encode_patterns::<{ Dtype::Byte as u8 }>(encoder, plan, model, bytes, rows),
+        Dtype::Nibble => encode_patterns::<{ Dtype::Nibble as u8 }>(encoder, plan, model, bytes, rows),
+    }
+}
+
+#[inline(always)]
+fn encode_patterns<const DTYPE: u8>(
+    encoder: &mut SampleEncoder,
+    plan: &TensorPlan,
+    model: &HeadModel,
+    bytes: &[u8],
+    rows: Range<usize>,
+) {
+    let dtype = const { Dtype::ALL[DTYPE as usize] };
     let (raw, cols) = (dtype.raw_bits(), plan.cols);
     let packed = model.packed_intervals();
     let flat = plan.row_spread.is_empty() && plan.col_spread.is_empty() && dtype.layout().is_some();
@@ -234,40 +294,60 @@ fn encode_patterns(
         for left in (0..cols).step_by(TILE) {
             let width = TILE.min(cols - left);
             let mut block = [[0u32; BAND]; TILE];
-            for i in 0..height {
-                let start = (top + i) * cols + left;
-                for (j, column) in block[..width].iter_mut().enumerate() {
-                    column[i] = pattern(dtype, bytes, start + j);
+            if dtype == Dtype::Bf16 && width == TILE {
+                let mut lines = [[0u16; TILE]; BAND];
+                for (i, line) in lines[..height].iter_mut().enumerate() {
+                    let from = &bytes[((top + i) * cols + left) * 2..][..2 * TILE];
+                    for j in 0..TILE {
+                        line[j] = u16::from_le_bytes([from[2 * j], from[2 * j + 1]]);
+                    }
+                }
+                let columns = transpose_rows(&lines);
+                for j in 0..TILE {
+                    for i in 0..BAND {
+                        block[j][i] = columns[j][i].into();
+                    }
+                }
+            } else {
+                for i in 0..height {
+                    let start = (top + i) * cols + left;
+                    for (j, column) in block[..width].iter_mut().enumerate() {
+                        column[i] = pattern(dtype, bytes, start + j);
+                    }
                 }
             }
             for (j, column) in block[..width].iter().enumerate() {
                 let col = left + j;
-                let mut contexts = [(0, 0); BAND];
+                let mut tables = [0; BAND];
+                let mut origins = [0; BAND];
                 if flat {
-                    contexts.fill(model.context(plan.spread_base, col));
+                    let (table, origin) = model.context(plan.spread_base, col);
+                    (tables, origins) = ([((table - model.base()) << 8) as u32; BAND], [origin; BAND]);
                 } else {
                     let base = plan.spread_base + entry(&plan.col_spread, col);
-                    for (i, context) in contexts[..height].iter_mut().enumerate() {
-                        *context = model.context(base + entry(&plan.row_spread, top + i), col);
+                    for i in 0..height {
+                        let (table, origin) = model.context(base + entry(&plan.row_spread, top + i), col);
+                        (tables[i], origins[i]) = (((table - model.base()) << 8) as u32, origin);
                     }
                 }
                 let mut symbols = [0u8; BAND];
                 let mut rests = [0u32; BAND];
                 for i in 0..BAND {
                     let (head, rest) = dtype.split(column[i]);
-                    symbols[i] = model.symbol_of_any(contexts[i].1, head);
+                    symbols[i] = model.symbol_of_any(origins[i], head);
                     rests[i] = rest;
                 }
-                let mut known = true;
+                // All bits are in every interval of symbols that can be coded without an escape.
+                let mut known = 1 << 24;
                 let mut intervals = [0; BAND];
                 for i in 0..height {
-                    let interval = packed[(contexts[i].0 - model.base()) << 8 | usize::from(symbols[i])];
-                    known &= interval != 0 && (raw == 0 || symbols[i] != ESCAPE);
+                    let interval = packed[tables[i] as usize | usize::from(symbols[i])];
+                    known &= if raw > 0 && symbols[i] == ESCAPE { 0 } else { interval };
                     intervals[i] = (lane_of(i, col) as u32) << 24 | interval & 0xff_ffff;
                 }
-                if known {
+                if known == 1 << 24 {
                     encoder.lanes.extend(&intervals[..height]);
-                    write_fields(&mut encoder.bits, raw, &rests[..height]);
+                    write_fields(&mut encoder.bits, raw, &rests, height);
                 } else {
                     for (i, &pattern) in column[..height].iter().enumerate() {
                         let spread = plan.spread_base + entry(&plan.row_spread, top + i) + entry(&plan.col_spread, col);
@@ -280,18 +360,22 @@ fn encode_patterns(
 }
 
 #[inline(always)]
-fn write_fields(writer: &mut BitWriter, bits: u32, fields: &[u32]) {
+fn write_fields(writer: &mut BitWriter, bits: u32, fields: &[u32; BAND], count: usize) {
     if bits == 0 {
         return;
     }
-    let together = (32 / bits) as usize;
-    for group in fields.chunks(together.max(1)) {
-        let mut word = 0u64;
-        for (k, &field) in group.iter().enumerate() {
-            word |= u64::from(field) << (k as u32 * bits);
-        }
-        writer.write(bits * group.len() as u32, word as u32);
+    if bits > 7 {
+        fields[..count].iter().for_each(|&field| writer.write(bits, field));
+        return;
+    }
+    // What is written thirty-two wide can be read in eights, but not the other way round.
+    let mut bytes = [0u8; BAND];
+    for i in 0..BAND {
+        bytes[i] = fields[i] as u8;
+    }
+    for (n, eight) in bytes[..count].chunks(8).enumerate() {
+        let word = u64::from_le_bytes(std::array::from_fn(|k| bytes[8 * n + k]));
+        let used = 8 * eight.len() as u32;
+        writer.write_long(bits * eight.len() as u32, gather_bits(word & (u64::MAX >> (64 - used)), bits));
     }
 }
-
-const _: () = assert!(PROB_BITS == 12);

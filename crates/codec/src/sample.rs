@@ -228,11 +228,12 @@ impl<'a> HeadModel<'a> {
     /// Symbol that a head would have if all symbols occurred.
     #[inline]
     pub(crate) fn symbol_of_any(&self, origin: i32, head: u32) -> u8 {
-        match head {
-            _ if self.leading == 0 => head as u8,
-            0 => HEAD_ZERO,
-            _ => u8::try_from(head as i32 - origin + HEAD_FIRST).ok().filter(|&s| s > HEAD_ZERO).unwrap_or(ESCAPE),
+        if self.leading == 0 {
+            return head as u8;
         }
+        let symbol = head as i32 - origin + HEAD_FIRST;
+        let symbol = if (HEAD_FIRST..256).contains(&symbol) { symbol } else { i32::from(ESCAPE) };
+        (if head == 0 { i32::from(HEAD_ZERO) } else { symbol }) as u8
     }
 
     /// Codes a head of a sample in column `col` whose spread is 2^(class / 4).

@@ -8,25 +8,28 @@ use std::ops::Range;
 use crate::TILE;
 use crate::error::Result;
 use crate::fast::{self, Columns, decode_columns_plain};
+use crate::format::Dtype;
 use crate::lanes::{BAND, LaneDecoder, MAX_LANES};
-use crate::sample::SampleDecoder;
+use crate::lossless::{self, Statistics};
+use crate::plan::TensorPlan;
+use crate::sample::{HeadModel, SampleDecoder, SampleEncoder};
 use crate::side::Books;
 use crate::slice::SlicePlan;
 use crate::table::{PROB_BITS, PROB_ONE, Tables};
 
 macro_rules! dispatch {
-    ($(#[$doc:meta])* $name:ident($($arg:ident: $type:ty),*) -> $result:ty) => {
+    ($(#[$doc:meta])* in $module:ident $name:ident($($arg:ident: $type:ty),*) -> $result:ty) => {
         $(#[$doc])*
-        pub fn $name($($arg: $type),*) -> $result {
+        pub(crate) fn $name($($arg: $type),*) -> $result {
             #[cfg(target_arch = "x86_64")]
             {
                 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,bmi2,popcnt")]
                 fn wide($($arg: $type),*) -> $result {
-                    fast::$name($($arg),*)
+                    $module::$name($($arg),*)
                 }
                 #[target_feature(enable = "avx2,bmi2,popcnt")]
                 fn narrow($($arg: $type),*) -> $result {
-                    fast::$name($($arg),*)
+                    $module::$name($($arg),*)
                 }
                 match machine() {
                     // SAFETY: `machine` found the features.
@@ -35,14 +38,14 @@ macro_rules! dispatch {
                     Machine::Plain => {}
                 }
             }
-            fast::$name($($arg),*)
+            $module::$name($($arg),*)
         }
     };
 }
 
 dispatch! {
     /// [`fast::decode_block`] for this machine.
-    decode_block(
+    in fast decode_block(
         decoder: &mut SampleDecoder, slice: &SlicePlan, books: &Books, rows: Range<usize>, cols: Range<usize>,
         samples: &mut [i32]
     ) -> bool
@@ -50,7 +53,7 @@ dispatch! {
 
 dispatch! {
     /// [`fast::decode_bf16_block`] for this machine.
-    decode_bf16_block(
+    in fast decode_bf16_block(
         decoder: &mut SampleDecoder, slice: &SlicePlan, books: &Books, rows: Range<usize>, cols: Range<usize>,
         out: &mut [u8]
     ) -> bool
@@ -58,9 +61,21 @@ dispatch! {
 
 dispatch! {
     /// [`fast::write_block`] for this machine.
-    write_block(
+    in fast write_block(
         slice: &SlicePlan, rows: Range<usize>, cols: Range<usize>, samples: &[i32], out: &mut [u8]
     ) -> Result<bool>
+}
+
+dispatch! {
+    /// [`lossless::measure`] for this machine.
+    in lossless measure(dtype: Dtype, cols: usize, bytes: &[u8]) -> Statistics
+}
+
+dispatch! {
+    /// [`lossless::encode_rows`] for this machine.
+    in lossless encode_rows(
+        encoder: &mut SampleEncoder, plan: &TensorPlan, model: &HeadModel, bytes: &[u8], rows: Range<usize>
+    ) -> ()
 }
 
 /// What the machine can do.
@@ -114,6 +129,29 @@ pub fn decode_columns_evenly(lanes: &mut LaneDecoder, tables: &Tables, table: us
     }
 }
 
+/// Codes as many whole pairs of columns from the end of `intervals` as the machine can side by side,
+/// writing words before `at`; returns the number of intervals coded. There are as many free words before
+/// `at` as intervals, and [`MAX_LANES`] beyond it.
+pub fn encode_columns(states: &mut [u32; MAX_LANES], intervals: &[u32], words: &mut [u16], at: &mut usize) -> usize {
+    #[cfg(target_arch = "x86_64")]
+    if matches!(machine(), Machine::Avx512) && *at >= intervals.len() && words.len() >= *at + MAX_LANES - 1 {
+        // SAFETY: the features are present, and so is the room that the kernel needs.
+        return unsafe { x86::encode_avx512(states, intervals, words, at) };
+    }
+    0
+}
+
+/// Fields of `bits` (at most 7) bits, one in each byte, side by side: undoes [`spread_bits`].
+#[inline(always)]
+pub fn gather_bits(word: u64, bits: u32) -> u64 {
+    let low = |n: u32| (1u64 << n) - 1;
+    let field = low(bits) * 0x0001_0001_0001_0001;
+    let word = word & field | (word >> 8 & field) << bits;
+    let pair = low(2 * bits) | low(2 * bits) << 32;
+    let word = word & pair | (word >> 16 & pair) << (2 * bits);
+    word & low(4 * bits) | (word >> 32 & low(4 * bits)) << (4 * bits)
+}
+
 /// Bytes of eight fields of `bits` (at most 7) bits: three halvings of what shares a lane.
 #[inline(always)]
 pub fn spread_bits(word: u64, bits: u32) -> u64 {
@@ -126,6 +164,26 @@ pub fn spread_bits(word: u64, bits: u32) -> u64 {
     word & field | (word >> bits & field) << 8
 }
 
+/// Columns of rows.
+#[inline(always)]
+pub fn transpose_rows(rows: &[[u16; TILE]; BAND]) -> Columns<u16> {
+    let mut columns = [[0; BAND]; TILE];
+    #[cfg(target_arch = "x86_64")]
+    for i in (0..BAND).step_by(8) {
+        for j in (0..TILE).step_by(8) {
+            // SAFETY: SSE2 is part of x86-64; the eight loads and stores lie in the arrays.
+            unsafe { x86::transpose8(|n| rows[i + n][j..].as_ptr(), |n| columns[j + n][i..].as_mut_ptr()) };
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    for j in 0..TILE {
+        for i in 0..BAND {
+            columns[j][i] = rows[i][j];
+        }
+    }
+    columns
+}
+
 /// Rows of columns.
 #[inline(always)]
 pub fn transpose(columns: &Columns<u16>) -> [[u16; TILE]; BAND] {
@@ -134,7 +192,7 @@ pub fn transpose(columns: &Columns<u16>) -> [[u16; TILE]; BAND] {
     for i in (0..BAND).step_by(8) {
         for j in (0..TILE).step_by(8) {
             // SAFETY: SSE2 is part of x86-64; the eight loads and stores lie in the arrays.
-            unsafe { x86::transpose8(columns, &mut rows, i, j) };
+            unsafe { x86::transpose8(|n| columns[j + n][i..].as_ptr(), |n| rows[i + n][j..].as_mut_ptr()) };
         }
     }
     #[cfg(not(target_arch = "x86_64"))]
@@ -175,8 +233,6 @@ mod x86 {
     use std::arch::x86_64::*;
 
     use super::READ_AHEAD;
-    use crate::TILE;
-    use crate::fast::Columns;
     use crate::lanes::{BAND, LOWER, MAX_LANES};
     use crate::table::{PROB_BITS, PROB_ONE};
 
@@ -228,15 +284,75 @@ mod x86 {
         }
     }
 
-    /// Transposes the 8x8 elements from column `j` and row `i` on.
+    /// The inverse of [`decode_avx512`], backwards, with single-precision division: a quotient below
+    /// 2^20 is off by one at most, which the remainder shows.
     ///
     /// # Safety
-    /// `i + 8` is at most 32 and `j + 8` at most 16.
+    /// Needs AVX-512 F, BW and VL. There are as many free words before `at` as intervals, and 63 beyond it.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,popcnt")]
+    pub unsafe fn encode_avx512(
+        states: &mut [u32; MAX_LANES],
+        intervals: &[u32],
+        words: &mut [u16],
+        at: &mut usize,
+    ) -> usize {
+        // SAFETY: every step reads 64 intervals that are there, and writes 16 words from `at` less the
+        // number it keeps, which is at least the number of intervals left.
+        unsafe {
+            let load = |n: usize| _mm512_loadu_si512(states.as_ptr().add(16 * n).cast());
+            let mut x = [load(0), load(1), load(2), load(3)];
+            let lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+            let (field, one) = (_mm512_set1_epi32(0xfff), _mm512_set1_epi32(1));
+            let mut left = intervals.len();
+            while left >= MAX_LANES {
+                let group = intervals.as_ptr().add(left - MAX_LANES);
+                let entries: [__m512i; 4] = std::array::from_fn(|n| _mm512_loadu_si512(group.add(16 * n).cast()));
+                let ordered = (0..4).all(|n| {
+                    let expected = _mm512_add_epi32(lane, _mm512_set1_epi32(16 * n as i32));
+                    _mm512_cmpeq_epi32_mask(_mm512_srli_epi32::<24>(entries[n]), expected) == 0xffff
+                });
+                if !ordered {
+                    break;
+                }
+                for n in (0..4).rev() {
+                    let start = _mm512_and_si512(entries[n], field);
+                    let freq = _mm512_add_epi32(_mm512_and_si512(_mm512_srli_epi32::<12>(entries[n]), field), one);
+                    let full = _mm512_cmpge_epu32_mask(_mm512_srli_epi32::<20>(x[n]), freq);
+                    *at -= full.count_ones() as usize;
+                    let out = _mm512_cvtepi32_epi16(_mm512_maskz_compress_epi32(full, x[n]));
+                    let kept = ((1u32 << full.count_ones()) - 1) as u16;
+                    _mm256_mask_storeu_epi16(words.as_mut_ptr().add(*at).cast(), kept, out);
+                    let state = _mm512_mask_srli_epi32::<16>(x[n], full, x[n]);
+                    let ratio = _mm512_div_ps(_mm512_cvtepu32_ps(state), _mm512_cvtepu32_ps(freq));
+                    let mut quotient = _mm512_cvttps_epu32(ratio);
+                    let mut rest = _mm512_sub_epi32(state, _mm512_mullo_epi32(quotient, freq));
+                    let low = _mm512_cmplt_epi32_mask(rest, _mm512_setzero_si512());
+                    quotient = _mm512_mask_sub_epi32(quotient, low, quotient, one);
+                    rest = _mm512_mask_add_epi32(rest, low, rest, freq);
+                    let high = _mm512_cmpge_epu32_mask(rest, freq);
+                    quotient = _mm512_mask_add_epi32(quotient, high, quotient, one);
+                    rest = _mm512_mask_sub_epi32(rest, high, rest, freq);
+                    x[n] =
+                        _mm512_add_epi32(_mm512_slli_epi32::<{ PROB_BITS }>(quotient), _mm512_add_epi32(rest, start));
+                }
+                left -= MAX_LANES;
+            }
+            for (n, x) in x.into_iter().enumerate() {
+                _mm512_storeu_si512(states.as_mut_ptr().add(16 * n).cast(), x);
+            }
+            intervals.len() - left
+        }
+    }
+
+    /// Transposes 8x8 elements.
+    ///
+    /// # Safety
+    /// Eight elements can be read from `from` and written to `to` for 0..8.
     #[inline(always)]
-    pub unsafe fn transpose8(columns: &Columns<u16>, rows: &mut [[u16; TILE]; BAND], i: usize, j: usize) {
+    pub unsafe fn transpose8(from: impl Fn(usize) -> *const u16, mut to: impl FnMut(usize) -> *mut u16) {
         // SAFETY: as the caller promises.
         unsafe {
-            let load = |n: usize| _mm_loadu_si128(columns[j + n].as_ptr().add(i).cast());
+            let load = |n: usize| _mm_loadu_si128(from(n).cast());
             let a: [__m128i; 8] = std::array::from_fn(load);
             let mut b = [_mm_setzero_si128(); 8];
             for n in 0..4 {
@@ -255,8 +371,8 @@ mod x86 {
             ];
             for n in 0..4 {
                 let (low, high) = (_mm_unpacklo_epi64(c[n], c[n + 4]), _mm_unpackhi_epi64(c[n], c[n + 4]));
-                _mm_storeu_si128(rows[i + 2 * n].as_mut_ptr().add(j).cast(), low);
-                _mm_storeu_si128(rows[i + 2 * n + 1].as_mut_ptr().add(j).cast(), high);
+                _mm_storeu_si128(to(2 * n).cast(), low);
+                _mm_storeu_si128(to(2 * n + 1).cast(), high);
             }
         }
     }
@@ -398,6 +514,27 @@ mod tests {
     }
 
     #[test]
+    fn wide_encoding_equals_plain_encoding() {
+        let tables = Tables::fixed();
+        let symbol = |n: usize| tables.slot(n % tables.len(), (n * 2654435761) as u32 & 0xfff) as u8;
+        // With a row less no pair of columns is whole.
+        for rows in [BAND, BAND - 1] {
+            let mut encoder = LaneEncoder::default();
+            for n in 0..40 * rows {
+                encoder.push(tables, n % tables.len(), crate::lanes::lane_of(n % rows, n / rows), symbol(n));
+            }
+            let (wide, plain) = (encoder.finish(MAX_LANES), encoder.finish_plain(MAX_LANES));
+            assert!(wide == plain, "{rows} rows");
+            let mut decoder = LaneDecoder::new(&wide, MAX_LANES);
+            for n in 0..40 * rows {
+                let lane = crate::lanes::lane_of(n % rows, n / rows);
+                assert_eq!(decoder.next(tables, n % tables.len(), lane), symbol(n));
+            }
+            assert!(decoder.finish());
+        }
+    }
+
+    #[test]
     fn fields_and_blocks_are_what_plain_code_makes_of_them() {
         for bits in 1..=7 {
             let word = 0x9e37_79b9_7f4a_7c15u64 >> (64 - 8 * bits);
@@ -405,6 +542,7 @@ mod tests {
             for (k, byte) in bytes.into_iter().enumerate() {
                 assert_eq!(u64::from(byte), word >> (k as u32 * bits) & ((1 << bits) - 1));
             }
+            assert_eq!(gather_bits(u64::from_le_bytes(bytes), bits), word & (u64::MAX >> (64 - 8 * bits)));
         }
         let columns: Columns<u16> = std::array::from_fn(|j| std::array::from_fn(|i| (j * 100 + i) as u16));
         let rows = transpose(&columns);
