@@ -29,6 +29,30 @@ impl BitWriter {
         self.write(bits - low, (value >> low) as u32);
     }
 
+    /// Appends the low `bits` (at most 56) of each word.
+    #[inline]
+    pub fn write_words<const N: usize>(&mut self, bits: u32, words: &[u64; N]) {
+        while self.count >= 8 {
+            self.bytes.push(self.pending as u8);
+            self.pending >>= 8;
+            self.count -= 8;
+        }
+        // What is pending is less than a byte: it and a word fit eight.
+        let mut at = self.bytes.len();
+        self.bytes.resize(at + 8 * N, 0);
+        let (mut pending, mut count) = (self.pending, self.count);
+        for word in words {
+            pending |= word << count;
+            count += bits;
+            self.bytes[at..at + 8].copy_from_slice(&pending.to_le_bytes());
+            at += (count / 8) as usize;
+            pending >>= count & !7;
+            count %= 8;
+        }
+        self.bytes.truncate(at);
+        (self.pending, self.count) = (pending, count);
+    }
+
     /// The bytes, the last one filled up with zeros.
     pub fn finish(mut self) -> Vec<u8> {
         let rest = self.pending.to_le_bytes();
@@ -108,6 +132,18 @@ mod tests {
             prop_assert!(reader.finish());
             reader.read(9);
             prop_assert!(!reader.finish());
+        }
+
+        #[test]
+        fn words_are_written_as_fields_are(first in 0u32..32, bits in 1u32..=56, words: [u64; 4]) {
+            let words = words.map(|w| w & ((1 << bits) - 1));
+            let (mut one, mut other) = (BitWriter::default(), BitWriter::default());
+            for writer in [&mut one, &mut other] {
+                writer.write(first, 0);
+            }
+            one.write_words(bits, &words);
+            words.iter().for_each(|&w| other.write_long(bits, w));
+            prop_assert_eq!(one.finish(), other.finish());
         }
     }
 }

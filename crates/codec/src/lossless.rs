@@ -149,10 +149,11 @@ fn statistics<const DTYPE: u8>(cols: usize, bytes: &[u8]) -> Statistics {
     // Two histograms, so that equal heads in a row do not wait for each other.
     let mut heads = vec![0u32; 2 << dtype.head_bits()];
     let mut sums = vec![0.0f32; cols];
-    for line in bytes.chunks_exact(cols * dtype.bits() / 8) {
+    let (run, stride) = (TILE * dtype.bits() / 8, sample_stride(rows, cols));
+    for (row, line) in bytes.chunks_exact(cols * dtype.bits() / 8).enumerate() {
         let mut parts = [0.0f32; TILE];
-        let run = TILE * dtype.bits() / 8;
-        for (part, sums) in line.chunks(run).zip(sums.chunks_mut(TILE)) {
+        let runs = line.chunks(run).zip(sums.chunks_mut(TILE));
+        for (part, sums) in runs.skip(sampled_first(row, stride)).step_by(stride) {
             let mut patterns = [0; TILE];
             if part.len() == run {
                 for j in 0..TILE {
@@ -164,12 +165,26 @@ fn statistics<const DTYPE: u8>(cols: usize, bytes: &[u8]) -> Statistics {
                 count_run(dtype, &patterns, sums, &mut parts, &mut heads);
             }
         }
-        found.rows.push((f64::from(parts.iter().sum::<f32>()) / cols as f64).sqrt());
+        let seen = cols as f64 / stride as f64;
+        found.rows.push((f64::from(parts.iter().sum::<f32>()) / seen).sqrt());
     }
-    found.cols = sums.iter().map(|&s| (f64::from(s) / rows as f64).sqrt()).collect();
+    let seen = rows as f64 / stride as f64;
+    found.cols = sums.iter().map(|&s| (f64::from(s) / seen).sqrt()).collect();
     let (even, odd) = heads.split_at(found.heads.len());
     found.heads.iter_mut().zip(even.iter().zip(odd)).for_each(|(n, (a, b))| *n = u64::from(*a) + u64::from(*b));
     found
+}
+
+/// Of how many runs of 16 weights one is looked at to choose spreads and tables: a megaweight tells them
+/// within a few thousandths of a bit. All of a tensor of which a row or column would be seen too little.
+fn sample_stride(rows: usize, cols: usize) -> usize {
+    let stride = ((rows * cols) >> 20).next_power_of_two().clamp(1, 8);
+    if rows < 64 * stride || cols < 64 * stride { 1 } else { stride }
+}
+
+/// First run of a row that is looked at; rows begin one run later each, so that every column is seen.
+fn sampled_first(row: usize, stride: usize) -> usize {
+    row % stride
 }
 
 /// Adds the squares and heads of a run of patterns.
@@ -202,9 +217,11 @@ pub(crate) struct Statistics {
 fn count_symbols(plan: &TensorPlan, bytes: &[u8]) -> [[u64; 256]; 4] {
     let model = HeadModel::fixed(plan.dtype);
     let mut counts = [[0u64; 256]; 4];
+    let stride = sample_stride(plan.rows, plan.cols);
     for row in 0..plan.rows {
         let base = plan.spread_base + entry(&plan.row_spread, row);
-        for col in 0..plan.cols {
+        let runs = (sampled_first(row, stride) * TILE..plan.cols).step_by(TILE * stride);
+        for col in runs.flat_map(|first| first..plan.cols.min(first + TILE)) {
             let spread = base + entry(&plan.col_spread, col);
             let (_, origin) = model.context(spread, 0);
             let (head, _) = plan.dtype.split(pattern(plan.dtype, bytes, row * plan.cols + col));
@@ -373,9 +390,13 @@ fn write_fields(writer: &mut BitWriter, bits: u32, fields: &[u32; BAND], count: 
     for i in 0..BAND {
         bytes[i] = fields[i] as u8;
     }
+    let words: [u64; BAND / 8] =
+        std::array::from_fn(|n| gather_bits(u64::from_le_bytes(std::array::from_fn(|k| bytes[8 * n + k])), bits));
+    if count == BAND {
+        return writer.write_words(8 * bits, &words);
+    }
     for (n, eight) in bytes[..count].chunks(8).enumerate() {
-        let word = u64::from_le_bytes(std::array::from_fn(|k| bytes[8 * n + k]));
-        let used = 8 * eight.len() as u32;
-        writer.write_long(bits * eight.len() as u32, gather_bits(word & (u64::MAX >> (64 - used)), bits));
+        let used = bits * eight.len() as u32;
+        writer.write_long(used, words[n] & ((1 << used) - 1));
     }
 }
