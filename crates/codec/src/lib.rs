@@ -43,6 +43,7 @@ pub use format::{Dtype, Format};
 pub use lossless::{Elements, encode_lossless};
 pub use minifloat::Minifloat;
 pub use plan::{Parameters, TensorPlan};
+pub use simd::on_this_machine;
 pub use tensor::{CodedTensor, DecodedSlice, encode_samples, encode_tensor};
 pub use tile::{Kind, Palette, Predictor, TilePlan};
 pub use transform::{Kernel, Transform};

@@ -9,6 +9,7 @@ use crate::error::{CodecError, Result};
 use crate::format::{Dtype, Format};
 use crate::plan::TensorPlan;
 use crate::scale::{MANTISSA, MAX_INDEX, UNIT, scale};
+use crate::simd::on_this_machine;
 use crate::slice::SlicePlan;
 use crate::tile::{Kind, MAX_COARSE, Predictor, TilePlan};
 use crate::transform::{FRACTION_BITS, TilePass};
@@ -154,10 +155,16 @@ fn add_residual(plan: &TensorPlan, tile: &TilePlan, count: usize, plane: &mut [i
     let centroids = &plan.parameters.centroids;
     let round = 1 << (FRACTION_BITS - 1);
     if !tile.transform.is_identity() && count == 256 {
-        let mut block: [i16; 256] = std::array::from_fn(|i| dequantize(samples[i], tile.coarse, centroids));
-        TilePass::new(tile.transform, plan.parameters.learned.as_deref()).inverse(&mut block);
-        let residual = block.iter().map(|&r| (i32::from(r) + round) >> FRACTION_BITS);
-        plane.iter_mut().zip(residual).for_each(|(p, r)| *p += r);
+        let pass = TilePass::new(tile.transform, plan.parameters.learned.as_deref());
+        on_this_machine(
+            #[inline(always)]
+            || {
+                let mut block: [i16; 256] = std::array::from_fn(|i| dequantize(samples[i], tile.coarse, centroids));
+                pass.inverse(&mut block);
+                let residual = block.iter().map(|&r| (i32::from(r) + round) >> FRACTION_BITS);
+                plane.iter_mut().zip(residual).for_each(|(p, r)| *p += r);
+            },
+        );
     } else if tile.coarse == 0 {
         plane.iter_mut().zip(&samples[..count]).for_each(|(p, &s)| *p += s);
     } else {

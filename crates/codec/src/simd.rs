@@ -78,6 +78,29 @@ dispatch! {
     ) -> ()
 }
 
+/// Runs `work` compiled for this machine, so far as its functions are inlined: results are the same.
+#[inline(always)]
+pub fn on_this_machine<R>(work: impl FnOnce() -> R) -> R {
+    #[cfg(target_arch = "x86_64")]
+    {
+        #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,bmi2,popcnt")]
+        fn wide<R>(work: impl FnOnce() -> R) -> R {
+            work()
+        }
+        #[target_feature(enable = "avx2,bmi2,popcnt")]
+        fn narrow<R>(work: impl FnOnce() -> R) -> R {
+            work()
+        }
+        match machine() {
+            // SAFETY: `machine` found the features.
+            Machine::Avx512 => return unsafe { wide(work) },
+            Machine::Avx2 => return unsafe { narrow(work) },
+            Machine::Plain => {}
+        }
+    }
+    work()
+}
+
 /// What the machine can do.
 #[cfg(target_arch = "x86_64")]
 enum Machine {

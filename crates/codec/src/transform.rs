@@ -6,6 +6,10 @@
 //! [`ONE`]) with 32-bit sums, columns first, each rounded once and cut to 16 bits. The forward
 //! transform is the encoder's own and uses f32.
 
+#![allow(clippy::needless_range_loop)] // Loops over numbers are what the compiler makes wide.
+
+use std::sync::OnceLock;
+
 use crate::transforms::{DCT4, DCT8, DCT16, DST4, DST8, DST16};
 
 /// Scale of the bases: 2^12.
@@ -72,152 +76,136 @@ impl Transform {
     }
 }
 
-/// Basis of a kernel: row k is the k-th basis vector, scaled by 2^12.
-pub struct Basis {
-    side: usize,
-    rows: [i16; 256],
+/// Basis vectors of a kernel for a whole tile: a 16x16 matrix with the basis of `side` points in blocks
+/// along its diagonal. Row k is the k-th vector, scaled by 2^12.
+pub type Basis = [i16; 256];
+
+/// The basis of one of [`Kernel::COMMON`] and a side of 16, 8 or 4.
+pub fn basis(kernel: Kernel, side: u8) -> &'static Basis {
+    static ALL: OnceLock<[Basis; 12]> = OnceLock::new();
+    let all = ALL.get_or_init(|| std::array::from_fn(|n| make_basis(Kernel::COMMON[n / 3], 16 >> (n % 3))));
+    &all[kernel as usize % 4 * 3 + (16 / usize::from(side.clamp(4, 16))).ilog2() as usize]
 }
 
-impl Basis {
-    /// Basis of `side` (16, 8 or 4); `learned` is the tensor's matrix, used at side 16 only.
-    pub fn new(kernel: Kernel, side: usize, learned: Option<&[i16; 256]>) -> Self {
-        let mut rows = [0; 256];
-        let table: &[i16] = match (kernel, side) {
-            (Kernel::Dct, 16) => &DCT16,
-            (Kernel::Dct, 8) => &DCT8,
-            (Kernel::Dct, _) => &DCT4,
-            (Kernel::Dst, 16) => &DST16,
-            (Kernel::Dst, 8) => &DST8,
-            (Kernel::Dst, _) => &DST4,
-            (Kernel::Learned, 16) if learned.is_some() => learned.expect("checked"),
-            (Kernel::Hadamard, _) => {
-                // round(4096 / sqrt(side)).
-                let magnitude = [1024, 1448, 2048][(16 / side).trailing_zeros() as usize];
-                for k in 0..side {
-                    for n in 0..side {
-                        rows[k * side + n] = if (k & n).count_ones() % 2 == 0 { magnitude } else { -magnitude };
-                    }
-                }
-                &[]
-            }
-            _ => {
-                (0..side).for_each(|k| rows[k * side + k] = 1 << ONE_BITS);
-                &[]
-            }
-        };
-        rows[..table.len()].copy_from_slice(table);
-        Self { side, rows }
-    }
-
-    /// Adds up the basis vectors: `out[n]` = sum over k of `coefficients[k] * basis[k][n]`, for `side`
-    /// vectors at once. Input and output are row-major `[side][side]`; `down` says whether k runs
-    /// over rows or columns.
-    fn inverse(&self, block: &mut [i16; 256], down: bool) {
-        let side = self.side;
-        let mut out = [0i16; 256];
-        for (k, line) in out.chunks_exact_mut(side).take(side).enumerate() {
-            let mut sums = [0i32; 16];
-            if down {
-                // Output row k takes from every input row.
-                for (n, row) in block.chunks_exact(side).take(side).enumerate() {
-                    let factor = i32::from(self.rows[n * side + k]);
-                    sums.iter_mut().zip(row).for_each(|(s, &x)| *s += i32::from(x) * factor);
-                }
-            } else {
-                // Output row k is input row k times the basis.
-                for (n, &x) in block[k * side..(k + 1) * side].iter().enumerate() {
-                    let x = i32::from(x);
-                    sums.iter_mut()
-                        .zip(&self.rows[n * side..(n + 1) * side])
-                        .for_each(|(s, &b)| *s += x * i32::from(b));
-                }
-            }
-            line.iter_mut().zip(sums).for_each(|(o, s)| *o = saturate((s + (1 << (ONE_BITS - 1))) >> ONE_BITS));
+fn make_basis(kernel: Kernel, side: usize) -> Basis {
+    let table: &[i16] = match (kernel, side) {
+        (Kernel::Dct, 16) => &DCT16,
+        (Kernel::Dct, 8) => &DCT8,
+        (Kernel::Dct, _) => &DCT4,
+        (Kernel::Dst, 16) => &DST16,
+        (Kernel::Dst, 8) => &DST8,
+        (Kernel::Dst, _) => &DST4,
+        _ => &[],
+    };
+    // round(4096 / sqrt(side)).
+    let magnitude = [1024, 1448, 2048][(16 / side).ilog2() as usize];
+    std::array::from_fn(|i| {
+        let (row, col) = (i / 16, i % 16);
+        let (k, n) = (row % side, col % side);
+        match kernel {
+            _ if row / side != col / side => 0,
+            Kernel::Hadamard if (k & n).count_ones() % 2 == 0 => magnitude,
+            Kernel::Hadamard => -magnitude,
+            Kernel::Dct | Kernel::Dst => table[k * side + n],
+            _ => i16::from(k == n) << ONE_BITS,
         }
-        *block = out;
-    }
-
-    /// The transpose, in f32: encoder only.
-    fn forward(&self, block: &mut [f32; 256], down: bool) {
-        let side = self.side;
-        let scale = 1.0 / (1 << ONE_BITS) as f32;
-        let mut out = [0.0; 256];
-        for k in 0..side {
-            for m in 0..side {
-                let term = |n: usize| {
-                    let (basis, at) = if down { (k * side + n, n * side + m) } else { (m * side + n, k * side + n) };
-                    f32::from(self.rows[basis]) * block[at]
-                };
-                out[k * side + m] = (0..side).map(term).sum::<f32>() * scale;
-            }
-        }
-        *block = out;
-    }
+    })
 }
 
-#[inline]
+#[inline(always)]
 fn saturate(value: i32) -> i16 {
     value.clamp(i16::MIN.into(), i16::MAX.into()) as i16
 }
 
-/// The two bases of a tile's transform.
-pub struct TilePass {
-    transform: Transform,
-    down: Basis,
-    along: Basis,
+/// The bases of a tile's transform; none where a dimension is not transformed.
+pub struct TilePass<'a> {
+    down: Option<&'a Basis>,
+    along: Option<&'a Basis>,
 }
 
-impl TilePass {
-    /// Prepares a transform.
-    pub fn new(transform: Transform, learned: Option<&[i16; 256]>) -> Self {
-        let basis = |kernel| Basis::new(kernel, usize::from(transform.side), learned);
-        Self { transform, down: basis(transform.down), along: basis(transform.along) }
-    }
-
-    fn blocks(&self) -> impl Iterator<Item = usize> + use<> {
-        let side = usize::from(self.transform.side);
-        (0..256 / (side * side)).map(move |b| (b / (16 / side) * 16 + b % (16 / side)) * side)
+impl<'a> TilePass<'a> {
+    /// Prepares a transform; `learned` is the tensor's own basis.
+    pub fn new(transform: Transform, learned: Option<&'a Basis>) -> Self {
+        let basis = |kernel| match kernel {
+            Kernel::Identity => None,
+            Kernel::Learned => learned,
+            _ => Some(basis(kernel, transform.side)),
+        };
+        Self { down: basis(transform.down), along: basis(transform.along) }
     }
 
     /// Coefficients to residuals, both with [`FRACTION_BITS`], a 16x16 tile row-major.
+    #[inline(always)]
     pub fn inverse(&self, tile: &mut [i16; 256]) {
-        let side = usize::from(self.transform.side);
-        for at in self.blocks() {
-            let mut block = [0; 256];
-            for (line, row) in block.chunks_exact_mut(side).zip(tile[at..].chunks(16)).take(side) {
-                line.copy_from_slice(&row[..side]);
-            }
-            if self.transform.down != Kernel::Identity {
-                self.down.inverse(&mut block, true);
-            }
-            if self.transform.along != Kernel::Identity {
-                self.along.inverse(&mut block, false);
-            }
-            for (line, row) in block.chunks_exact(side).zip(tile[at..].chunks_mut(16)).take(side) {
-                row[..side].copy_from_slice(line);
-            }
+        if let Some(basis) = self.down {
+            // Output row k takes from every input row.
+            *tile = pass(|n, k, m| i32::from(basis[n * 16 + k]) * i32::from(tile[n * 16 + m]));
+        }
+        if let Some(basis) = self.along {
+            // Output row k is input row k times the basis.
+            *tile = pass(|n, k, m| i32::from(tile[k * 16 + n]) * i32::from(basis[n * 16 + m]));
         }
     }
 
     /// Residuals to coefficients, a 16x16 tile row-major; encoder only.
+    #[inline(always)]
     pub fn forward(&self, tile: &mut [f32; 256]) {
-        let side = usize::from(self.transform.side);
-        for at in self.blocks() {
-            let mut block = [0.0; 256];
-            for (line, row) in block.chunks_exact_mut(side).zip(tile[at..].chunks(16)).take(side) {
-                line.copy_from_slice(&row[..side]);
-            }
-            if self.transform.along != Kernel::Identity {
-                self.along.forward(&mut block, false);
-            }
-            if self.transform.down != Kernel::Identity {
-                self.down.forward(&mut block, true);
-            }
-            for (line, row) in block.chunks_exact(side).zip(tile[at..].chunks_mut(16)).take(side) {
-                row[..side].copy_from_slice(line);
-            }
+        if let Some(basis) = self.along {
+            *tile = forward_along(basis, tile);
+        }
+        if let Some(basis) = self.down {
+            *tile = forward_down(basis, tile);
         }
     }
+}
+
+/// Sums over n of what `product` gives for n, row k and column m of the output, rounded.
+#[inline(always)]
+fn pass(product: impl Fn(usize, usize, usize) -> i32) -> [i16; 256] {
+    let mut out = [0i16; 256];
+    for k in 0..16 {
+        let mut sums = [0i32; 16];
+        for n in 0..16 {
+            for (m, sum) in sums.iter_mut().enumerate() {
+                *sum += product(n, k, m);
+            }
+        }
+        for m in 0..16 {
+            out[k * 16 + m] = saturate((sums[m] + (1 << (ONE_BITS - 1))) >> ONE_BITS);
+        }
+    }
+    out
+}
+
+/// Forward transform along rows of a tile.
+#[inline(always)]
+pub fn forward_along(basis: &Basis, tile: &[f32; 256]) -> [f32; 256] {
+    let columns: [f32; 256] = std::array::from_fn(|i| f32::from(basis[i % 16 * 16 + i / 16]) * SCALE);
+    forward_pass(|n, k, m| tile[k * 16 + n] * columns[n * 16 + m])
+}
+
+/// Forward transform down columns of a tile.
+#[inline(always)]
+pub fn forward_down(basis: &Basis, tile: &[f32; 256]) -> [f32; 256] {
+    let rows: [f32; 256] = std::array::from_fn(|i| f32::from(basis[i]) * SCALE);
+    forward_pass(|n, k, m| rows[k * 16 + n] * tile[n * 16 + m])
+}
+
+const SCALE: f32 = 1.0 / (1 << ONE_BITS) as f32;
+
+#[inline(always)]
+fn forward_pass(product: impl Fn(usize, usize, usize) -> f32) -> [f32; 256] {
+    let mut out = [0.0; 256];
+    for k in 0..16 {
+        let mut sums = [0.0; 16];
+        for n in 0..16 {
+            for (m, sum) in sums.iter_mut().enumerate() {
+                *sum += product(n, k, m);
+            }
+        }
+        out[k * 16..][..16].copy_from_slice(&sums);
+    }
+    out
 }
 
 /// Band of a coefficient: 0 where a dimension is not transformed, else one more than the position's

@@ -5,6 +5,7 @@ mod parameters;
 mod rounding;
 mod tile;
 mod tools;
+mod transforms;
 mod usage;
 
 use std::collections::BTreeSet;

@@ -9,9 +9,10 @@ use waterfill_codec::slice::SlicePlan;
 use waterfill_codec::symbol::RateCounter;
 use waterfill_codec::table::class_of;
 use waterfill_codec::tile::{HeaderContext, HeaderModels, code_tile};
-use waterfill_codec::transform::{TilePass, band};
-use waterfill_codec::{Format, Kernel, Kind, Palette, Predictor, Result, TILE, TensorPlan, TilePlan, Transform};
+use waterfill_codec::transform::{BANDS, band};
+use waterfill_codec::{Format, Kind, Palette, Predictor, Result, TILE, TensorPlan, TilePlan, on_this_machine};
 
+use super::transforms::{Prices, Transformed, Transforms, spread_change};
 use super::{Rounding, SearchInput, Tool};
 
 /// Quarter octaves by which the plane of a transformed tile is finer than its quantiser, the first
@@ -45,7 +46,7 @@ pub struct TileSearch<'a> {
     rounding: Rounding,
     price: f32,
     samples: Vec<i16>,
-    passes: Vec<(Transform, TilePass)>,
+    transforms: Transforms,
 }
 
 impl<'a> TileSearch<'a> {
@@ -69,7 +70,7 @@ impl<'a> TileSearch<'a> {
             rounding: Rounding::new(price, &plan.parameters.centroids),
             price: input.price.0 as f32,
             samples: vec![0; rows.len() * plan.cols],
-            passes: passes(plan, input),
+            transforms: Transforms::new(plan, input),
             models: HeaderModels::default(),
             slice,
             input,
@@ -81,6 +82,14 @@ impl<'a> TileSearch<'a> {
     /// # Errors
     /// Scales out of range.
     pub fn run(&mut self) -> Result<()> {
+        on_this_machine(
+            #[inline(always)]
+            || self.decide(),
+        )
+    }
+
+    #[inline(always)]
+    fn decide(&mut self) -> Result<()> {
         let mut plane = [0; MAX_TILE];
         for n in 0..self.slice.tiles.len() {
             let best = self.search(n)?;
@@ -183,7 +192,7 @@ impl<'a> TileSearch<'a> {
             keep(&mut best, planes);
         }
         let wide = self.input.widen || allocated.format == Format::Int8;
-        if wide && (!self.passes.is_empty() || self.uses(Tool::Centroids)) {
+        if wide && (!self.transforms.is_empty() || self.uses(Tool::Centroids)) {
             let predictors = predicted.map(|p| p.1).into_iter().chain([Predictor::None]);
             let peak = target.values[..target.count].iter().fold(0.0f32, |m, v| m.max(v.abs()));
             let room = |finer: &i16| peak * (f32::from(*finer) / 4.0).exp2() <= 126.0;
@@ -217,8 +226,7 @@ impl<'a> TileSearch<'a> {
         if !self.uses(Tool::Spread) {
             return tile.spread;
         }
-        let change = (2.0 * energy.max(1e-6).log2()).round() as i16;
-        (tile.spread + change).clamp(-120, 120)
+        (tile.spread + spread_change(energy)).clamp(-120, 120)
     }
 
     /// Levels of the residual as it is, on the plane's own grid.
@@ -344,23 +352,21 @@ impl<'a> TileSearch<'a> {
         }
         let mean_weight = target.weights[..target.count].iter().sum::<f32>() / target.count as f32;
         let start: [f32; 256] = std::array::from_fn(|k| residual[k]);
+        let spreads: [i32; BANDS] = std::array::from_fn(|b| self.slice.plan.transform_spread(&fine, b));
+        let (rdoq, spread) = (self.uses(Tool::Rdoq), self.uses(Tool::Spread));
+        let prices = Prices { error: mean_weight, bit: self.price, rdoq, spread };
         let mut chosen: Option<(f32, f32, TilePlan, [i32; MAX_TILE])> = None;
-        for (transform, pass) in &self.passes {
-            let mut block = start;
-            pass.forward(&mut block);
-            let mut tile = TilePlan { transform: *transform, ..fine };
-            let classes: [i32; 256] =
-                std::array::from_fn(|k| self.slice.plan.transform_spread(&tile, band(*transform, k / TILE, k % TILE)));
-            let energy: f32 = block.iter().zip(&classes).map(|(c, &s)| c * c * (-s as f32 / 2.0).exp2()).sum();
-            let spread = self.spread(&tile, energy / 256.0);
-            let change = i32::from(spread - tile.spread);
-            tile.spread = spread;
+        for Transformed { transform, coefficients, energy } in self.transforms.best(&start, &spreads, &prices) {
+            let spread = self.spread(&fine, energy);
+            let change = i32::from(spread - fine.spread);
+            let tile = TilePlan { transform, spread, ..fine };
+            let classes = spreads.map(|s| class_of(s + change));
             let (mut loss, mut bits) = (0.0, 0.0);
             let mut samples = [0; MAX_TILE];
-            for k in 0..256 {
-                let class = class_of(classes[k] + change);
-                let level = self.rounding.level(block[k], mean_weight, class, (-MAX_LEVEL, MAX_LEVEL));
-                loss += (block[k] - self.rounding.point(level)).powi(2);
+            for (k, &value) in coefficients.iter().enumerate() {
+                let class = classes[band(transform, k / TILE, k % TILE)];
+                let level = self.rounding.level(value, mean_weight, class, (-MAX_LEVEL, MAX_LEVEL));
+                loss += (value - self.rounding.point(level)).powi(2);
                 bits += self.rounding.bits(class, level);
                 samples[k] = level;
             }
@@ -460,28 +466,6 @@ fn keep(best: &mut Candidate, candidate: Candidate) {
     if candidate.cost < best.cost {
         *best = candidate;
     }
-}
-
-/// The transforms that the tools allow.
-fn passes(plan: &TensorPlan, input: &SearchInput) -> Vec<(Transform, TilePass)> {
-    let of = [(Tool::Dct, Kernel::Dct), (Tool::Dst, Kernel::Dst), (Tool::Hadamard, Kernel::Hadamard)];
-    let mut kernels: Vec<Kernel> = of.into_iter().filter(|(t, _)| input.tools.contains(t)).map(|(_, k)| k).collect();
-    kernels.insert(0, Kernel::Identity);
-    let sides: &[u8] = if input.tools.contains(&Tool::Split) { &[16, 8, 4] } else { &[16] };
-    let mut list = Vec::new();
-    for &side in sides {
-        for &down in &kernels {
-            for &along in &kernels {
-                list.push(Transform { down, along, side });
-            }
-        }
-    }
-    list.retain(|t| !t.is_identity());
-    if plan.parameters.learned.is_some() {
-        list.push(Transform { down: Kernel::Learned, along: Kernel::Identity, side: 16 });
-    }
-    let learned = plan.parameters.learned.as_deref();
-    list.into_iter().map(|t| (t, TilePass::new(t, learned))).collect()
 }
 
 /// Outer product nearest to the tile, by power iteration.
