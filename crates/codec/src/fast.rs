@@ -10,7 +10,7 @@ use crate::error::Result;
 use crate::format::{Dtype, Format};
 use crate::lanes::{BAND, LaneDecoder, lane_of};
 use crate::plan::entry;
-use crate::plane::TileScales;
+use crate::plane::{TileScales, bf16};
 use crate::sample::{HeadModel, SampleDecoder, code_escape};
 use crate::side::Books;
 use crate::simd::{decode_columns, decode_columns_evenly, spread_bits, transpose};
@@ -136,13 +136,6 @@ pub(crate) fn write_block(
         &mut out[((rows.start - slice.rows.start) * plan.cols + cols.start) * 2..],
     );
     Ok(true)
-}
-
-/// bf16 pattern of a finite value, rounded to nearest even.
-#[inline]
-fn bf16(value: f32) -> u16 {
-    let bits = value.to_bits();
-    ((bits + 0x7fff + (bits >> 16 & 1)) >> 16) as u16
 }
 
 #[inline(always)]

@@ -286,44 +286,57 @@ pub fn write_tile(slice: &SlicePlan, n: usize, plane: &mut [i32], samples: &[i32
     let (tile, plan) = (&slice.tiles[n], slice.plan);
     let (rows, cols) = slice.tile_range(n);
     let (width, count) = (cols.len(), rows.len() * cols.len());
+    let bits = plan.dtype.bits();
+    let stride = plan.cols * bits / 8;
+    let out = &mut out[(rows.start - slice.rows.start) * stride + cols.start * bits / 8..];
     if tile.format == Format::Lossless {
-        write_patterns(plan.dtype, slice, n, &samples[..count], out);
+        for (line, to) in samples[..count].chunks_exact(width).zip(out.chunks_mut(stride)) {
+            write_row(plan.dtype, line, to);
+        }
         return Ok(());
     }
     let scales = TileScales::new(slice, n)?;
-    let mut patterns = [0i32; MAX_TILE];
-    if let Some(kind) = tile.format.minifloat() {
-        for (k, (&s, p)) in samples[..count].iter().zip(&mut patterns).enumerate() {
-            *p = plan.dtype.pattern_of(kind.decode(s as u8) * scales.at(k / width, k % width)) as i32;
-        }
-    } else {
-        if let Some(weights) = plan.parameters.filter {
-            filter_plane(&mut plane[..count], width, weights, tile.format);
-        }
-        for (i, (line, to)) in plane[..count].chunks_exact(width).zip(patterns.chunks_exact_mut(width)).enumerate() {
-            for (j, (&p, to)) in line.iter().zip(to).enumerate() {
-                *to = plan.dtype.pattern_of(p as f32 * scales.at(i, j)) as i32;
-            }
-        }
+    if let (None, Some(weights)) = (tile.format.minifloat(), plan.parameters.filter) {
+        filter_plane(&mut plane[..count], width, weights, tile.format);
     }
-    write_patterns(plan.dtype, slice, n, &patterns[..count], out);
+    let from = if tile.format.minifloat().is_some() { &samples[..count] } else { &plane[..count] };
+    on_this_machine(
+        #[inline(always)]
+        || {
+            for (i, (line, to)) in from.chunks_exact(width).zip(out.chunks_mut(stride)).enumerate() {
+                let mut values = [0.0f32; 64];
+                match tile.format.minifloat() {
+                    Some(kind) => values.iter_mut().zip(line).for_each(|(v, &s)| *v = kind.decode(s as u8)),
+                    None => values.iter_mut().zip(line).for_each(|(v, &p)| *v = p as f32),
+                }
+                values[..width].iter_mut().enumerate().for_each(|(j, v)| *v *= scales.at(i, j));
+                let mut patterns = [0i32; 64];
+                let pairs = patterns[..width].iter_mut().zip(values);
+                match plan.dtype {
+                    Dtype::Bf16 => pairs.for_each(|(p, v)| *p = bf16(v).into()),
+                    dtype => pairs.for_each(|(p, v)| *p = dtype.pattern_of(v) as i32),
+                }
+                write_row(plan.dtype, &patterns[..width], to);
+            }
+        },
+    );
     Ok(())
 }
 
-fn write_patterns(dtype: Dtype, slice: &SlicePlan, n: usize, patterns: &[i32], out: &mut [u8]) {
-    let (rows, cols) = slice.tile_range(n);
-    let bits = dtype.bits();
-    let stride = slice.plan.cols * bits / 8;
-    let start = cols.start * bits / 8;
-    for (row, line) in rows.zip(patterns.chunks_exact(cols.len())) {
-        let to = &mut out[(row - slice.rows.start) * stride + start..];
-        match bits {
-            4 => line.chunks(2).zip(to).for_each(|(p, b)| *b = (p[0] & 15 | p.get(1).unwrap_or(&0) << 4) as u8),
-            8 => line.iter().zip(to).for_each(|(&p, b)| *b = p as u8),
-            16 => {
-                line.iter().zip(to.chunks_exact_mut(2)).for_each(|(&p, b)| b.copy_from_slice(&(p as u16).to_le_bytes()))
-            }
-            _ => line.iter().zip(to.chunks_exact_mut(4)).for_each(|(&p, b)| b.copy_from_slice(&p.to_le_bytes())),
-        }
+/// bf16 pattern of a finite value, rounded to nearest even.
+#[inline(always)]
+pub(crate) fn bf16(value: f32) -> u16 {
+    let bits = value.to_bits();
+    ((bits + 0x7fff + (bits >> 16 & 1)) >> 16) as u16
+}
+
+/// Patterns as little-endian elements.
+#[inline(always)]
+fn write_row(dtype: Dtype, line: &[i32], to: &mut [u8]) {
+    match dtype.bits() {
+        4 => line.chunks(2).zip(to).for_each(|(p, b)| *b = (p[0] & 15 | p.get(1).unwrap_or(&0) << 4) as u8),
+        8 => line.iter().zip(to).for_each(|(&p, b)| *b = p as u8),
+        16 => line.iter().zip(to.chunks_exact_mut(2)).for_each(|(&p, b)| b.copy_from_slice(&(p as u16).to_le_bytes())),
+        _ => line.iter().zip(to.chunks_exact_mut(4)).for_each(|(&p, b)| b.copy_from_slice(&p.to_le_bytes())),
     }
 }
