@@ -62,11 +62,21 @@ pub fn render_sweep(output: &SweepOutput) -> String {
     let mut text = String::new();
     let mut line = |s: String| writeln!(text, "{}", s.trim_end()).expect("writing to a string");
     let width = output.runs.iter().map(|r| r.label.chars().count()).max().unwrap_or(0).max(3);
-    line(format!("{:width$}{}", "run", row(&HEADS.map(String::from))));
+    line(format!("{:width$}{}{:>10}{:>10}", "run", row(&HEADS.map(String::from)), "at KL %", "at loss %"));
+    let percent = |ratio: Option<f64>| ratio.map_or("-".to_string(), |r| format!("{:+.2}", (r - 1.0) * 100.0));
     for one in &output.runs {
-        for point in one.output.iter().flat_map(|o| &o.points) {
-            line(format!("{:width$}{}", one.label, row(&cells(point))));
+        let points = one.output.iter().flat_map(|o| &o.points).enumerate();
+        for (n, point) in points {
+            let against = one.against_first.get(n);
+            let [kl, loss] = [against.and_then(|a| a.at_kl), against.and_then(|a| a.at_loss)].map(percent);
+            line(format!("{:width$}{}{kl:>10}{loss:>10}", one.label, row(&cells(point))));
         }
+    }
+    if output.runs.iter().any(|r| !r.against_first.is_empty()) {
+        line(
+            "at KL, at loss: bytes more or less than the first run of the model takes for the same KL or decoded loss"
+                .into(),
+        );
     }
     for one in &output.runs {
         if let Some(dir) = one.output.as_ref().and_then(|o| o.artifacts.get("report")) {

@@ -5,17 +5,17 @@ use std::path::Path;
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
-use waterfill_allocate::{Allocation, read_plan};
+use waterfill_allocate::{Allocation, Importance, read_plan};
 use waterfill_artifacts::{Progress, Work};
 use waterfill_checkpoint::writer::{Entry, write_companions, write_file, write_shards};
-use waterfill_checkpoint::{Checkpoint, CheckpointError, TensorInfo};
-use waterfill_codec::{CodecError, CodedTensor};
+use waterfill_checkpoint::{Checkpoint, CheckpointError, TensorInfo, Values};
+use waterfill_codec::{CodecError, CodedTensor, TILE};
 
 use crate::search::{Tool, Usage, encode_searched};
 use crate::{EncodeError, Result};
 
 /// Sizes of a written checkpoint.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct EncodeSummary {
     /// Bytes of all `.safetensors` files, whole.
     pub bytes: u64,
@@ -25,6 +25,8 @@ pub struct EncodeSummary {
     pub linear_bytes: u64,
     /// Weights of those.
     pub linear_weights: u64,
+    /// Loss of the decoded weights by the allocation's quadratic model, nats per token.
+    pub loss: f64,
     /// Numbers of tiles by tool, by kind of tensor.
     pub usage: BTreeMap<String, Usage>,
 }
@@ -72,14 +74,15 @@ pub fn encode(
             let bytes = blob.metadata().map_err(CheckpointError::io(&blob))?.len();
             progress.advance(1);
             let plain = (!coded).then_some(info.element);
-            let usage = if coded { Some(read_back(&blob, info)?) } else { None };
+            let found = if coded { Some(read_back(source, allocation, &blob, info)?) } else { None };
             let entry = Entry { name: info.name.clone(), shape: info.shape.clone(), plain, blob, bytes };
-            Ok((entry, usage))
+            Ok((entry, found))
         })
-        .collect::<Result<Vec<(Entry, Option<Usage>)>>>()?;
-    let mut usage: BTreeMap<String, Usage> = BTreeMap::new();
-    for (entry, used) in entries.iter().filter_map(|(e, u)| Some((e, u.as_ref()?))) {
+        .collect::<Result<Vec<(Entry, Option<(Usage, f64)>)>>>()?;
+    let (mut usage, mut loss): (BTreeMap<String, Usage>, f64) = Default::default();
+    for (entry, (used, its_loss)) in entries.iter().filter_map(|(e, found)| Some((e, found.as_ref()?))) {
         usage.entry(kind_of(&entry.name)).or_default().add(used);
+        loss += its_loss;
     }
     let entries: Vec<Entry> = entries.into_iter().map(|(e, _)| e).collect();
     write_shards(&out, &entries, true)?;
@@ -91,6 +94,7 @@ pub fn encode(
         weights: written.weights(),
         linear_bytes: written.tensors().filter(linear).map(|t| t.bytes).sum(),
         linear_weights: written.tensors().filter(linear).map(TensorInfo::weights).sum(),
+        loss,
         usage,
     })
 }
@@ -101,11 +105,31 @@ fn code(source: &Checkpoint, allocation: &Allocation, info: &TensorInfo, options
     encode_searched(&weight, &weights, &options.tools, options.widen).map_err(failed(info))
 }
 
-/// Decodes what was written, which checks it, and counts its tiles.
-fn read_back(blob: &Path, info: &TensorInfo) -> Result<Usage> {
+/// Decodes what was written, which checks it; counts its tiles and measures its loss.
+fn read_back(source: &Checkpoint, allocation: &Allocation, blob: &Path, info: &TensorInfo) -> Result<(Usage, f64)> {
     let bytes = std::fs::read(blob).map_err(CheckpointError::io(blob))?;
-    let (_, tiles) = CodedTensor::parse(&bytes).and_then(|c| c.decode()).map_err(failed(info))?;
-    Ok(Usage::of(&tiles))
+    let coded = CodedTensor::parse(&bytes).map_err(failed(info))?;
+    let (decoded, tiles) = coded.decode().map_err(failed(info))?;
+    let usage = Usage::of(&tiles);
+    let decoded = Values { dtype: coded.header().dtype, bytes: decoded, tiles }.to_f32();
+    let weights = source.read(&info.name)?.to_f32();
+    let importance = read_plan(allocation, &info.name)?.importance;
+    Ok((usage, quadratic_loss(&importance, &weights, &decoded)))
+}
+
+/// Sum of squared errors by what each costs; weights are row-major.
+fn quadratic_loss(importance: &Importance, weights: &[f32], decoded: &[f32]) -> f64 {
+    let cols = importance.cols.len();
+    let across = cols.div_ceil(TILE);
+    let mut loss = 0.0;
+    for (row, (was, is)) in weights.chunks_exact(cols).zip(decoded.chunks_exact(cols)).enumerate() {
+        let tiles = &importance.tiles[row / TILE * across..][..across];
+        let squares = was.iter().zip(is).map(|(a, b)| f64::from(a - b).powi(2));
+        let errors = squares.zip(&importance.cols).enumerate();
+        let sum: f64 = errors.map(|(col, (e, &c))| e * f64::from(c) * f64::from(tiles[col / TILE])).sum();
+        loss += sum * f64::from(importance.rows[row]);
+    }
+    loss
 }
 
 fn failed(info: &TensorInfo) -> impl FnOnce(CodecError) -> EncodeError {

@@ -1,5 +1,6 @@
 //! From a YAML file to results: configuration, the stages in order, and what people see meanwhile.
 
+mod compare;
 mod config;
 mod console;
 mod error;
@@ -16,6 +17,7 @@ mod stages;
 mod sweep;
 mod training;
 
+pub use compare::Comparison;
 pub use config::Config;
 pub use console::{Console, Mode};
 pub use error::{PipelineError, Result};

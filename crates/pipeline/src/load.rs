@@ -137,7 +137,7 @@ fn merged_at(path: &Path, depth: usize) -> Result<Value> {
 }
 
 /// Values of `over` replace those of `base`; maps merge key by key.
-fn merge(base: &mut Value, over: Value) {
+pub(crate) fn merge(base: &mut Value, over: Value) {
     match (base, over) {
         (Value::Object(base), Value::Object(over)) => {
             for (key, value) in over {

@@ -7,6 +7,7 @@ use serde::Serialize;
 use waterfill_artifacts::{Artifact, Identity};
 use waterfill_codec::BitsPerWeight;
 use waterfill_encode::EncodeSummary;
+use waterfill_encode::search::Usage;
 use waterfill_report as report;
 
 use crate::error::Result;
@@ -65,6 +66,10 @@ pub struct PointOutput {
     pub accuracy: Option<f64>,
     /// Loss that the allocation predicted.
     pub predicted_loss: f64,
+    /// The same model's loss of the decoded weights.
+    pub decoded_loss: Option<f64>,
+    /// Numbers of tiles by coding tool, by kind of tensor.
+    pub usage: BTreeMap<String, Usage>,
     /// Directory of the tuned checkpoint.
     pub checkpoint: Option<PathBuf>,
 }
@@ -154,6 +159,8 @@ fn point_output(made: &Made) -> PointOutput {
         top1: text.map(|t| t.top1.mean),
         accuracy: made.evaluated.as_ref().and_then(|e| e.choice.as_ref()).map(|c| c.accuracy),
         predicted_loss: made.summary.predicted_loss,
+        decoded_loss: sizes.map(|s| s.loss),
+        usage: sizes.map(|s| s.usage.clone()).unwrap_or_default(),
         checkpoint: made.encoded.as_ref().map(|(a, _)| a.path("checkpoint")),
     }
 }

@@ -214,7 +214,7 @@ impl Session<'_> {
         let settled = serde_json::json!({
             "bitstream": waterfill_checkpoint::writer::VERSION, "tools": self.config.encode.tools(), "widen": self.widen(),
         });
-        self.identity("encode", 2, [("allocate", allocation)], settled)
+        self.identity("encode", 3, [("allocate", allocation)], settled)
     }
 
     fn evaluation_config(&self) -> serde_json::Value {

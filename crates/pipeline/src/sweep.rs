@@ -10,11 +10,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use waterfill_artifacts::Store;
 
+use crate::compare::{Comparison, compare};
 use crate::config::Config;
 use crate::console::Console;
 use crate::error::{PipelineError, Result};
 use crate::estimate::{self, available_memory};
-use crate::load::{config_of, merged};
+use crate::load::{config_of, merge, merged};
 use crate::plan::{PlannedStage, plan};
 use crate::run::{RunOutput, run};
 use crate::session::Session;
@@ -33,6 +34,10 @@ pub struct SweepSection {
     /// Settings by dotted key; each entry is a run, or a whole grid when there is one.
     #[serde(default)]
     pub runs: Vec<BTreeMap<String, Value>>,
+    /// Configurations that every run is made for, relative to this file; values of this file go before
+    /// theirs.
+    #[serde(default)]
+    pub over: Vec<String>,
     /// Memory that runs side by side may take, 10^9 bytes; three quarters of what is free if absent.
     #[serde(default)]
     pub memory_gb: Option<f64>,
@@ -83,6 +88,8 @@ pub struct SweepRunOutput {
     pub settings: BTreeMap<String, Value>,
     /// Why it failed, if it did.
     pub error: Option<String>,
+    /// Its points against the first run of the same model, smallest first; none of that run itself.
+    pub against_first: Vec<Comparison>,
     /// What `run` prints, if it did not.
     #[serde(flatten)]
     pub output: Option<RunOutput>,
@@ -156,11 +163,24 @@ pub fn load_sweep(path: &Path) -> Result<Sweep> {
         };
         all = all.iter().flat_map(|s| values.iter().map(move |v| with(s, v))).collect();
     }
+    let mut bases = Vec::new();
+    for over in &section.over {
+        let mut base = merged(&path.parent().unwrap_or(Path::new(".")).join(over))?;
+        merge(&mut base, value.clone());
+        bases.push(base);
+    }
+    let named = bases.len() > 1;
+    if bases.is_empty() {
+        bases.push(value);
+    }
     let mut runs: Vec<SweepRun> = Vec::new();
-    for settings in all {
-        let label = label(&settings);
-        let mut value = value.clone();
-        for (key, setting) in &settings {
+    for (base, settings) in bases.iter().flat_map(|b| all.iter().map(move |s| (b, s))) {
+        let mut label = label(settings);
+        if let Some(name) = base.get("name").and_then(Value::as_str).filter(|_| named) {
+            label = format!("{name}: {label}");
+        }
+        let mut value = base.clone();
+        for (key, setting) in settings {
             set(&mut value, key, setting.clone()).map_err(|e| failed(format!("run {label}: {e}")))?;
         }
         let config = config_of(value, path).map_err(|e| match e {
@@ -169,10 +189,10 @@ pub fn load_sweep(path: &Path) -> Result<Sweep> {
             }
             other => other,
         })?;
-        if let Some(twin) = runs.iter().find(|r| r.settings == settings) {
+        if let Some(twin) = runs.iter().find(|r| r.label == label && r.settings == *settings) {
             return Err(failed(format!("run {} is there twice", twin.label)));
         }
-        runs.push(SweepRun { label, settings, config });
+        runs.push(SweepRun { label, settings: settings.clone(), config });
     }
     let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
     Ok(Sweep {
@@ -259,15 +279,26 @@ pub fn run_sweep(sweep: &Sweep, repair: bool, device: &str, console: &Console) -
             });
         }
     });
-    let runs = sweep.runs.iter().zip(outcomes).map(|(one, outcome)| {
+    let mut runs: Vec<SweepRunOutput> = Vec::new();
+    for (one, outcome) in sweep.runs.iter().zip(outcomes) {
         let outcome = outcome.into_inner().expect("no panic while held").expect("every run was taken");
         let (output, error) = match outcome {
             Ok(output) => (Some(output), None),
             Err(error) => (None, Some(error.to_string())),
         };
-        SweepRunOutput { label: one.label.clone(), settings: one.settings.clone(), error, output }
-    });
-    let runs = runs.collect();
+        let first = runs.iter().filter_map(|r| r.output.as_ref()).find(|o| o.model == one.config.name);
+        let against_first = match (&output, first) {
+            (Some(output), Some(first)) => compare(&output.points, &first.points),
+            _ => Vec::new(),
+        };
+        runs.push(SweepRunOutput {
+            label: one.label.clone(),
+            settings: one.settings.clone(),
+            error,
+            against_first,
+            output,
+        });
+    }
     console.finish("");
     SweepOutput { sweep: sweep.name.clone(), runs }
 }
