@@ -5,6 +5,7 @@
 //! blobs on disk. The crate depends on no ML framework: it is what an inference runtime links.
 
 mod error;
+mod mark;
 mod open;
 pub mod pack;
 pub mod writer;
@@ -12,11 +13,12 @@ pub mod writer;
 pub use error::{CheckpointError, Result};
 pub use safetensors::Dtype as Element;
 
+pub use mark::{ShardMark, VERSION};
 pub use open::{Checkpoint, Storage, TensorInfo, Values};
 
 /// Name of the quantisation method in a tuned checkpoint's `config.json`.
 pub const QUANT_METHOD: &str = "waterfill";
-/// The one key in a tuned shard's metadata; its value is JSON, see [`writer::ShardMark`].
+/// The one key in a tuned shard's metadata; its value is JSON, see [`ShardMark`].
 pub const MARK_KEY: &str = "waterfill";
 
 /// Element type of a shard for values of a codec type.

@@ -10,8 +10,9 @@ use waterfill_codec::header::MAGIC;
 use waterfill_codec::{CodedTensor, Dtype, TilePlan};
 
 use crate::error::{CheckpointError, Result};
-use crate::writer::ShardMark;
-use crate::{Element, MARK_KEY};
+use crate::mark::{ShardMark, file_check, hex_check};
+use crate::writer::INDEX;
+use crate::{Element, MARK_KEY, QUANT_METHOD};
 
 /// Largest safetensors header accepted, the limit of the reference implementation.
 const MAX_HEADER: u64 = 100_000_000;
@@ -40,6 +41,8 @@ pub struct TensorInfo {
     pub element: Element,
     shard: usize,
     offset: u64,
+    /// Check of a plain tensor of a tuned shard.
+    pub(crate) check: Option<String>,
 }
 
 impl TensorInfo {
@@ -91,8 +94,10 @@ impl Checkpoint {
     pub fn open(dir: impl AsRef<Path>) -> Result<Self> {
         let dir = dir.as_ref().to_path_buf();
         let mut this = Self { shards: Vec::new(), tensors: BTreeMap::new(), dir };
-        for name in shard_names(&this.dir)? {
-            this.add_shard(&name)?;
+        let names = shard_names(&this.dir)?;
+        let tuned = is_tuned(&this.dir)?;
+        for name in names {
+            this.add_shard(&name, tuned)?;
         }
         Ok(this)
     }
@@ -143,6 +148,12 @@ impl Checkpoint {
         let mut bytes = vec![0; info.bytes as usize];
         let shard = &self.shards[info.shard];
         shard.file.read_exact_at(&mut bytes, info.offset).map_err(CheckpointError::io(&shard.path))?;
+        if let Some(check) = info.check.as_ref() {
+            let computed = hex_check(&bytes);
+            if computed != *check {
+                return Err(self.wrong(info, format!("damaged: check {computed}, the shard's mark says {check}")));
+            }
+        }
         Ok(bytes)
     }
 
@@ -223,29 +234,31 @@ impl Checkpoint {
     pub fn verify(&self) -> Result<Vec<String>> {
         let mut lines = Vec::new();
         for shard in &self.shards {
-            let coded = shard.names.iter().filter(|n| self.tensors[*n].storage == Storage::Coded);
-            let mut count = 0;
-            for name in coded {
-                self.read(name)?;
-                count += 1;
-            }
             let path = shard.path.display();
-            match &shard.mark {
-                Some(ShardMark { digest: stored, .. }) => {
-                    let table = shard.names.iter().map(|n| {
-                        let info = &self.tensors[n];
-                        let plain = info.storage == Storage::Plain;
-                        Ok((n.as_str(), info.shape.clone(), if plain { Some(self.read_raw(n)?) } else { None }))
-                    });
-                    let computed = plain_digest(table)?;
-                    if *stored != computed {
-                        let reason = format!("plain tensors are damaged: digest {computed}, metadata says {stored}");
-                        return Err(CheckpointError::file(&shard.path, reason));
-                    }
-                    lines.push(format!("{path}: {count} coded tensors and the plain ones match their digests"));
+            let Some(mark) = &shard.mark else {
+                lines.push(format!("{path}: a plain shard without digests; its layout is consistent"));
+                continue;
+            };
+            for (name, check) in &mark.files {
+                let file = self.dir.join(name);
+                let computed = file_check(&file)?;
+                if computed != *check {
+                    let reason = format!("damaged or edited: check {computed}, {path} says {check}");
+                    return Err(CheckpointError::file(file, reason));
                 }
-                None => lines.push(format!("{path}: a plain shard without digests; its layout is consistent")),
             }
+            let mut coded = 0;
+            for name in &shard.names {
+                match self.tensors[name].storage {
+                    Storage::Coded => {
+                        self.read(name)?;
+                        coded += 1;
+                    }
+                    Storage::Plain => drop(self.read_raw(name)?),
+                }
+            }
+            let plain = shard.names.len() - coded;
+            lines.push(format!("{path}: header, {coded} coded and {plain} plain tensors match their digests"));
         }
         Ok(lines)
     }
@@ -255,7 +268,7 @@ impl Checkpoint {
         CheckpointError::Tensor { path, tensor: info.name.clone(), reason }
     }
 
-    fn add_shard(&mut self, name: &str) -> Result<()> {
+    fn add_shard(&mut self, name: &str, tuned: bool) -> Result<()> {
         let path = self.dir.join(name);
         let file = File::open(&path).map_err(CheckpointError::io(&path))?;
         let size = file.metadata().map_err(CheckpointError::io(&path))?.len();
@@ -267,10 +280,11 @@ impl Checkpoint {
             let reason = format!("truncated or not safetensors: header of {length} bytes in a file of {size}");
             return Err(CheckpointError::file(&path, reason));
         }
-        let mut head = vec![0; length as usize];
-        file.read_exact_at(&mut head, 8).map_err(CheckpointError::io(&path))?;
+        let mut whole = prefix.to_vec();
+        whole.resize(8 + length as usize, 0);
+        file.read_exact_at(&mut whole[8..], 8).map_err(CheckpointError::io(&path))?;
         // Deserialising checks that offsets are contiguous and fit shapes and types.
-        let metadata: Metadata = serde_json::from_slice(&head)
+        let metadata: Metadata = serde_json::from_slice(&whole[8..])
             .map_err(|e| CheckpointError::file(&path, format!("malformed safetensors header: {e}")))?;
         let start = 8 + length;
         if start + metadata.data_len() as u64 != size {
@@ -278,12 +292,29 @@ impl Checkpoint {
             return Err(CheckpointError::file(&path, format!("{size} bytes, its header describes {expected}")));
         }
         let mark = match metadata.metadata().as_ref().and_then(|m| m.get(MARK_KEY)) {
-            Some(text) => Some(ShardMark::parse(text).map_err(|e| CheckpointError::file(&path, e))?),
+            Some(text) => {
+                let mark = ShardMark::parse(text).map_err(|e| CheckpointError::file(&path, e))?;
+                mark.check_header(&whole).map_err(|e| CheckpointError::file(&path, e))?;
+                Some(mark)
+            }
             None => None,
         };
+        match (&mark, tuned) {
+            (None, true) => {
+                let reason = format!("has no metadata key {MARK_KEY}, which config.json ({QUANT_METHOD}) asks for");
+                return Err(CheckpointError::file(&path, reason));
+            }
+            (Some(_), false) => {
+                let config = self.dir.join("config.json");
+                let reason = format!("does not name the quantisation method {QUANT_METHOD}, but {name} is tuned");
+                return Err(CheckpointError::file(&config, reason));
+            }
+            _ => {}
+        }
         let mut tensors = metadata.tensors().into_iter().collect::<Vec<_>>();
         tensors.sort_by(|a, b| a.1.data_offsets.cmp(&b.1.data_offsets).then_with(|| a.0.cmp(&b.0)));
         let names = tensors.iter().map(|(n, _)| n.clone()).collect();
+        let mut entries = Vec::with_capacity(tensors.len());
         for (name, info) in tensors {
             let (begin, end) = info.data_offsets;
             let offset = start + begin as u64;
@@ -294,15 +325,22 @@ impl Checkpoint {
             }
             let coded = candidate && head[..4] == MAGIC;
             let side = |at: usize| u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]) as usize;
-            let entry = TensorInfo {
+            entries.push(TensorInfo {
                 storage: if coded { Storage::Coded } else { Storage::Plain },
                 shape: if coded { vec![side(8), side(12)] } else { info.shape.clone() },
                 bytes: (end - begin) as u64,
                 element: info.dtype,
                 shard: self.shards.len(),
                 offset,
-                name: name.clone(),
-            };
+                check: None,
+                name,
+            });
+        }
+        if let Some(mark) = &mark {
+            mark.hand_out(&mut entries).map_err(|e| CheckpointError::file(&path, e))?;
+        }
+        for entry in entries {
+            let name = entry.name.clone();
             if self.tensors.insert(name.clone(), entry).is_some() {
                 return Err(CheckpointError::file(&path, format!("tensor {name} is in another shard too")));
             }
@@ -312,25 +350,21 @@ impl Checkpoint {
     }
 }
 
-/// Digest of a shard's tensor table (names and shapes in order) and of its plain tensors' bytes.
-pub(crate) fn plain_digest<'a>(
-    tensors: impl Iterator<Item = Result<(&'a str, Vec<usize>, Option<Vec<u8>>)>>,
-) -> Result<String> {
-    let mut entries = tensors.collect::<Result<Vec<_>>>()?;
-    entries.sort_by(|a, b| a.0.cmp(b.0));
-    let mut hasher = blake3::Hasher::new();
-    for (name, shape, bytes) in &entries {
-        hasher.update(format!("{name} {shape:?} {}\n", bytes.is_some()).as_bytes());
-        if let Some(bytes) = bytes {
-            hasher.update(blake3::hash(bytes).as_bytes());
-        }
+/// Whether `config.json` says that the shards are tuned; directories without one are plain.
+fn is_tuned(dir: &Path) -> Result<bool> {
+    let path = dir.join("config.json");
+    if !path.exists() {
+        return Ok(false);
     }
-    Ok(hasher.finalize().to_hex()[..32].to_string())
+    let text = std::fs::read(&path).map_err(CheckpointError::io(&path))?;
+    let config: serde_json::Value =
+        serde_json::from_slice(&text).map_err(|e| CheckpointError::file(&path, e.to_string()))?;
+    Ok(config["quantization_config"]["quant_method"] == QUANT_METHOD)
 }
 
 /// Shard file names: the single file, or those the index names.
 fn shard_names(dir: &Path) -> Result<Vec<String>> {
-    let index = dir.join("model.safetensors.index.json");
+    let index = dir.join(INDEX);
     if !index.exists() {
         let single = dir.join("model.safetensors");
         if single.exists() {

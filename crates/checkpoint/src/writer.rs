@@ -9,7 +9,7 @@ use safetensors::tensor::View;
 
 use crate::Element;
 use crate::error::{CheckpointError, Result};
-use crate::open::plain_digest;
+use crate::mark::{ShardMark, VERSION, file_check, hex_check};
 use crate::{MARK_KEY, QUANT_METHOD};
 
 /// Files beside the shards that make a directory loadable by other software.
@@ -22,6 +22,9 @@ const COMPANIONS: [&str; 7] = [
     "vocab.json",
     "merges.txt",
 ];
+
+/// Name of the index of several shards.
+pub(crate) const INDEX: &str = "model.safetensors.index.json";
 
 /// Largest shard; a tensor is never split.
 pub const SHARD_BYTES: u64 = 4 << 30;
@@ -38,28 +41,6 @@ pub struct Entry {
     pub blob: PathBuf,
     /// Length of that file.
     pub bytes: u64,
-}
-
-/// What a tuned shard says of itself in its metadata.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct ShardMark {
-    /// Bitstream version.
-    pub version: String,
-    /// Digest of the tensor table and the plain tensors.
-    pub digest: String,
-}
-
-/// Version of the bitstream and of the directory's layout.
-pub const VERSION: &str = "1-draft";
-
-impl ShardMark {
-    pub(crate) fn parse(text: &str) -> std::result::Result<Self, String> {
-        let mark: Self = serde_json::from_str(text).map_err(|e| format!("metadata key {MARK_KEY}: {e}"))?;
-        if mark.version != VERSION {
-            return Err(format!("bitstream version {}, this build reads {VERSION}", mark.version));
-        }
-        Ok(mark)
-    }
 }
 
 struct Blob<'a> {
@@ -87,12 +68,22 @@ impl View for &Blob<'_> {
     }
 }
 
-/// Writes the shards (and an index when there are several) of a checkpoint into `dir`.
-/// Tuned shards carry a [`ShardMark`], others `format: pt` as other software expects.
+/// Writes the shards (and an index when there are several) of a plain checkpoint into `dir`.
 ///
 /// # Errors
 /// Blobs that cannot be read, files that cannot be written.
-pub fn write_shards(dir: &Path, entries: &[Entry], tuned: bool) -> Result<()> {
+pub fn write_shards(dir: &Path, entries: &[Entry]) -> Result<()> {
+    write_shards_of(dir, entries, false, SHARD_BYTES)
+}
+
+/// Writes a whole checkpoint into `dir`: shards, and the files of `from` that other software needs
+/// beside them. Tuned shards carry a [`ShardMark`], others `format: pt` as other software expects.
+///
+/// # Errors
+/// As [`write_shards`] and [`write_companions`].
+pub fn write_checkpoint(from: &Path, dir: &Path, entries: &[Entry], tuned: bool) -> Result<()> {
+    // Marks have checks of the files beside the shards.
+    write_companions(from, dir, tuned)?;
     write_shards_of(dir, entries, tuned, SHARD_BYTES)
 }
 
@@ -108,48 +99,51 @@ fn write_shards_of(dir: &Path, entries: &[Entry], tuned: bool, limit: u64) -> Re
         groups.last_mut().expect("a group was just pushed").push(entry);
     }
     let single = groups.len() == 1;
-    let mut weight_map = BTreeMap::new();
-    for (i, group) in groups.iter().enumerate() {
-        let name = match single {
-            true => "model.safetensors".to_string(),
-            false => format!("model-{:05}-of-{:05}.safetensors", i + 1, groups.len()),
-        };
-        group.iter().for_each(|e| {
-            weight_map.insert(e.name.clone(), name.clone());
-        });
-        write_shard(&dir.join(&name), group, tuned)?;
-    }
+    let name = |i: usize| match single {
+        true => "model.safetensors".to_string(),
+        false => format!("model-{:05}-of-{:05}.safetensors", i + 1, groups.len()),
+    };
     if !single {
+        let of = |i: usize| groups[i].iter().map(move |e| (e.name.clone(), i));
+        let weight_map: BTreeMap<_, _> = (0..groups.len()).flat_map(of).map(|(tensor, i)| (tensor, name(i))).collect();
         let total: u64 = entries.iter().map(|e| e.bytes).sum();
         let index = serde_json::json!({"metadata": {"total_size": total}, "weight_map": weight_map});
-        write_file(&dir.join("model.safetensors.index.json"), index.to_string().as_bytes())?;
+        write_file(&dir.join(INDEX), index.to_string().as_bytes())?;
+    }
+    let mut files = BTreeMap::new();
+    for name in COMPANIONS.into_iter().chain(["config.json", INDEX]).filter(|n| tuned && dir.join(n).exists()) {
+        files.insert(name.to_string(), file_check(&dir.join(name))?);
+    }
+    for (i, group) in groups.iter().enumerate() {
+        write_shard(&dir.join(name(i)), group, tuned.then_some(&files))?;
     }
     Ok(())
 }
 
-fn write_shard(path: &Path, entries: &[&Entry], tuned: bool) -> Result<()> {
+/// Writes a shard, a tuned one with checks of the directory's other files.
+fn write_shard(path: &Path, entries: &[&Entry], files: Option<&BTreeMap<String, String>>) -> Result<()> {
     let mut blobs = Vec::new();
     for entry in entries {
         let data = std::fs::read(&entry.blob).map_err(CheckpointError::io(&entry.blob))?;
         let shape = if entry.plain.is_some() { entry.shape.clone() } else { vec![data.len()] };
         blobs.push(Blob { entry, shape, data });
     }
-    let table = blobs.iter().map(|b| {
-        let plain = b.entry.plain.is_some();
-        Ok((b.entry.name.as_str(), b.entry.shape.clone(), plain.then(|| b.data.clone())))
-    });
     // One key only: the safetensors crate keeps metadata in a hash map, whose order would vary.
-    let metadata = match tuned {
-        true => {
-            let mark = ShardMark { version: VERSION.into(), digest: plain_digest(table)? };
-            let text = serde_json::to_string(&mark).expect("two strings");
-            HashMap::from([(MARK_KEY.to_string(), text)])
+    let metadata = match files {
+        Some(files) => {
+            let plain = blobs.iter().filter(|b| b.entry.plain.is_some());
+            let plain: BTreeMap<&str, String> = plain.map(|b| (b.entry.name.as_str(), hex_check(&b.data))).collect();
+            let mark = ShardMark::blank(plain.into_values().collect(), files);
+            HashMap::from([(MARK_KEY.to_string(), serde_json::to_string(&mark).expect("plain data"))])
         }
-        false => HashMap::from([("format".to_string(), "pt".to_string())]),
+        None => HashMap::from([("format".to_string(), "pt".to_string())]),
     };
     let views = blobs.iter().map(|b| (b.entry.name.as_str(), b));
     safetensors::serialize_to_file(views, Some(metadata), path)
         .map_err(|e| CheckpointError::file(path, format!("cannot be written: {e}")))?;
+    if files.is_some() {
+        ShardMark::seal(path)?;
+    }
     File::open(path).and_then(|f| f.sync_all()).map_err(CheckpointError::io(path))
 }
 
@@ -197,6 +191,9 @@ mod tests {
     /// Three plain tensors of 8, 12 and 16 bytes in shards of at most 20.
     fn sharded(tuned: bool) -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();
+        let method = if tuned { QUANT_METHOD } else { "none" };
+        let config = format!("{{\"quantization_config\": {{\"quant_method\": \"{method}\"}}}}");
+        std::fs::write(dir.path().join("config.json"), config).unwrap();
         let entries: Vec<Entry> = (2..5)
             .map(|n| {
                 let blob = dir.path().join(format!("blob{n}"));

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use rayon::prelude::*;
 use waterfill_artifacts::Progress;
-use waterfill_checkpoint::writer::{Entry, write_companions, write_file, write_shards};
+use waterfill_checkpoint::writer::{Entry, write_checkpoint, write_file};
 use waterfill_checkpoint::{Checkpoint, CheckpointError, Element, TensorInfo, element_of};
 use waterfill_codec::Dtype;
 
@@ -50,8 +50,7 @@ pub fn write_dense(source: &Checkpoint, out: &Path, dtype: Option<Dtype>, progre
             Ok(Entry { name: info.name.clone(), shape: info.shape.clone(), plain, blob, bytes: bytes.len() as u64 })
         })
         .collect::<Result<Vec<Entry>>>()?;
-    write_shards(&dense, &entries, false)?;
-    write_companions(source.dir(), &dense, false)?;
+    write_checkpoint(source.dir(), &dense, &entries, false)?;
     std::fs::rename(&dense, out).map_err(CheckpointError::io(out))?;
     Ok(())
 }

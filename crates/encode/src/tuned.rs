@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use waterfill_allocate::{Allocation, Importance, read_plan};
 use waterfill_artifacts::{Progress, Work};
-use waterfill_checkpoint::writer::{Entry, write_companions, write_file, write_shards};
+use waterfill_checkpoint::writer::{Entry, write_checkpoint, write_file};
 use waterfill_checkpoint::{Checkpoint, CheckpointError, TensorInfo, Values};
 use waterfill_codec::{CodecError, CodedTensor, TILE};
 
@@ -85,8 +85,7 @@ pub fn encode(
         loss += its_loss;
     }
     let entries: Vec<Entry> = entries.into_iter().map(|(e, _)| e).collect();
-    write_shards(&out, &entries, true)?;
-    write_companions(source.dir(), &out, true)?;
+    write_checkpoint(source.dir(), &out, &entries, true)?;
     let written = Checkpoint::open(&out)?;
     let linear = |info: &&TensorInfo| info.name.contains("_proj.");
     Ok(EncodeSummary {

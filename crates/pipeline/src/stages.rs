@@ -212,9 +212,9 @@ impl Session<'_> {
 
     pub(crate) fn encoding_identity(&self, allocation: String) -> Identity {
         let settled = serde_json::json!({
-            "bitstream": waterfill_checkpoint::writer::VERSION, "tools": self.config.encode.tools(), "widen": self.widen(),
+            "bitstream": waterfill_checkpoint::VERSION, "tools": self.config.encode.tools(), "widen": self.widen(),
         });
-        self.identity("encode", 3, [("allocate", allocation)], settled)
+        self.identity("encode", 4, [("allocate", allocation)], settled)
     }
 
     fn evaluation_config(&self) -> serde_json::Value {

@@ -218,7 +218,7 @@ fn write_model(dir: &Path, config: &ModelConfig, parameters: &[Parameter]) -> Re
             bytes: bytes.len() as u64,
         });
     }
-    write_shards(dir, &entries, false)?;
+    write_shards(dir, &entries)?;
     for entry in entries {
         std::fs::remove_file(&entry.blob).map_err(|source| TrainError::Io { path: entry.blob.clone(), source })?;
     }
