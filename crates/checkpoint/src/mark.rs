@@ -65,7 +65,7 @@ impl ShardMark {
     pub(crate) fn check_header(&self, prefix: &[u8]) -> std::result::Result<(), String> {
         let computed = header_digest(prefix, &self.header);
         match computed.as_deref() {
-            Some(computed) if computed == self.header => Ok(()),
+            Some(computed) if computed == self.header || cfg!(fuzzing) => Ok(()),
             _ => Err(format!(
                 "damaged: the safetensors header's digest is {}, its mark says {}",
                 computed.as_deref().unwrap_or("not where it was written"),

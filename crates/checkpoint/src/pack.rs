@@ -355,7 +355,7 @@ impl<'a> Packed<'a> {
         }
         let coded = read(size - 16 - length, length as usize)?;
         let computed = check_of(&[&start[..4], &start[4..], &coded, &end[..8]]);
-        if computed != found {
+        if computed != found && !cfg!(fuzzing) {
             return Err(wrong(format!(
                 "the head is damaged: its check is {found:016x}, the bytes give {computed:016x}"
             )));

@@ -163,7 +163,7 @@ impl Header {
         }
         let found = u64::from_le_bytes(bytes[end - 8..end].try_into().expect("eight bytes"));
         let computed = check_of(&[&bytes[..end - 8], &bytes[end..end + side_bytes]]);
-        if found != computed {
+        if found != computed && !cfg!(fuzzing) {
             return Err(CodecError::Check { part: "header".into(), found, computed });
         }
         let slices: Vec<(u32, u64)> = bytes[FIXED..end - 8]

@@ -409,7 +409,7 @@ impl<'a> CodedTensor<'a> {
     fn walk_slice(&self, n: usize, sink: &mut impl Sink) -> Result<Vec<TilePlan>> {
         let (bytes, (_, found)) = (self.slices[n], self.header.slices[n]);
         let computed = check_of(&[bytes]);
-        if computed != found {
+        if computed != found && !cfg!(fuzzing) {
             return Err(CodecError::Check { part: format!("slice {n}"), found, computed });
         }
         let [headers, escapes, bits, symbols] = split_streams(bytes).ok_or(CodecError::Truncated {

@@ -1,0 +1,137 @@
+//! Anything that can be encoded is decoded: patterns to the same bits, plans to what the encoder's
+//! digest says.
+#![no_main]
+
+use arbitrary::Arbitrary;
+use libfuzzer_sys::fuzz_target;
+use waterfill_codec::{
+    CodedTensor, Dtype, Elements, Format, Kernel, Kind, Palette, Predictor, TILE, TensorPlan, TilePlan, Transform,
+    encode_lossless, encode_tensor,
+};
+
+#[derive(Arbitrary, Debug)]
+struct Input {
+    dtype: u8,
+    rows: u8,
+    cols: u8,
+    side: u8,
+    step: i8,
+    spread: i8,
+    scales: [i8; 4],
+    tiles: Vec<Tile>,
+    neighbours: Option<[i8; 8]>,
+    filter: Option<[i8; 2]>,
+    centroids: [i8; 3],
+    linear: [i8; 3],
+    dictionary: Vec<i8>,
+    bytes: Vec<u8>,
+}
+
+#[derive(Arbitrary, Debug)]
+struct Tile {
+    format: u8,
+    step: i8,
+    spread: i8,
+    kind: u8,
+    predictor: (u8, u8, i8),
+    coarse: u8,
+    transform: (u8, u8, u8),
+}
+
+fuzz_target!(|input: Input| {
+    let dtype = Dtype::ALL[usize::from(input.dtype) % 7];
+    let cols = usize::from(input.cols % 100);
+    let cols = if dtype == Dtype::Nibble { cols / 2 * 2 } else { cols };
+    let rows = usize::from(input.rows % 100);
+    let mut bytes: Vec<u8> = (0..rows * cols * dtype.bits() / 8).map(|i| (i >> 2) as u8).collect();
+    bytes.iter_mut().zip(&input.bytes).for_each(|(b, &x)| *b = x);
+    let elements = Elements { dtype, rows, cols, period: usize::from(input.side % 9) };
+    let coded = encode_lossless(&elements, &bytes).unwrap();
+    assert_eq!(CodedTensor::parse(&coded).unwrap().decode().unwrap().0, bytes);
+    if !dtype.is_weight() {
+        return;
+    }
+    let weight = |b: &[u8]| dtype.value_of(b.iter().rev().fold(0, |v, &x| v << 8 | u32::from(x)));
+    let weights: Vec<f32> = bytes.chunks_exact(dtype.bytes()).map(weight).collect();
+    let mut plan = TensorPlan::uniform(dtype, rows, cols, TilePlan::default());
+    plan.tile = [TILE, 8, 32, 64][usize::from(input.side) % 4];
+    (plan.step_base, plan.spread_base) = (input.step.into(), input.spread.into());
+    let vector = |n: usize, s: i8| (0..n).map(|i| if s == 0 { 0 } else { (i as i8 & 7).wrapping_mul(s % 8) }).collect();
+    plan.row_scale = vector(if input.scales[0] == 0 { 0 } else { rows }, input.scales[0]);
+    plan.col_scale = vector(if input.scales[1] == 0 { 0 } else { cols }, input.scales[1]);
+    plan.row_spread = vector(if input.scales[2] == 0 { 0 } else { rows }, input.scales[2]);
+    plan.col_spread = vector(if input.scales[3] == 0 { 0 } else { cols }, input.scales[3]);
+    let small = |v: i8| v.clamp(-127, 127);
+    plan.parameters.neighbours = input.neighbours.map(|n| n.map(small));
+    plan.parameters.filter = input.filter.map(|f| f.map(small));
+    plan.parameters.centroids = input.centroids.map(small);
+    plan.parameters.linear = input.linear.map(small);
+    if !input.dictionary.is_empty() && cols > 0 {
+        let entry = |c: usize| small(input.dictionary[c % input.dictionary.len()]);
+        plan.parameters.dictionary = vec![(0..cols).map(entry).collect()];
+    }
+    let count = rows.div_ceil(plan.tile) * cols.div_ceil(plan.tile);
+    plan.tiles = (0..count).map(|n| input.tiles.get(n % input.tiles.len().max(1)).map_or(TilePlan::default(), plan_of)).collect();
+    for n in 0..count {
+        let (r, c) = plan.tile_range(n);
+        let full = r.len() == TILE && c.len() == TILE && plan.tile == TILE;
+        let slice_start = r.start / plan.slice_rows() * plan.slice_rows();
+        let tile = &mut plan.tiles[n];
+        if !full {
+            tile.transform = Transform::default();
+            tile.kind = if tile.kind == Kind::BitPlanes { Kind::Coded } else { tile.kind };
+            tile.predictor = if matches!(tile.predictor, Predictor::RankOne(..)) { Predictor::Left } else { tile.predictor };
+        }
+        match tile.predictor {
+            Predictor::Row(d) if usize::from(d) > r.start - slice_start || d == 0 => tile.predictor = Predictor::Top,
+            Predictor::Dictionary(_) if plan.parameters.dictionary.is_empty() => tile.predictor = Predictor::None,
+            _ => {}
+        }
+    }
+    // Scales out of range and weights that are not finite are refused.
+    if let Ok(coded) = encode_tensor(&plan, &weights) {
+        CodedTensor::parse(&coded).unwrap().decode().unwrap();
+    }
+});
+
+fn plan_of(tile: &Tile) -> TilePlan {
+    let format = Format::ALL[usize::from(tile.format) % 8];
+    let mut plan = TilePlan { format, step: tile.step.into(), spread: tile.spread.max(-127).into(), ..TilePlan::default() };
+    if format.level_range().is_none() {
+        return plan;
+    }
+    let (predictor, argument, value) = tile.predictor;
+    let value = value.max(-127);
+    plan.predictor = match predictor % 10 {
+        0 => Predictor::None,
+        1 => Predictor::Left,
+        2 => Predictor::Top,
+        3 => Predictor::RowMean,
+        4 => Predictor::ColMean,
+        5 => Predictor::Linear,
+        6 => Predictor::Row(argument.into()),
+        7 => Predictor::Dictionary(0),
+        8 => Predictor::Constant(value.into()),
+        _ => Predictor::RankOne([value; TILE], [argument as i8 >> 1; TILE]),
+    };
+    plan.kind = match tile.kind % 4 {
+        0 => Kind::Coded,
+        1 => Kind::Skip,
+        2 => {
+            let len = tile.kind / 4 % 7 + 2;
+            let mut palette = Palette { len, values: [0; 8] };
+            (0..usize::from(len)).for_each(|i| palette.values[i] = i16::from(value) / 8 + i as i16);
+            Kind::Palette(palette)
+        }
+        _ => Kind::BitPlanes,
+    };
+    if matches!(plan.kind, Kind::Coded | Kind::BitPlanes) {
+        plan.coarse = tile.coarse % 32;
+        let (down, along, side) = tile.transform;
+        plan.transform = Transform { down: Kernel::COMMON[usize::from(down) % 4], along: Kernel::COMMON[usize::from(along) % 4], side: 4 << (side % 3) };
+        if plan.transform.is_identity() {
+            plan.transform.side = 16;
+        }
+    }
+    plan
+}

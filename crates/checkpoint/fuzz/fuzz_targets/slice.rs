@@ -1,0 +1,68 @@
+//! Slices of any bytes under headers and side information of real tensors of every kind.
+#![no_main]
+
+use std::sync::OnceLock;
+
+use libfuzzer_sys::fuzz_target;
+use waterfill_codec::header::Header;
+use waterfill_codec::{
+    CodedTensor, Dtype, Elements, Format, Kernel, Kind, Predictor, TensorPlan, TilePlan, Transform, encode_lossless,
+    encode_tensor,
+};
+
+/// Coded tensors whose slices are replaced.
+fn bases() -> &'static Vec<Vec<u8>> {
+    static ALL: OnceLock<Vec<Vec<u8>>> = OnceLock::new();
+    ALL.get_or_init(|| {
+        let weights: Vec<f32> = (0..48 * 80).map(|i| ((i * 7919 % 241) as f32 - 120.0) / 16.0).collect();
+        let mut all = Vec::new();
+        for dtype in [Dtype::Bf16, Dtype::F16, Dtype::F32] {
+            let weights: Vec<f32> = weights.iter().map(|&w| dtype.value_of(dtype.pattern_of(w))).collect();
+            for format in Format::ALL {
+                let tile = TilePlan { format, ..TilePlan::default() };
+                let mut plan = TensorPlan::uniform(dtype, 48, 80, tile);
+                plan.spread_base = 8;
+                all.push(encode_tensor(&plan, &weights).unwrap());
+                // Every tool that a tile of integers can have.
+                if format.level_range().is_some() {
+                    plan.row_scale = (0..48).map(|i| (i % 5) as i8 - 2).collect();
+                    plan.parameters.neighbours = Some([-3, -1, 0, 1, 2, 4, 6, 8]);
+                    plan.parameters.centroids = [2, 1, 0];
+                    plan.parameters.linear = [20, 30, 5];
+                    plan.parameters.filter = Some([8, -8]);
+                    plan.parameters.dictionary = vec![(0..80).map(|i| (i % 9) as i8).collect()];
+                    for (n, tile) in plan.tiles.iter_mut().enumerate() {
+                        tile.step = n as i16 % 4;
+                        tile.spread = n as i16 % 3 - 1;
+                        tile.coarse = (n % 5) as u8;
+                        tile.predictor = [Predictor::None, Predictor::Left, Predictor::Top, Predictor::Linear][n % 4];
+                        tile.transform = Transform { down: Kernel::COMMON[n % 4], along: Kernel::Dct, side: 16 };
+                        tile.kind = if n % 6 == 5 { Kind::Skip } else { Kind::Coded };
+                    }
+                    all.push(encode_tensor(&plan, &weights).unwrap());
+                }
+            }
+        }
+        for dtype in Dtype::ALL {
+            let elements = Elements { dtype, rows: 20, cols: 66, period: 3 };
+            let bytes: Vec<u8> = (0..20 * 66 * dtype.bits() / 8).map(|i| (i * i >> 4) as u8).collect();
+            all.push(encode_lossless(&elements, &bytes).unwrap());
+        }
+        all
+    })
+}
+
+fuzz_target!(|input: (u8, Vec<u8>)| {
+    let base = &bases()[usize::from(input.0) % bases().len()];
+    let mut header = Header::parse(base).unwrap();
+    let start = Header::bytes(header.slices.len());
+    let side = &base[start..start + header.side_bytes];
+    let slice = &input.1;
+    header.slices[0].0 = slice.len() as u32;
+    let rest: usize = header.slices[1..].iter().map(|s| s.0 as usize).sum();
+    let bytes = [&header.write(side), side, slice, &base[base.len() - rest..]].concat();
+    let tensor = CodedTensor::parse(&bytes).unwrap();
+    let mut out = vec![0; tensor.bytes(tensor.slice_rows(0).len())];
+    let _ = tensor.decode_slice(0, &mut out);
+    let _ = tensor.decode_planes(0);
+});
