@@ -1,6 +1,6 @@
 //! What a tuned shard says of itself in its metadata, so that no damage to a tuned directory passes
 //! unnoticed: checks of its header, of every plain tensor and of the files beside it. Coded tensors carry
-//! their own.
+//! their own. Section 12 of `docs/BITSTREAM.md`.
 
 use std::collections::BTreeMap;
 use std::fs::File;

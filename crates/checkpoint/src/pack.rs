@@ -1,4 +1,5 @@
-//! Packing a safetensors file without loss, and back to the same bytes.
+//! Packing a safetensors file without loss, and back to the same bytes (section 11 of
+//! `docs/BITSTREAM.md`).
 //!
 //! ```text
 //! "WFPK"  4        magic

@@ -1,4 +1,5 @@
-//! Header and slice table of a coded tensor: fixed fields, little endian.
+//! Header and slice table of a coded tensor: fixed fields, little endian (section 2 of
+//! `docs/BITSTREAM.md`).
 //!
 //! ```text
 //!  0  "WFT1"             4  magic and version
@@ -137,6 +138,11 @@ impl Header {
             }
         };
         let tools = Tools(field(20, 4)).check()?;
+        let dtype = Dtype::from_code(fixed[4])?;
+        if dtype == Dtype::Nibble && field(12, 4) % 2 == 1 {
+            let expected = "an even number of nibbles";
+            return Err(CodecError::Field { field: "cols", found: field(12, 4).into(), expected });
+        }
         let lanes = 1 << within("log2 of lanes", field(5, 1), 0, 6, "0..=6")?;
         let slice_rows = within("slice rows / 8", field(6, 2), 1, 128, "1..=128")? * UNIT_ROWS;
         if !slice_rows.is_multiple_of(tools.tile()) {
@@ -179,7 +185,7 @@ impl Header {
             return Err(truncated("whole coded tensor", needed));
         }
         Ok(Self {
-            dtype: Dtype::from_code(fixed[4])?,
+            dtype,
             lanes,
             slice_rows,
             rows,

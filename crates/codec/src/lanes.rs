@@ -1,5 +1,6 @@
 //! Interleaved range asymmetric numeral systems (Duda 2014; interleaving of Giesen 2014) for
-//! samples, with 32-bit states, 16-bit words and 12-bit probabilities.
+//! samples, with 32-bit states, 16-bit words and 12-bit probabilities (section 7.1 of
+//! `docs/BITSTREAM.md`).
 //!
 //! The sample in row r and column c uses lane r mod 32 + 32 (c mod 2), modulo the number of lanes, so
 //! that with 64 lanes two columns of 32 rows are decoded side by side. The encoder keeps all intervals and codes them backwards; the stream

@@ -1,5 +1,5 @@
 //! From samples to integer planes to weights: the one reconstruction that encoder and decoder
-//! share.
+//! share (sections 8 and 9 of `docs/BITSTREAM.md`).
 //!
 //! A plane holds the integers of a tile in units of its step. Prediction, inverse quantisation and
 //! inverse transform are integer arithmetic and end by rounding and clamping into the plane; row

@@ -1,5 +1,6 @@
 //! Bit planes with significance trees (Said & Pearlman 1996, in spirit): a research tool that codes
-//! a tile's levels from the highest plane down, in the header's stream.
+//! a tile's levels from the highest plane down, in the header's stream (section 6.4 of
+//! `docs/BITSTREAM.md`).
 
 use crate::symbol::{BitModel, Coder, TreeModel};
 

@@ -1,5 +1,5 @@
 //! A single range asymmetric numeral system (Duda 2014) for headers and side information, where
-//! models adapt: 32-bit state, 16-bit words, 14-bit probabilities.
+//! models adapt: 32-bit state, 16-bit words, 14-bit probabilities (section 3 of `docs/BITSTREAM.md`).
 //!
 //! The encoder keeps all intervals and codes them backwards; the stream begins with the final
 //! state, followed by words in the order the decoder reads them. A decoder that consumed the right

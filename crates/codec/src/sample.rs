@@ -1,4 +1,5 @@
-//! Syntax of one sample: a symbol in the row's lane, then bits stored as they are.
+//! Syntax of one sample: a symbol in the row's lane, then bits stored as they are (sections 7.2 to
+//! 7.6 of `docs/BITSTREAM.md`).
 
 use crate::bits::{BitReader, BitWriter};
 use crate::format::Dtype;

@@ -1,4 +1,4 @@
-//! The logarithmic scale grid: every scale is 2^(k/8).
+//! The logarithmic scale grid: every scale is 2^(k/8) (section 9.1 of `docs/BITSTREAM.md`).
 //!
 //! `MANTISSA[k mod 8]` holds 2^((k mod 8)/8) as a 16-bit integer with 15 fraction bits. Products
 //! of a level (8 bits) and a mantissa (16 bits) are exact in an f32's 24-bit significand, and the

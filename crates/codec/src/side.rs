@@ -1,4 +1,5 @@
-//! Side information of a whole tensor: row and column vectors, tables, and what tools share.
+//! Side information of a whole tensor: row and column vectors, tables, and what tools share
+//! (section 4 of `docs/BITSTREAM.md`).
 
 use crate::error::{CodecError, Result};
 use crate::format::{Dtype, Format};
@@ -158,8 +159,9 @@ pub fn code_side<C: Coder>(coder: &mut C, plan: &mut TensorPlan, tools: Tools, f
     if tools.has(Tools::LEARNED) {
         let matrix = parameters.learned.get_or_insert_with(|| Box::new([0; 256]));
         for value in matrix.iter_mut() {
-            // Entries of an orthogonal matrix lie within one.
-            *value = (coder.raw(14, (i32::from(*value) + (1 << 13)) as u32 & 0x3fff) as i32 - (1 << 13)) as i16;
+            // Entries of an orthogonal matrix lie within one; sums of sixteen products then fit 32 bits.
+            let read = coder.raw(14, (i32::from(*value) + (1 << 13)) as u32 & 0x3fff) as i32 - (1 << 13);
+            *value = read.clamp(-4096, 4096) as i16;
         }
     }
     if tools.has(Tools::FILTER) {

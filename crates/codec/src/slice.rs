@@ -1,4 +1,5 @@
-//! Syntax of a slice: the headers of its tiles in raster order, then its samples.
+//! Syntax of a slice: the headers of its tiles in raster order, then its samples (sections 5 to 7 of
+//! `docs/BITSTREAM.md`).
 //!
 //! Samples are coded band by band (32 rows, or a tile's side where that is more), in a band column
 //! by column, in a column row by row, so that lanes and error feedback run over rows and columns
@@ -105,23 +106,33 @@ impl<'a> SlicePlan<'a> {
             }
             let left = (col > 0).then(|| self.tiles[n - 1]);
             let top = (row > 0).then(|| self.tiles[n - across]);
-            let (rows, cols) = self.tile_range(n);
-            let full = rows.len() == self.plan.tile && cols.len() == self.plan.tile;
-            let context = HeaderContext { tools: self.tools, left, top, full };
+            let context = HeaderContext { tools: self.tools, left, top, full: self.is_full(n) };
             code_tile(coder, models, &context, &mut self.tiles[n])?;
             let tile = self.tiles[n];
-            for r in row..down.min(row + group) {
-                for c in col..across.min(col + group) {
-                    self.tiles[r * across + c] = tile;
-                    given[r * across + c] = true;
+            for member in
+                (row..down.min(row + group)).flat_map(|r| (col..across.min(col + group)).map(move |c| r * across + c))
+            {
+                if tile.kind == Kind::BitPlanes && !self.is_full(member) {
+                    return Err(CodecError::Field {
+                        field: "tile kind",
+                        found: 3,
+                        expected: "0..=2 in a tile that is cut",
+                    });
                 }
+                self.tiles[member] = tile;
+                given[member] = true;
             }
         }
         Ok(())
     }
 
-    /// Whether the group of `side` by `side` tiles from tile `n` on could share its header. Groups
-    /// that a cut tile belongs to do not: their members may not have the same tools.
+    /// Whether all weights of tile `n` exist.
+    fn is_full(&self, n: usize) -> bool {
+        let (rows, cols) = self.tile_range(n);
+        rows.len() == self.plan.tile && cols.len() == self.plan.tile
+    }
+
+    /// Whether the group of `side` by `side` tiles from tile `n` on could share its header.
     fn is_group(&self, n: usize, side: usize, down: usize) -> bool {
         let across = self.plan.tiles_across();
         let (row, col) = (n / across, n % across);

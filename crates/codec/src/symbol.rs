@@ -1,6 +1,7 @@
-//! Syntax elements of headers and side information, and their adaptive models. Syntax is written once, against [`Coder`]; the encoder, the decoder
-//! and the rate counter are its backends, so that the rate a search sees and the bits that are
-//! written cannot drift apart (the design of rav1e's `Writer`).
+//! Syntax elements of headers and side information, and their adaptive models (section 3.1 of
+//! `docs/BITSTREAM.md`). Syntax is written once, against [`Coder`]; the encoder, the decoder and the
+//! rate counter are its backends, so that the rate a search sees and the bits that are written cannot
+//! drift apart (the design of rav1e's `Writer`).
 
 use crate::rans::{PROB_BITS, PROB_ONE};
 use crate::units::Rate;

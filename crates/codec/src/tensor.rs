@@ -426,6 +426,12 @@ impl<'a> CodedTensor<'a> {
             }
             [0; 256]
         })?;
+        if !self.header.dtype.is_weight()
+            && let Some(tile) = slice.tiles.iter().find(|t| t.format != Format::Lossless)
+        {
+            let expected = "lossless tiles only in a tensor of this type";
+            return Err(CodecError::Field { field: "tile format", found: tile.format as i64, expected });
+        }
         let mut decoder = SampleDecoder::new(symbols, self.header.lanes, bits, escapes);
         self.decode_blocks(&slice, &mut decoder, &in_planes, sink)?;
         if !(headers.finish() && decoder.finish()) {

@@ -1,4 +1,5 @@
-//! Bytes of text, such as a safetensors header, under contexts of the bytes before.
+//! Bytes of text, such as a safetensors header, under contexts of the bytes before (section 11 of
+//! `docs/BITSTREAM.md`).
 
 use crate::symbol::{BitModel, Coder};
 

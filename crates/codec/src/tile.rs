@@ -1,4 +1,4 @@
-//! What is decided for a tile, and the syntax of its header.
+//! What is decided for a tile, and the syntax of its header (section 6 of `docs/BITSTREAM.md`).
 
 use crate::TILE;
 use crate::error::{CodecError, Result};

@@ -1,4 +1,5 @@
-//! Which syntax elements a tensor has. A tool that no tile uses costs no bits.
+//! Which syntax elements a tensor has (section 2 of `docs/BITSTREAM.md`). A tool that no tile uses
+//! costs no bits.
 
 use crate::error::{CodecError, Result};
 

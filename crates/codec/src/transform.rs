@@ -4,7 +4,7 @@
 //!
 //! The inverse is integer arithmetic: two passes of 16-bit inputs and 16-bit bases (scaled by
 //! [`ONE`]) with 32-bit sums, columns first, each rounded once and cut to 16 bits. The forward
-//! transform is the encoder's own and uses f32.
+//! transform is the encoder's own and uses f32. Section 8.2 of `docs/BITSTREAM.md`.
 
 #![allow(clippy::needless_range_loop)] // Loops over numbers are what the compiler makes wide.
 

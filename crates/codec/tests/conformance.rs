@@ -1,0 +1,339 @@
+//! The bitstream as it is specified: conformance vectors, a second decoder, and a gate that no change
+//! passes without a line in the specification's changelog.
+
+mod oracle;
+
+use std::path::{Path, PathBuf};
+
+use proptest::prelude::*;
+use waterfill_codec::{
+    CodedTensor, Dtype, Elements, Format, Kernel, Kind, Palette, Predictor, TILE, TensorPlan, TilePlan, Transform,
+    encode_lossless, encode_tensor,
+};
+
+fn vectors() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vectors")
+}
+
+/// Weights with rows of different sizes, in units of a step of one, rounded to the type.
+fn weights(dtype: Dtype, rows: usize, cols: usize, spread: f32) -> Vec<f32> {
+    let mut state = 11u64;
+    let mut uniform = || {
+        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (state >> 40) as f32 / (1 << 24) as f32 - 0.5
+    };
+    let mut weight = |i: usize| {
+        let gauss: f32 = (0..6).map(|_| uniform()).sum::<f32>() * 1.41;
+        let row = 1.0 + 0.5 * ((i / cols) as f32 * 0.7).sin();
+        // Now and then one that needs an escape.
+        gauss * spread * row * if i % 509 == 100 { 12.0 } else { 1.0 }
+    };
+    (0..rows * cols).map(|i| dtype.value_of(dtype.pattern_of(weight(i)))).collect()
+}
+
+fn plan(dtype: Dtype, rows: usize, cols: usize, format: Format) -> TensorPlan {
+    let mut plan = TensorPlan::uniform(dtype, rows, cols, TilePlan { format, ..TilePlan::default() });
+    plan.spread_base = 4;
+    plan
+}
+
+/// A coded tensor for every tool, by name.
+fn examples() -> Vec<(String, Vec<u8>)> {
+    const SHAPE: (usize, usize) = (40, 70);
+    let mut all = Vec::new();
+    let mut add = |name: &str, plan: &TensorPlan, spread: f32| {
+        let weights = weights(plan.dtype, plan.rows, plan.cols, spread);
+        all.push((name.to_string(), encode_tensor(plan, &weights).unwrap()));
+    };
+    let base = || plan(Dtype::Bf16, SHAPE.0, SHAPE.1, Format::Int8);
+    for format in Format::ALL {
+        for dtype in [Dtype::Bf16, Dtype::F16, Dtype::F32] {
+            let mut plan = plan(dtype, SHAPE.0, SHAPE.1, format);
+            plan.tiles.iter_mut().enumerate().for_each(|(n, t)| t.step = n as i16 % 3);
+            add(&format!("format-{}-{dtype:?}", format.name()), &plan, 2.0);
+        }
+    }
+    let mut mixed = base();
+    for (n, tile) in mixed.tiles.iter_mut().enumerate() {
+        *tile = TilePlan { format: Format::ALL[n % 8], step: n as i16 % 5, spread: 2 - n as i16 % 4, ..*tile };
+    }
+    mixed.row_scale = (0..SHAPE.0).map(|i| i as i8 % 5 - 2).collect();
+    mixed.col_scale = (0..SHAPE.1).map(|i| i as i8 % 3 - 1).collect();
+    mixed.row_spread = (0..SHAPE.0).map(|i| i as i8 % 7 - 3).collect();
+    mixed.col_spread = (0..SHAPE.1).map(|i| i as i8 % 4 - 2).collect();
+    (mixed.step_base, mixed.spread_base) = (-9, 5);
+    add("mixed-with-vectors", &mixed, 2.0);
+    add("uniform", &base(), 2.0);
+    add("large-levels", &TensorPlan { spread_base: 26, ..base() }, 60.0);
+
+    let with = |change: &dyn Fn(usize, &mut TilePlan)| {
+        let mut plan = base();
+        plan.tiles.iter_mut().enumerate().for_each(|(n, t)| {
+            t.step = n as i16 % 2;
+            change(n, t);
+        });
+        plan
+    };
+    for (name, predictor) in [
+        ("left", Predictor::Left),
+        ("top", Predictor::Top),
+        ("row-mean", Predictor::RowMean),
+        ("col-mean", Predictor::ColMean),
+        ("linear", Predictor::Linear),
+        ("row-copy", Predictor::Row(7)),
+        ("dictionary", Predictor::Dictionary(1)),
+        ("constant", Predictor::Constant(-3)),
+        ("rank-one", Predictor::RankOne([9; TILE], std::array::from_fn(|i| i as i8 - 8))),
+    ] {
+        let mut plan = with(&|n, t| {
+            let above = n >= 5 || !matches!(predictor, Predictor::Row(_));
+            t.predictor = if n % 4 == 3 || !above { Predictor::None } else { predictor };
+            t.kind = if n % 5 == 2 { Kind::Skip } else { Kind::Coded };
+        });
+        plan.parameters.linear = [30, 25, 11];
+        plan.parameters.dictionary = vec![vec![1; SHAPE.1], (0..SHAPE.1).map(|i| i as i8 % 11 - 5).collect()];
+        plan.parameters.dictionary_step = 2;
+        add(&format!("predictor-{name}"), &plan, 2.0);
+    }
+    let palette = Palette { len: 5, values: [-4, -1, 0, 2, 5, 0, 0, 0] };
+    add("palette", &with(&|n, t| t.kind = if n % 3 == 0 { Kind::Palette(palette) } else { Kind::Coded }), 2.0);
+    let full = |n: usize| n / 5 < 2 && n % 5 < 4;
+    add("bit-planes", &with(&|n, t| t.kind = if full(n) { Kind::BitPlanes } else { Kind::Coded }), 3.0);
+    for (name, side) in [("16", 16), ("8", 8), ("4", 4)] {
+        let mut plan = with(&|n, t| {
+            let (down, along) = (Kernel::COMMON[n % 4], Kernel::COMMON[n / 2 % 4]);
+            let side = if (down, along) == (Kernel::Identity, Kernel::Identity) { 16 } else { side };
+            t.transform = if full(n) { Transform { down, along, side } } else { Transform::default() };
+            t.coarse = (3 * n % 11) as u8;
+        });
+        plan.parameters.bands = std::array::from_fn(|b| b as i8 % 5 - 2);
+        plan.parameters.centroids = [-2, 3, 1];
+        add(&format!("transform-{name}"), &plan, 20.0);
+    }
+    let mut learned = with(&|n, t| {
+        let transform = Transform { down: Kernel::Learned, along: Kernel::Dct, side: 16 };
+        t.transform = if full(n) { transform } else { Transform::default() };
+        t.coarse = 5;
+    });
+    let matrix = *waterfill_codec::transform::basis(Kernel::Dst, 16);
+    learned.parameters.learned = Some(Box::new(matrix));
+    add("learned", &learned, 20.0);
+    let mut centroids =
+        with(&|n, t| (t.coarse, t.predictor) = ((n % 9) as u8, [Predictor::None, Predictor::Left][n % 2]));
+    centroids.parameters.centroids = [-3, -1, 2];
+    add("centroids", &centroids, 9.0);
+    let mut neighbours = with(&|n, t| t.kind = if n == 6 { Kind::Skip } else { Kind::Coded });
+    neighbours.parameters.neighbours = Some([-6, -3, -1, 0, 1, 2, 4, 6]);
+    add("neighbours", &neighbours, 2.0);
+    let mut filter = with(&|_, _| {});
+    filter.parameters.filter = Some([20, -35]);
+    add("filter", &filter, 2.0);
+    let mut merged = plan(Dtype::Bf16, 144, 160, Format::Int8);
+    merged
+        .tiles
+        .iter_mut()
+        .enumerate()
+        .for_each(|(n, t)| t.step = i16::from(n % 10 > 5 && n > 33) + i16::from(n == 61));
+    add("merge", &TensorPlan { spread_base: -6, ..merged }, 0.3);
+    for side in [8, 32, 64] {
+        let mut plan = plan(Dtype::Bf16, 90, 70, Format::Int8);
+        plan.tile = side;
+        plan.tiles = (0..90usize.div_ceil(side) * 70usize.div_ceil(side))
+            .map(|n| TilePlan {
+                step: n as i16 % 3,
+                predictor: [Predictor::ColMean, Predictor::RowMean, Predictor::None][n % 3],
+                ..TilePlan::default()
+            })
+            .collect();
+        add(&format!("tile-{side}"), &plan, 1.0);
+    }
+    add("sixty-four-lanes", &TensorPlan { spread_base: -8, ..plan(Dtype::Bf16, 64, 1600, Format::Int4) }, 0.25);
+    for dtype in Dtype::ALL {
+        for (rows, cols) in [(0, 6), (1, 2), (33, 50)] {
+            let mut bytes: Vec<u8> = weights(Dtype::Bf16, rows, cols, 2.0)
+                .iter()
+                .flat_map(|w| match dtype {
+                    Dtype::E4M3 | Dtype::E5M2 | Dtype::Byte => vec![(w * 16.0) as i8 as u8],
+                    Dtype::Nibble => vec![(w * 2.0) as i8 as u8 & 0x77],
+                    _ => dtype.pattern_of(*w).to_le_bytes()[..dtype.bytes()].to_vec(),
+                })
+                .collect();
+            bytes.truncate(rows * cols * dtype.bits() / 8);
+            let coded = encode_lossless(&Elements { dtype, rows, cols, period: 2 }, &bytes).unwrap();
+            all.push((format!("lossless-{dtype:?}-{rows}x{cols}"), coded));
+        }
+    }
+    all
+}
+
+#[test]
+fn conformance_vectors_decode_to_their_digests() {
+    let dir = vectors();
+    let list = dir.join("digests.txt");
+    if std::env::var_os("WATERFILL_WRITE_VECTORS").is_some() {
+        let mut lines = String::new();
+        for (name, bytes) in examples() {
+            std::fs::write(dir.join(format!("{name}.wft")), &bytes).unwrap();
+            let decoded = CodedTensor::parse(&bytes).unwrap().decode().unwrap().0;
+            lines += &format!("{} {name}\n", blake3::hash(&decoded).to_hex());
+        }
+        std::fs::write(&list, lines).unwrap();
+    }
+    let list = std::fs::read_to_string(list).unwrap();
+    let files = std::fs::read_dir(&dir).unwrap().count() - 1;
+    assert_eq!(list.lines().count(), files, "every vector has a digest");
+    for line in list.lines() {
+        let (digest, name) = line.split_once(' ').unwrap();
+        let bytes = std::fs::read(dir.join(format!("{name}.wft"))).unwrap();
+        let decoded = CodedTensor::parse(&bytes).unwrap().decode().unwrap().0;
+        assert_eq!(blake3::hash(&decoded).to_hex().as_str(), digest, "{name}");
+        assert!(oracle::decode(&bytes) == decoded, "{name}: the second decoder differs");
+    }
+}
+
+/// The examples are of today's encoder: every tool is in the vectors, and today's encoder is held to the
+/// second decoder too.
+#[test]
+fn what_the_encoder_writes_now_is_decoded_alike_by_both_decoders() {
+    let list = std::fs::read_to_string(vectors().join("digests.txt")).unwrap();
+    let names: Vec<&str> = list.lines().filter_map(|l| Some(l.split_once(' ')?.1)).collect();
+    for (name, bytes) in examples() {
+        assert!(names.contains(&name.as_str()), "{name} has no vector");
+        let decoded = CodedTensor::parse(&bytes).unwrap().decode().unwrap().0;
+        assert!(oracle::decode(&bytes) == decoded, "{name}");
+    }
+}
+
+#[test]
+fn the_changelog_names_the_tables_and_vectors_as_they_are() {
+    let crate_dir = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let text = std::fs::read_to_string(crate_dir.join("../../docs/BITSTREAM.md")).unwrap();
+    let changelog = text.split("## Changelog").nth(1).unwrap();
+    let digest = |files: &[&str]| {
+        let mut hasher = blake3::Hasher::new();
+        files.iter().for_each(|f| {
+            hasher.update(&std::fs::read(crate_dir.join(f)).unwrap());
+        });
+        hasher.finalize().to_hex()[..16].to_string()
+    };
+    let tables = digest(&["src/tables.rs", "src/transforms.rs"]);
+    let vectors = digest(&["tests/vectors/digests.txt"]);
+    let last = changelog.lines().rfind(|l| l.starts_with('|')).unwrap_or_default();
+    assert!(
+        last.contains(&tables) && last.contains(&vectors),
+        "tables {tables}, vectors {vectors}: the normative parts changed, docs/BITSTREAM.md needs a line for it"
+    );
+}
+
+fn any_tile() -> impl Strategy<Value = TilePlan> {
+    let transform = (0..4usize, 0..4usize, 0..3u32);
+    (0..8usize, -6i16..6, -5i16..5, 0..4u8, (0..10u8, 1u16..40, -50i16..50), 0..32u8, transform).prop_map(
+        |(format, step, spread, kind, (predictor, distance, value), coarse, (down, along, side))| {
+            let format = Format::ALL[format];
+            let mut tile = TilePlan { format, step, spread, ..TilePlan::default() };
+            if format.level_range().is_none() {
+                return tile;
+            }
+            tile.predictor = match predictor {
+                0 => Predictor::None,
+                1 => Predictor::Left,
+                2 => Predictor::Top,
+                3 => Predictor::RowMean,
+                4 => Predictor::ColMean,
+                5 => Predictor::Linear,
+                6 => Predictor::Row(distance),
+                7 => Predictor::Dictionary(0),
+                8 => Predictor::Constant(value),
+                _ => Predictor::RankOne([value as i8; TILE], std::array::from_fn(|i| i as i8 * 3 - 20)),
+            };
+            tile.kind = match kind {
+                0 => Kind::Coded,
+                1 => Kind::Skip,
+                2 => Kind::Palette(Palette { len: 3, values: [value, -1, 2, 0, 0, 0, 0, 0] }),
+                _ => Kind::BitPlanes,
+            };
+            if matches!(tile.kind, Kind::Coded | Kind::BitPlanes) {
+                tile.coarse = coarse;
+                tile.transform =
+                    Transform { down: Kernel::COMMON[down], along: Kernel::COMMON[along], side: 4 << side };
+                if tile.transform.is_identity() {
+                    tile.transform.side = 16;
+                }
+            }
+            tile
+        },
+    )
+}
+
+prop_compose! {
+    /// A plan with any tools, of an odd shape.
+    fn any_plan()(
+        (rows, cols) in prop_oneof![Just((1, 1)), Just((1, 37)), Just((37, 1)), Just((17, 31)), Just((0, 5)), Just((5, 0)),
+            Just((16, 16)), (1usize..80, 1usize..80)],
+        dtype in 0..3usize, side in prop_oneof![4 => Just(16usize), 1 => Just(8), 1 => Just(32), 1 => Just(64)],
+        tiles in prop::collection::vec(any_tile(), 1..30), step_base in -40i32..40, spread_base in -6i32..30,
+        vectors in prop::collection::vec(prop::option::of(-4i8..=4), 4), neighbours: Option<[i8; 8]>, filter: Option<[i8; 2]>,
+        centroids: [i8; 3], bands in prop::collection::vec(-9i8..9, 36), linear: [i8; 3], merge: bool,
+    ) -> TensorPlan {
+        let mut plan = TensorPlan::uniform(Dtype::ALL[dtype], rows, cols, TilePlan::default());
+        plan.tile = side;
+        (plan.step_base, plan.spread_base) = (step_base, spread_base);
+        let vector = |n: usize, v: Option<i8>| v.map_or(vec![], |v| (0..n).map(|i| (i as i8 % 5) * v / 2).collect());
+        plan.row_scale = vector(rows, vectors[0]);
+        plan.col_scale = vector(cols, vectors[1]);
+        plan.row_spread = vector(rows, vectors[2]);
+        plan.col_spread = vector(cols, vectors[3]);
+        let p = &mut plan.parameters;
+        let within = |v: i8| v.max(-127);
+        p.neighbours = neighbours.map(|n| n.map(|v| v / 8));
+        p.filter = filter.map(|f| f.map(within));
+        p.centroids = centroids.map(|c| c / 16);
+        p.linear = linear.map(within);
+        p.bands = bands.try_into().unwrap();
+        p.merge = merge;
+        p.dictionary = vec![(0..cols).map(|i| i as i8 % 9 - 4).collect()];
+        plan.tiles = (0..rows.div_ceil(side) * cols.div_ceil(side)).map(|n| tiles[n % tiles.len()]).collect();
+        let slice_rows = plan.slice_rows();
+        for n in 0..plan.tiles.len() {
+            let (r, c) = plan.tile_range(n);
+            let full = r.len() == TILE && c.len() == TILE && side == TILE;
+            let tile = &mut plan.tiles[n];
+            if !full {
+                tile.transform = Transform::default();
+                tile.kind = if tile.kind == Kind::BitPlanes { Kind::Coded } else { tile.kind };
+            }
+            match tile.predictor {
+                Predictor::RankOne(..) if side != TILE => tile.predictor = Predictor::Left,
+                Predictor::Row(d) if usize::from(d) > r.start % slice_rows => tile.predictor = Predictor::Top,
+                _ => {}
+            }
+        }
+        plan
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(256))]
+    /// Every tool at every shape: what is encoded is decoded, and alike by both decoders.
+    #[test]
+    fn both_decoders_agree_on_any_plan(plan in any_plan(), spread in 0.1f32..30.0) {
+        let weights = weights(plan.dtype, plan.rows, plan.cols, spread);
+        let bytes = encode_tensor(&plan, &weights).unwrap();
+        let tensor = CodedTensor::parse(&bytes).unwrap();
+        let decoded = tensor.decode().unwrap().0;
+        prop_assert!(oracle::decode(&bytes) == decoded);
+    }
+
+    #[test]
+    fn both_decoders_agree_on_any_bytes(
+        (dtype, rows, cols, period) in (0..7usize, 0usize..40, 0usize..60, 0usize..9),
+        bytes in prop::collection::vec(any::<u8>(), 40 * 60 * 4), mask: u8,
+    ) {
+        let dtype = Dtype::ALL[dtype];
+        let cols = if dtype == Dtype::Nibble { cols / 2 * 2 } else { cols };
+        let bytes: Vec<u8> = bytes[..rows * cols * dtype.bits() / 8].iter().map(|b| b & mask).collect();
+        let coded = encode_lossless(&Elements { dtype, rows, cols, period }, &bytes).unwrap();
+        prop_assert!(CodedTensor::parse(&coded).unwrap().decode().unwrap().0 == bytes);
+        prop_assert!(oracle::decode(&coded) == bytes);
+    }
+}
