@@ -113,8 +113,12 @@ fn presets_and_research_tools_decode_to_what_was_encoded() {
         let (searched, _) = coded(&weight, &weights, &tools);
         assert!(searched <= plain * 1.01, "{preset:?}: {searched} with, {plain} without");
     }
-    for tool in Tool::ALL {
-        coded(&weight, &weights, &[tool, Tool::Dct]);
+    // Plainly Gaussian weights have nothing for most tools, which then cost next to nothing. Shared
+    // parameters cost what they are.
+    let regroups = |t: &Tool| matches!(t, Tool::Tile8 | Tool::Tile32 | Tool::Tile64);
+    for tool in Tool::ALL.into_iter().filter(|t| !regroups(t)) {
+        let (searched, _) = coded(&weight, &weights, &[tool, Tool::Centroids]);
+        assert!(searched <= plain * 1.06, "{tool:?}: {searched} with, {plain} without");
     }
 }
 

@@ -13,7 +13,7 @@ use std::ops::Range;
 
 use waterfill_allocate::{Importance, PlannedWeight};
 use waterfill_codec::slice::SlicePlan;
-use waterfill_codec::{Format, Lambda, Result, TensorPlan, encode_samples};
+use waterfill_codec::{Format, Kernel, Lambda, Result, TensorPlan, TilePlan, encode_samples};
 
 pub use rounding::Rounding;
 pub use tile::TileSearch;
@@ -53,18 +53,29 @@ pub fn encode_searched(
         return waterfill_codec::encode_tensor(&plan, weights);
     }
     parameters::fit(&mut plan, &input)?;
+    let allocated = plan.tiles.clone();
     let mut samples = search_tensor(&mut plan, &input)?;
     if tools.contains(&Tool::Centroids) {
         parameters::fit_centroids(&mut plan, &input, &samples);
+        plan.tiles = allocated;
         samples = search_tensor(&mut plan, &input)?;
-    }
-    if tools.contains(&Tool::Neighbours) {
-        parameters::fit_neighbours(&mut plan, &samples);
     }
     if tools.contains(&Tool::Filter) {
         parameters::fit_filter(&mut plan, &input, &samples);
     }
-    encode_samples(&plan, |slice| Ok(slice_samples(&plan, slice, weights, &samples)))
+    let uses_learned = |t: &TilePlan| [t.transform.down, t.transform.along].contains(&Kernel::Learned);
+    if !plan.tiles.iter().any(uses_learned) {
+        plan.parameters.learned = None;
+    }
+    let code = |plan: &TensorPlan| encode_samples(plan, |slice| Ok(slice_samples(plan, slice, weights, &samples)));
+    let coded = code(&plan)?;
+    if tools.contains(&Tool::Neighbours) {
+        // The same levels under other classes: the shorter is the better.
+        parameters::fit_neighbours(&mut plan, &samples);
+        let refined = code(&plan)?;
+        return Ok(if refined.len() < coded.len() { refined } else { coded });
+    }
+    Ok(coded)
 }
 
 /// Searches all slices; tiles of the plan are replaced by what was found. Returns the samples,
