@@ -76,8 +76,9 @@ pub fn measure(repeats: usize, one: &rayon::ThreadPool, two: &rayon::ThreadPool)
     let transformed = waterfill_codec::encode_tensor(&transformed, &weights)?;
     let small = source::scaled_weights(SEARCHED, SEARCHED);
     let small_plan = planned(SEARCHED, &small);
+    // All predictors, all transforms and rate-distortion optimised rounding.
     let mut tools: BTreeSet<Tool> = Preset::Best.tools();
-    tools.insert(Tool::Rdoq);
+    tools.extend([Tool::Dct, Tool::Dst, Tool::Hadamard, Tool::Split, Tool::Rdoq]);
 
     let (plain, transformed) = (CodedTensor::parse(&plain)?, CodedTensor::parse(&transformed)?);
     let mut out = vec![0; SIDE * SIDE * 2];

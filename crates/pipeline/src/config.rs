@@ -140,7 +140,7 @@ pub struct Allocate {
 #[serde(deny_unknown_fields)]
 pub struct Encode {
     /// `fast` codes tiles as allocated, `balanced` searches with the tools that pay, `best` with all that
-    /// are not experimental.
+    /// do not lose quality.
     #[serde(default)]
     pub preset: Preset,
     /// Tools to add; experimental ones with `experimental` only.

@@ -99,6 +99,11 @@ impl Tool {
         self as u8 >= Self::Learned as u8
     }
 
+    /// True for tools that spend measured quality on bits, on the models measured.
+    const fn loses_quality(self) -> bool {
+        matches!(self, Self::Dct | Self::Dst | Self::Hadamard | Self::Split | Self::Rdoq | Self::Centroids)
+    }
+
     /// Name in configurations.
     pub fn name(self) -> String {
         let json = serde_json::to_string(&self).expect("a unit variant");
@@ -115,8 +120,9 @@ pub enum Preset {
     /// Tools that pay on the models measured.
     #[default]
     Balanced,
-    /// Every tool that is not experimental but rate-distortion optimised rounding, which trades measured
-    /// quality for bits at a loss.
+    /// Every tool that is not experimental and does not lose measured quality: transforms,
+    /// rate-distortion optimised rounding and centroids take more at equal KL than they save at equal
+    /// predicted loss.
     Best,
 }
 
@@ -125,11 +131,10 @@ impl Preset {
     pub fn tools(self) -> BTreeSet<Tool> {
         match self {
             Self::Fast => BTreeSet::new(),
-            Self::Balanced => BTreeSet::from([Tool::Skip, Tool::Merge, Tool::Spread, Tool::RowCopy, Tool::ColMean]),
-            Self::Best => Tool::ALL
-                .into_iter()
-                .filter(|t| !t.is_experimental() && !matches!(t, Tool::Rdoq | Tool::Centroids))
-                .collect(),
+            Self::Balanced => {
+                BTreeSet::from([Tool::ColMean, Tool::RowCopy, Tool::Dictionary, Tool::Skip, Tool::Merge, Tool::Spread])
+            }
+            Self::Best => Tool::ALL.into_iter().filter(|t| !t.is_experimental() && !t.loses_quality()).collect(),
         }
     }
 }
