@@ -1,8 +1,11 @@
 //! Speed and size of the codec: every figure from seeded weights, zstd on the same bytes in the same
 //! run, medians of repeated measurements on one core unless it says otherwise.
 
+mod entropy;
 mod levels;
 mod source;
+
+pub use entropy::{EntropyBench, bench_entropy};
 
 use std::collections::BTreeMap;
 use std::time::Instant;

@@ -251,7 +251,10 @@ impl Checkpoint {
             for name in &shard.names {
                 match self.tensors[name].storage {
                     Storage::Coded => {
-                        self.read(name)?;
+                        let bytes = self.read_raw(name)?;
+                        CodedTensor::parse(&bytes).and_then(|c| c.verify()).map_err(|source| {
+                            CheckpointError::Codec { path: shard.path.clone(), tensor: name.clone(), source }
+                        })?;
                         coded += 1;
                     }
                     Storage::Plain => drop(self.read_raw(name)?),

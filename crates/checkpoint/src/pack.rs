@@ -440,7 +440,7 @@ impl<'a> Packed<'a> {
 
 /// Decodes a tensor, its slices side by side, and checks its digest.
 pub(crate) fn decode_parallel(coded: &CodedTensor) -> waterfill_codec::Result<Vec<u8>> {
-    let mut bytes = vec![0; coded.bytes(coded.header().rows)];
+    let mut bytes = coded.buffer()?;
     let part = coded.bytes(coded.header().slice_rows).max(1);
     bytes.par_chunks_mut(part).enumerate().try_for_each(|(n, out)| coded.decode_slice(n, out).map(drop))?;
     coded.check_digest(&bytes)?;

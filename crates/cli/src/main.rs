@@ -111,6 +111,14 @@ fn execute(arguments: &Arguments) -> Result<()> {
             }
             Ok(())
         }
+        Command::Bench { what: Bench::Entropy { checkpoint } } => {
+            let figures = waterfill_bench::bench_entropy(checkpoint)?;
+            match arguments.mode() {
+                Mode::Json => println!("{}", serde_json::to_string(&figures)?),
+                _ => print!("{}", table::render_entropy(&figures)),
+            }
+            Ok(())
+        }
         Command::Decode { checkpoint, out, dtype } => {
             decode(checkpoint, out, dtype.map(|d| d.name()), &console)?;
             console.finish("");

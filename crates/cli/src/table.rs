@@ -161,3 +161,12 @@ pub fn render_bench(b: &waterfill_bench::CodecBench) -> String {
     }
     text
 }
+
+/// Ways of coding levels.
+pub fn render_entropy(b: &waterfill_bench::EntropyBench) -> String {
+    let mut text = format!("{} levels\n{:<28}{:>16}{:>16}\n", b.levels, "", "bits a level", "decoded, M/s");
+    for c in &b.codings {
+        text += &format!("{:<28}{:>16.4}{:>16.1}\n", c.name, c.bits_per_level, c.levels_per_second / 1e6);
+    }
+    text
+}

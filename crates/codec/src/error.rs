@@ -51,6 +51,12 @@ pub enum CodecError {
     /// The decoded tensor differs from the one that was encoded.
     #[error("decoded values do not match the tensor digest")]
     Digest,
+    /// There is no memory for the decoded tensor.
+    #[error("no memory for a tensor that says it decodes to {bytes} bytes")]
+    Memory {
+        /// Bytes of the decoded tensor.
+        bytes: usize,
+    },
     /// A buffer or a plan has another shape than the tensor.
     #[error("{what} has {found} entries, expected {expected}")]
     Shape {

@@ -422,7 +422,7 @@ impl<'a> CodedTensor<'a> {
         let mut in_planes = std::collections::HashMap::new();
         slice.code_headers(&mut headers, &mut |tile, levels| {
             if let Some(levels) = levels {
-                in_planes.insert(tile, *levels);
+                in_planes.insert(tile, levels.map(|l| l as i16));
             }
             [0; 256]
         })?;
@@ -444,7 +444,7 @@ impl<'a> CodedTensor<'a> {
         &self,
         slice: &SlicePlan,
         decoder: &mut SampleDecoder,
-        in_planes: &std::collections::HashMap<usize, [i32; 256]>,
+        in_planes: &std::collections::HashMap<usize, [i16; 256]>,
         sink: &mut impl Sink,
     ) -> Result<()> {
         let side = self.plan.tile;
@@ -473,7 +473,7 @@ impl<'a> CodedTensor<'a> {
                 let count = tall * width;
                 match in_planes.get(&n) {
                     Some(levels) if slice.tiles[n].kind == Kind::BitPlanes => {
-                        tile_samples[..256].copy_from_slice(levels);
+                        tile_samples.iter_mut().zip(levels).for_each(|(s, &l)| *s = l.into());
                     }
                     _ => {
                         for (j, column) in block.chunks_exact(height).enumerate() {
@@ -492,13 +492,26 @@ impl<'a> CodedTensor<'a> {
         Ok(())
     }
 
+    /// A buffer for all decoded bytes. Small files may declare large tensors: compare the header with
+    /// what is expected before asking for it where files are not trusted.
+    ///
+    /// # Errors
+    /// When there is no memory for it.
+    pub fn buffer(&self) -> Result<Vec<u8>> {
+        let length = self.bytes(self.header.rows);
+        let mut bytes = Vec::new();
+        bytes.try_reserve_exact(length).map_err(|_| CodecError::Memory { bytes: length })?;
+        bytes.resize(length, 0);
+        Ok(bytes)
+    }
+
     /// Decodes everything: little-endian bytes of the tensor in its own dtype, digest verified,
     /// and its tiles.
     ///
     /// # Errors
     /// As [`CodedTensor::decode_slice`], or values that do not match the tensor digest.
     pub fn decode(&self) -> Result<(Vec<u8>, Vec<TilePlan>)> {
-        let mut bytes = vec![0; self.bytes(self.header.rows)];
+        let mut bytes = self.buffer()?;
         let mut tiles = Vec::new();
         for n in 0..self.slices() {
             let rows = self.slice_rows(n);
@@ -506,6 +519,21 @@ impl<'a> CodedTensor<'a> {
         }
         self.check_digest(&bytes)?;
         Ok((bytes, tiles))
+    }
+
+    /// Decodes everything as [`CodedTensor::decode`] does, but keeps a slice at a time only.
+    ///
+    /// # Errors
+    /// As [`CodedTensor::decode`].
+    pub fn verify(&self) -> Result<()> {
+        let mut digest = blake3::Hasher::new();
+        let mut bytes = Vec::new();
+        for n in 0..self.slices() {
+            bytes.resize(self.bytes(self.slice_rows(n).len()), 0);
+            self.decode_slice(n, &mut bytes)?;
+            digest.update(&bytes);
+        }
+        if truncate(&digest) == self.header.digest { Ok(()) } else { Err(CodecError::Digest) }
     }
 
     /// Compares decoded bytes with the tensor digest.
