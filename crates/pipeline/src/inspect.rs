@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 
 use waterfill_artifacts::Artifact;
 use waterfill_checkpoint::pack::{is_packed, verify_packed};
-use waterfill_checkpoint::{Checkpoint, Storage};
+use waterfill_checkpoint::{Checkpoint, Storage, Values};
 use waterfill_codec::{CodedTensor, Format};
 use waterfill_encode::kind_of;
+use waterfill_encode::search::Usage;
 
 use crate::error::{PipelineError, Result};
 
@@ -126,6 +127,7 @@ struct Kind {
     bytes: u64,
     side_bytes: u64,
     formats: BTreeMap<&'static str, u64>,
+    usage: Usage,
     /// Counts of decoded values by bit pattern.
     histogram: BTreeMap<u32, u64>,
 }
@@ -142,17 +144,24 @@ fn inspect_checkpoint(checkpoint: &Checkpoint) -> Result<String> {
             continue;
         }
         let raw = checkpoint.read_raw(&info.name)?;
-        if let Ok(coded) = CodedTensor::parse(&raw) {
-            let slices: u64 = coded.header().slices.iter().map(|s| u64::from(s.0)).sum();
-            kind.side_bytes += info.bytes - slices;
-        }
-        let values = checkpoint.read(&info.name)?;
-        let across = info.shape[1].div_ceil(16);
-        for (n, tile) in values.tiles.iter().enumerate() {
-            let (row, col) = (n / across * 16, n % across * 16);
-            let inside = 16.min(info.shape[0] - row) * 16.min(info.shape[1] - col);
+        let failed = |source| waterfill_checkpoint::CheckpointError::Codec {
+            path: checkpoint.dir().to_path_buf(),
+            tensor: info.name.clone(),
+            source,
+        };
+        let coded = CodedTensor::parse(&raw).map_err(failed)?;
+        let slices: u64 = coded.header().slices.iter().map(|s| u64::from(s.0)).sum();
+        kind.side_bytes += info.bytes - slices;
+        let (bytes, tiles) = coded.decode().map_err(failed)?;
+        kind.usage.add(&Usage::of(&tiles));
+        let side = coded.plan().tile;
+        let across = info.shape[1].div_ceil(side);
+        for (n, tile) in tiles.iter().enumerate() {
+            let (row, col) = (n / across * side, n % across * side);
+            let inside = side.min(info.shape[0] - row) * side.min(info.shape[1] - col);
             *kind.formats.entry(Format::name(tile.format)).or_default() += inside as u64;
         }
+        let values = Values { dtype: coded.header().dtype, bytes, tiles: Vec::new() };
         values.to_f32().iter().for_each(|v| *kind.histogram.entry(v.to_bits()).or_default() += 1);
     }
     let (bytes, weights) = (checkpoint.bytes(), checkpoint.weights());
@@ -188,6 +197,16 @@ fn inspect_checkpoint(checkpoint: &Checkpoint) -> Result<String> {
             formats.join(", ")
         )
         .expect("a string");
+    }
+    for (name, kind) in &kinds {
+        let tiles = kind.usage.0.get("tiles").copied().unwrap_or(0).max(1);
+        let share = |(tool, n): (&String, &u64)| format!("{tool} {:.1} %", *n as f64 * 100.0 / tiles as f64);
+        let tools =
+            kind.usage.0.iter().filter(|(tool, _)| *tool != "tiles" && !kind.formats.contains_key(tool.as_str()));
+        let tools: Vec<String> = tools.map(share).collect();
+        if !tools.is_empty() {
+            writeln!(text, "{name:<26}tiles with {}", tools.join(", ")).expect("a string");
+        }
     }
     text += "entropy: of the decoded values of a kind without any context, bits per weight\n";
     Ok(text)
