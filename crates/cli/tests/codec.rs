@@ -38,7 +38,7 @@ fn packing_a_model_and_back_gives_the_same_file() {
 #[test]
 fn tools_are_chosen_in_yaml_and_shown() {
     let place = Place::new();
-    let with = |encode: &str| pipeline("lambdas: [1e-6]") + &format!("encode: {{{encode}}}\n");
+    let with = |encode: &str| pipeline("lambdas: [1e-4]") + &format!("encode: {{{encode}}}\n");
     let bytes = |file: &str, encode: &str| {
         place.write(file, &with(encode));
         let output = place.json(&["encode", file]);
