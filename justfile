@@ -25,8 +25,18 @@ test:
 # Measure the codec's speed
 bench:
     cargo bench -p waterfill-codec
+    cargo run --release -- bench codec
 
 # Check formatting and lints as continuous integration does
 lint:
     cargo fmt --all --check
     cargo clippy --workspace --all-targets --release -- -D warnings
+
+# Flip TIMES bits of a packed file and of a tuned checkpoint; each must be noticed
+flips TIMES="10000":
+    WATERFILL_FLIPS={{TIMES}} cargo test -p waterfill --release --test flips
+    WATERFILL_FLIPS={{TIMES}} cargo test -p waterfill-checkpoint --release --test pack
+
+# Fuzz TARGET (header, slice, tile, container, encode_decode) for SECONDS; needs cargo-fuzz and a nightly compiler
+fuzz TARGET SECONDS="600":
+    cd crates/checkpoint/fuzz && mkdir -p corpus/{{TARGET}} && cargo +nightly fuzz run -O {{TARGET}} corpus/{{TARGET}} ../../codec/tests/vectors -- -max_total_time={{SECONDS}} -rss_limit_mb=4000

@@ -3,9 +3,11 @@
 
 mod entropy;
 mod levels;
+mod packing;
 mod source;
 
 pub use entropy::{EntropyBench, bench_entropy};
+pub use packing::{PackBench, bench_pack};
 
 use std::collections::BTreeMap;
 use std::time::Instant;

@@ -127,6 +127,11 @@ pub enum Bench {
         #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u16).range(1..=1000))]
         repeats: u16,
     },
+    /// Of packed files, against zstd -19
+    Pack {
+        /// Checkpoint of one shard
+        checkpoint: PathBuf,
+    },
     /// Of static tables against adaptive models, on a tuned checkpoint's levels
     Entropy {
         /// Tuned checkpoint

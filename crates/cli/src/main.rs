@@ -111,6 +111,14 @@ fn execute(arguments: &Arguments) -> Result<()> {
             }
             Ok(())
         }
+        Command::Bench { what: Bench::Pack { checkpoint } } => {
+            let figures = waterfill_bench::bench_pack(checkpoint)?;
+            match arguments.mode() {
+                Mode::Json => println!("{}", serde_json::to_string(&figures)?),
+                _ => print!("{}", table::render_packing(&figures)),
+            }
+            Ok(())
+        }
         Command::Bench { what: Bench::Entropy { checkpoint } } => {
             let figures = waterfill_bench::bench_entropy(checkpoint)?;
             match arguments.mode() {

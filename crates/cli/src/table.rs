@@ -170,3 +170,16 @@ pub fn render_entropy(b: &waterfill_bench::EntropyBench) -> String {
     }
     text
 }
+
+/// Sizes of a file in several packings.
+pub fn render_packing(b: &waterfill_bench::PackBench) -> String {
+    let row = |what: &str, bytes: f64| {
+        let (share, bits) = (bytes * 100.0 / b.original as f64, bytes * 8.0 / b.elements.max(1) as f64);
+        format!("{what:<34}{bytes:>14.0}{share:>9.2} %{bits:>9.3} bits an element\n")
+    };
+    row("original", b.original as f64)
+        + &row("waterfill pack", b.packed as f64)
+        + &row("entropy of exponents and the rest", b.entropy)
+        + &row("zstd -19", b.zstd19 as f64)
+        + &row("split by byte, zstd -19", b.byte_split_zstd19 as f64)
+}

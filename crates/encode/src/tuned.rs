@@ -9,7 +9,7 @@ use waterfill_allocate::{Allocation, Importance, read_plan};
 use waterfill_artifacts::{Progress, Work};
 use waterfill_checkpoint::writer::{Entry, write_checkpoint, write_file};
 use waterfill_checkpoint::{Checkpoint, CheckpointError, TensorInfo, Values};
-use waterfill_codec::{CodecError, CodedTensor, TILE};
+use waterfill_codec::{CodecError, CodedTensor, TILE, TensorPlan, TilePlan};
 
 use crate::search::{Tool, Usage, encode_searched};
 use crate::{EncodeError, Result};
@@ -25,6 +25,8 @@ pub struct EncodeSummary {
     pub linear_bytes: u64,
     /// Weights of those.
     pub linear_weights: u64,
+    /// Bits in a runtime's memory beyond what allocation chose: tools may widen planes.
+    pub widened_bits: f64,
     /// Loss of the decoded weights by the allocation's quadratic model, nats per token.
     pub loss: f64,
     /// Numbers of tiles by tool, by kind of tensor.
@@ -78,11 +80,12 @@ pub fn encode(
             let entry = Entry { name: info.name.clone(), shape: info.shape.clone(), plain, blob, bytes };
             Ok((entry, found))
         })
-        .collect::<Result<Vec<(Entry, Option<(Usage, f64)>)>>>()?;
-    let (mut usage, mut loss): (BTreeMap<String, Usage>, f64) = Default::default();
-    for (entry, (used, its_loss)) in entries.iter().filter_map(|(e, found)| Some((e, found.as_ref()?))) {
-        usage.entry(kind_of(&entry.name)).or_default().add(used);
-        loss += its_loss;
+        .collect::<Result<Vec<(Entry, Option<Found>)>>>()?;
+    let (mut usage, mut loss, mut widened_bits): (BTreeMap<String, Usage>, f64, f64) = Default::default();
+    for (entry, found) in entries.iter().filter_map(|(e, found)| Some((e, found.as_ref()?))) {
+        usage.entry(kind_of(&entry.name)).or_default().add(&found.usage);
+        loss += found.loss;
+        widened_bits += found.widened_bits;
     }
     let entries: Vec<Entry> = entries.into_iter().map(|(e, _)| e).collect();
     write_checkpoint(source.dir(), &out, &entries, true)?;
@@ -93,6 +96,7 @@ pub fn encode(
         weights: written.weights(),
         linear_bytes: written.tensors().filter(linear).map(|t| t.bytes).sum(),
         linear_weights: written.tensors().filter(linear).map(TensorInfo::weights).sum(),
+        widened_bits,
         loss,
         usage,
     })
@@ -104,16 +108,37 @@ fn code(source: &Checkpoint, allocation: &Allocation, info: &TensorInfo, options
     encode_searched(&weight, &weights, &options.tools, options.widen).map_err(failed(info))
 }
 
+/// What a coded tensor was found to be.
+struct Found {
+    usage: Usage,
+    loss: f64,
+    widened_bits: f64,
+}
+
 /// Decodes what was written, which checks it; counts its tiles and measures its loss.
-fn read_back(source: &Checkpoint, allocation: &Allocation, blob: &Path, info: &TensorInfo) -> Result<(Usage, f64)> {
+fn read_back(source: &Checkpoint, allocation: &Allocation, blob: &Path, info: &TensorInfo) -> Result<Found> {
     let bytes = std::fs::read(blob).map_err(CheckpointError::io(blob))?;
     let coded = CodedTensor::parse(&bytes).map_err(failed(info))?;
     let (decoded, tiles) = coded.decode().map_err(failed(info))?;
+    let weight = read_plan(allocation, &info.name)?;
+    let decoded_plan = TensorPlan { tiles: tiles.clone(), ..coded.plan().clone() };
     let usage = Usage::of(&tiles);
     let decoded = Values { dtype: coded.header().dtype, bytes: decoded, tiles }.to_f32();
     let weights = source.read(&info.name)?.to_f32();
-    let importance = read_plan(allocation, &info.name)?.importance;
-    Ok((usage, quadratic_loss(&importance, &weights, &decoded)))
+    Ok(Found {
+        usage,
+        loss: quadratic_loss(&weight.importance, &weights, &decoded),
+        widened_bits: plane_bits(&decoded_plan) - plane_bits(&weight.plan),
+    })
+}
+
+/// Bits of all planes, codes and patterns in a runtime's memory.
+fn plane_bits(plan: &TensorPlan) -> f64 {
+    let bits = |(n, tile): (usize, &TilePlan)| {
+        let (rows, cols) = plan.tile_range(n);
+        tile.format.resident_bits(plan.dtype) * (rows.len() * cols.len()) as f64
+    };
+    plan.tiles.iter().enumerate().map(bits).sum()
 }
 
 /// Sum of squared errors by what each costs; weights are row-major.

@@ -151,7 +151,8 @@ fn point_output(made: &Made) -> PointOutput {
         bytes: sizes.map(|s| s.bytes),
         bits_per_weight: sizes.map(|s| BitsPerWeight::of_bytes(s.bytes, s.weights).0),
         linear_bits_per_weight: sizes.map(|s| BitsPerWeight::of_bytes(s.linear_bytes, s.linear_weights).0),
-        resident_bits_per_weight: made.summary.resident_bits / made.summary.weights as f64,
+        resident_bits_per_weight: (made.summary.resident_bits + sizes.map_or(0.0, |s| s.widened_bits))
+            / made.summary.weights as f64,
         nll: text.map(|t| t.nll.mean),
         perplexity: text.map(|t| t.perplexity),
         kl: text.map(|t| t.kl.mean),
