@@ -105,27 +105,13 @@ fn execute(arguments: &Arguments) -> Result<()> {
         }
         Command::Bench { what: Bench::Codec { side, repeats } } => {
             let figures = waterfill_bench::bench_codec((*side).into(), (*repeats).into())?;
-            match arguments.mode() {
-                Mode::Json => println!("{}", serde_json::to_string(&figures)?),
-                _ => print!("{}", table::render_bench(&figures)),
-            }
-            Ok(())
+            show_figures(arguments, &figures, table::render_bench)
         }
         Command::Bench { what: Bench::Pack { checkpoint } } => {
-            let figures = waterfill_bench::bench_pack(checkpoint)?;
-            match arguments.mode() {
-                Mode::Json => println!("{}", serde_json::to_string(&figures)?),
-                _ => print!("{}", table::render_packing(&figures)),
-            }
-            Ok(())
+            show_figures(arguments, &waterfill_bench::bench_pack(checkpoint)?, table::render_packing)
         }
         Command::Bench { what: Bench::Entropy { checkpoint } } => {
-            let figures = waterfill_bench::bench_entropy(checkpoint)?;
-            match arguments.mode() {
-                Mode::Json => println!("{}", serde_json::to_string(&figures)?),
-                _ => print!("{}", table::render_entropy(&figures)),
-            }
-            Ok(())
+            show_figures(arguments, &waterfill_bench::bench_entropy(checkpoint)?, table::render_entropy)
         }
         Command::Decode { checkpoint, out, dtype } => {
             decode(checkpoint, out, dtype.map(|d| d.name()), &console)?;
@@ -133,6 +119,15 @@ fn execute(arguments: &Arguments) -> Result<()> {
             show(arguments, &format!("dense checkpoint in {}", out.display()), "decoded")
         }
     }
+}
+
+/// A table for people, or one object with all figures.
+fn show_figures<T: serde::Serialize>(arguments: &Arguments, figures: &T, render: fn(&T) -> String) -> Result<()> {
+    match arguments.mode() {
+        Mode::Json => println!("{}", serde_json::to_string(figures)?),
+        _ => print!("{}", render(figures)),
+    }
+    Ok(())
 }
 
 /// Text for people, or one object with the same text.

@@ -12,7 +12,7 @@ use crate::lanes::{BAND, LaneEncoder, lane_of};
 use crate::plan::{TensorPlan, entry};
 use crate::sample::{HeadModel, SampleEncoder};
 use crate::side::Books;
-use crate::simd::{gather_bits, transpose_rows};
+use crate::simd::{gather_bits, transpose};
 use crate::spread::{ENTRY_BITS, quarter_octaves, spread_vector};
 use crate::table::{ESCAPE, Tables};
 use crate::tensor::{TensorWriter, join_streams, own_table};
@@ -319,7 +319,7 @@ fn encode_patterns<const DTYPE: u8>(
                         line[j] = u16::from_le_bytes([from[2 * j], from[2 * j + 1]]);
                     }
                 }
-                let columns = transpose_rows(&lines);
+                let columns = transpose(&lines);
                 for j in 0..TILE {
                     for i in 0..BAND {
                         block[j][i] = columns[j][i].into();

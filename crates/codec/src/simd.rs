@@ -5,9 +5,8 @@
 
 use std::ops::Range;
 
-use crate::TILE;
 use crate::error::Result;
-use crate::fast::{self, Columns, decode_columns_plain};
+use crate::fast::{self, decode_columns_plain};
 use crate::format::Dtype;
 use crate::lanes::{BAND, LaneDecoder, MAX_LANES};
 use crate::lossless::{self, Statistics};
@@ -187,44 +186,25 @@ pub fn spread_bits(word: u64, bits: u32) -> u64 {
     word & field | (word >> bits & field) << 8
 }
 
-/// Columns of rows.
+/// Columns of rows, or rows of columns; both sides are multiples of eight.
 #[inline(always)]
-pub fn transpose_rows(rows: &[[u16; TILE]; BAND]) -> Columns<u16> {
-    let mut columns = [[0; BAND]; TILE];
+pub fn transpose<const FROM: usize, const TO: usize>(from: &[[u16; TO]; FROM]) -> [[u16; FROM]; TO] {
+    const { assert!(FROM.is_multiple_of(8) && TO.is_multiple_of(8)) };
+    let mut to = [[0; FROM]; TO];
     #[cfg(target_arch = "x86_64")]
-    for i in (0..BAND).step_by(8) {
-        for j in (0..TILE).step_by(8) {
+    for i in (0..FROM).step_by(8) {
+        for j in (0..TO).step_by(8) {
             // SAFETY: SSE2 is part of x86-64; the eight loads and stores lie in the arrays.
-            unsafe { x86::transpose8(|n| rows[i + n][j..].as_ptr(), |n| columns[j + n][i..].as_mut_ptr()) };
+            unsafe { x86::transpose8(|n| from[i + n][j..].as_ptr(), |n| to[j + n][i..].as_mut_ptr()) };
         }
     }
     #[cfg(not(target_arch = "x86_64"))]
-    for j in 0..TILE {
-        for i in 0..BAND {
-            columns[j][i] = rows[i][j];
+    for j in 0..TO {
+        for i in 0..FROM {
+            to[j][i] = from[i][j];
         }
     }
-    columns
-}
-
-/// Rows of columns.
-#[inline(always)]
-pub fn transpose(columns: &Columns<u16>) -> [[u16; TILE]; BAND] {
-    let mut rows = [[0; TILE]; BAND];
-    #[cfg(target_arch = "x86_64")]
-    for i in (0..BAND).step_by(8) {
-        for j in (0..TILE).step_by(8) {
-            // SAFETY: SSE2 is part of x86-64; the eight loads and stores lie in the arrays.
-            unsafe { x86::transpose8(|n| columns[j + n][i..].as_ptr(), |n| rows[i + n][j..].as_mut_ptr()) };
-        }
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    for j in 0..TILE {
-        for i in 0..BAND {
-            rows[i][j] = columns[j][i];
-        }
-    }
-    rows
+    to
 }
 
 /// Decodes as many columns as the machine can side by side and returns their number. The tables at
@@ -481,6 +461,8 @@ mod x86 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::TILE;
+    use crate::fast::Columns;
     use crate::lanes::LaneEncoder;
 
     /// A stream of columns under changing tables, and the tables.

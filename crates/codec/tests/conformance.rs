@@ -1,6 +1,7 @@
 //! The bitstream as it is specified: conformance vectors, a second decoder, and a gate that no change
 //! passes without a line in the specification's changelog.
 
+#[allow(clippy::precedence, clippy::needless_range_loop, clippy::manual_is_multiple_of)]
 mod oracle;
 
 use std::path::{Path, PathBuf};
