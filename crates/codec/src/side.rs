@@ -172,7 +172,7 @@ pub fn code_side<C: Coder>(coder: &mut C, plan: &mut TensorPlan, tools: Tools, f
     }
     if tools.has(Tools::UNIFORM) {
         let full = plan.rows >= plan.tile && plan.cols >= plan.tile;
-        let context = HeaderContext { tools, left: None, top: None, full };
+        let context = HeaderContext { tools, left: None, full };
         code_tile(coder, &mut HeaderModels::default(), &context, first)?;
     }
     Ok(())

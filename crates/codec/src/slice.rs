@@ -105,8 +105,7 @@ impl<'a> SlicePlan<'a> {
                 }
             }
             let left = (col > 0).then(|| self.tiles[n - 1]);
-            let top = (row > 0).then(|| self.tiles[n - across]);
-            let context = HeaderContext { tools: self.tools, left, top, full: self.is_full(n) };
+            let context = HeaderContext { tools: self.tools, left, full: self.is_full(n) };
             code_tile(coder, models, &context, &mut self.tiles[n])?;
             let tile = self.tiles[n];
             for member in

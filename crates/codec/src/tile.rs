@@ -12,8 +12,8 @@ use crate::transform::{Kernel, Transform};
 pub struct TilePlan {
     /// Number format of the samples. The fields below `spread` hold for integer formats only.
     pub format: Format,
-    /// Step index, quarter octaves over the tensor's step base. A lossless tile has none; it hands
-    /// on what is predicted for it.
+    /// Step index, quarter octaves over the tensor's step base. A lossless tile has what is
+    /// expected.
     pub step: i16,
     /// Deviation of the tile's spread from the row and column model, quarter octaves.
     pub spread: i16,
@@ -113,6 +113,9 @@ pub struct HeaderModels {
     merged: [BitModel; 2],
     /// By the format of the tile to the left.
     format: [TreeModel<8>; 8],
+    /// Mean of the steps coded so far, in 16ths, and the number of them that it is over.
+    mean_step: i32,
+    steps: i32,
     step: IntModel,
     spread: IntModel,
     /// By whether the tile to the left is skipped.
@@ -134,6 +137,16 @@ impl HeaderModels {
         &mut self.planes
     }
 
+    /// Step that is expected: the tiles of a slice are alike more than neighbours are.
+    fn expected_step(&self) -> i16 {
+        ((self.mean_step + 8) >> 4) as i16
+    }
+
+    fn learn_step(&mut self, step: i16) {
+        self.steps = (self.steps + 1).min(64);
+        self.mean_step += (16 * i32::from(step) - self.mean_step).div_euclid(self.steps);
+    }
+
     pub(crate) fn merged<C: Coder>(&mut self, coder: &mut C, level: usize, merged: bool) -> bool {
         coder.bit(&mut self.merged[level], merged)
     }
@@ -146,21 +159,8 @@ pub struct HeaderContext {
     pub tools: Tools,
     /// Tile to the left in the slice.
     pub left: Option<TilePlan>,
-    /// Tile above in the slice.
-    pub top: Option<TilePlan>,
     /// Whether all of the tile's weights exist.
     pub full: bool,
-}
-
-impl HeaderContext {
-    /// Step that is expected from the neighbours.
-    pub fn step(&self) -> i16 {
-        match (self.left, self.top) {
-            (Some(left), Some(top)) => ((i32::from(left.step) + i32::from(top.step) + 1) >> 1) as i16,
-            (Some(one), None) | (None, Some(one)) => one.step,
-            (None, None) => 0,
-        }
-    }
 }
 
 /// Codes the header of a tile; encoders and counters leave it as it is but for what is implied.
@@ -177,12 +177,13 @@ pub fn code_tile<C: Coder>(
     let left = context.left.unwrap_or_default();
     let format = models.format[left.format as usize].code(coder, tile.format as u32);
     tile.format = Format::from_code(format as u8).expect("three bits");
-    let predicted = context.step();
+    let expected = models.expected_step();
     if tile.format == Format::Lossless || !tools.has(Tools::STEPS) {
-        tile.step = predicted;
+        tile.step = expected;
     } else {
-        let step = i32::from(predicted) + models.step.code(coder, i32::from(tile.step) - i32::from(predicted));
+        let step = i32::from(expected) + models.step.code(coder, i32::from(tile.step) - i32::from(expected));
         tile.step = step.clamp(-2000, 2000) as i16;
+        models.learn_step(tile.step);
     }
     tile.spread = match tools.has(Tools::SPREADS) {
         true => models.spread.code(coder, tile.spread.into()).clamp(-127, 127) as i16,

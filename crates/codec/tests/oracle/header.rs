@@ -145,7 +145,7 @@ fn side_information(t: &mut Tensor, bytes: &[u8]) {
     }
     if t.has(0) {
         let full = rows >= t.side() && cols >= t.side();
-        t.uniform = Some(tile(t, &mut coder, &mut Models::new(), None, None, full));
+        t.uniform = Some(tile(t, &mut coder, &mut Models::new(), None, full));
     }
     coder.end();
 }
@@ -170,6 +170,8 @@ fn frequencies(coder: &mut Coder) -> Vec<u16> {
 struct Models {
     merged: [Bit; 2],
     format: Vec<Vec<Bit>>,
+    mean: i32,
+    count: i32,
     step: Int,
     spread: Int,
     kind: Vec<Vec<Bit>>,
@@ -188,6 +190,8 @@ impl Models {
         Self {
             merged: [bit_model(), bit_model()],
             format: vec![tree_model(3); 8],
+            mean: 0,
+            count: 0,
             step: int_model(),
             spread: int_model(),
             kind: vec![tree_model(2); 2],
@@ -204,16 +208,14 @@ impl Models {
 }
 
 /// Section 6.1.
-fn tile(t: &Tensor, c: &mut Coder, m: &mut Models, left: Option<&Tile>, top: Option<&Tile>, full: bool) -> Tile {
+fn tile(t: &Tensor, c: &mut Coder, m: &mut Models, left: Option<&Tile>, full: bool) -> Tile {
     let mut tile = Tile { side: 16, ..Tile::default() };
     tile.format = c.tree(&mut m.format[left.map_or(1, |l| l.format)]);
-    tile.step = match (left, top) {
-        (Some(left), Some(top)) => (left.step + top.step + 1) >> 1,
-        (Some(one), None) | (None, Some(one)) => one.step,
-        (None, None) => 0,
-    };
+    tile.step = (m.mean + 8) >> 4;
     if t.has(1) && tile.format != 3 {
         tile.step = (tile.step + c.int(&mut m.step)).clamp(-2000, 2000);
+        m.count = (m.count + 1).min(64);
+        m.mean += (16 * tile.step - m.mean).div_euclid(m.count);
     }
     if t.has(2) {
         tile.spread = c.int(&mut m.spread).clamp(-127, 127);
@@ -282,8 +284,7 @@ pub fn tiles(t: &Tensor, bytes: &[u8], rows: usize) -> (Vec<Tile>, Vec<(usize, V
             }
         }
         let left = if col > 0 { tiles[n - 1].clone() } else { None };
-        let top = if row > 0 { tiles[n - across].clone() } else { None };
-        let one = tile(t, &mut coder, &mut models, left.as_ref(), top.as_ref(), full(row, col));
+        let one = tile(t, &mut coder, &mut models, left.as_ref(), full(row, col));
         for r in row..down.min(row + group) {
             for c in col..across.min(col + group) {
                 assert!(one.kind != 3 || full(r, c));

@@ -122,7 +122,6 @@ impl<'a> TileSearch<'a> {
         HeaderContext {
             tools: self.slice.tools,
             left: (!n.is_multiple_of(across)).then(|| self.slice.tiles[n - 1]),
-            top: (n >= across).then(|| self.slice.tiles[n - across]),
             full: rows.len() == self.slice.plan.tile && cols.len() == self.slice.plan.tile,
         }
     }
