@@ -230,7 +230,11 @@ impl<'a> Source<'a> {
         }
         let (original, stored) = (piece.bytes, best.as_ref().map_or(piece.bytes, |b| b.len() as u64));
         match best.filter(|b| b.len() < bytes.len()) {
-            Some(coded) => Ok((Record { coded: true, bytes: original, stored, check: 0 }, coded, bytes)),
+            Some(coded) => {
+                // What is written is read back: the original may be deleted next.
+                CodedTensor::parse(&coded).and_then(|c| c.verify()).map_err(failed)?;
+                Ok((Record { coded: true, bytes: original, stored, check: 0 }, coded, bytes))
+            }
             None => {
                 let record = Record { coded: false, bytes: original, stored: original, check: check_of(&[&bytes]) };
                 Ok((record, bytes.clone(), bytes))

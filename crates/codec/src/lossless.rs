@@ -235,6 +235,11 @@ fn count_symbols(plan: &TensorPlan, bytes: &[u8]) -> [[u64; 256]; 4] {
 /// the fixed ones, one of its own, or four.
 fn with_tables(plan: &TensorPlan, counts: &[[u64; 256]; 4]) -> (TensorPlan, f64) {
     let sides = (plan.row_spread.len() + plan.col_spread.len()) as f64 * ENTRY_BITS;
+    // Where not all weights were looked at, there may be one that needs an escape.
+    let mut counts = *counts;
+    if sample_stride(plan.rows, plan.cols) > 1 {
+        counts.iter_mut().for_each(|c| c[usize::from(ESCAPE)] += 1);
+    }
     let all: [u64; 256] = std::array::from_fn(|i| counts.iter().map(|c| c[i]).sum());
     let leading = plan.dtype.layout().map_or(3, |l| l.leading);
     let fixed = |quarter: usize| -> f64 {
@@ -354,22 +359,24 @@ fn encode_patterns<const DTYPE: u8>(
                     symbols[i] = model.symbol_of_any(origins[i], head);
                     rests[i] = rest;
                 }
-                // All bits are in every interval of symbols that can be coded without an escape.
-                let mut known = 1 << 24;
                 let mut intervals = [0; BAND];
+                let mut escapes = 0u32;
                 for i in 0..height {
-                    let interval = packed[tables[i] as usize | usize::from(symbols[i])];
-                    known &= if raw > 0 && symbols[i] == ESCAPE { 0 } else { interval };
+                    let mut interval = packed[tables[i] as usize | usize::from(symbols[i])];
+                    // A symbol that cannot occur is escaped.
+                    let escaped = interval >> 24 == 0 || raw > 0 && symbols[i] == ESCAPE;
+                    escapes |= u32::from(escaped) << i;
+                    if interval >> 24 == 0 {
+                        interval = packed[tables[i] as usize | usize::from(ESCAPE)];
+                    }
                     intervals[i] = (lane_of(i, col) as u32) << 24 | interval & 0xff_ffff;
                 }
-                if known == 1 << 24 {
-                    encoder.lanes.extend(&intervals[..height]);
-                    write_fields(&mut encoder.bits, raw, &rests, height);
-                } else {
-                    for (i, &pattern) in column[..height].iter().enumerate() {
-                        let spread = plan.spread_base + entry(&plan.row_spread, top + i) + entry(&plan.col_spread, col);
-                        model.code_pattern(encoder, lane_of(top + i, col), col, spread, pattern);
-                    }
+                encoder.lanes.extend(&intervals[..height]);
+                write_fields(&mut encoder.bits, raw, &rests, height);
+                while escapes != 0 {
+                    let i = escapes.trailing_zeros() as usize;
+                    model.code_escape(encoder, origins[i], dtype.split(column[i]).0);
+                    escapes &= escapes - 1;
                 }
             }
         }

@@ -259,7 +259,7 @@ impl<'a> HeadModel<'a> {
     /// Octaves below the tables' range in unary (each is half as likely as the one above) and the
     /// leading bits; after [`MOST_OCTAVES`] ones the head itself.
     #[cold]
-    fn code_escape<S: SampleCoder>(&self, coder: &mut S, origin: i32, head: u32) -> u32 {
+    pub(crate) fn code_escape<S: SampleCoder>(&self, coder: &mut S, origin: i32, head: u32) -> u32 {
         let (k, mask) = (self.leading, (1 << self.dtype.head_bits()) - 1);
         let below = (origin >> k) - 1 - (head >> k) as i32;
         let below = if (0..MOST_OCTAVES).contains(&below) { below } else { MOST_OCTAVES };
