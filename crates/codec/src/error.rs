@@ -22,6 +22,14 @@ pub enum CodecError {
         /// The bytes found.
         found: [u8; 4],
     },
+    /// A tensor uses a tool that is reserved for later versions.
+    #[error("the tensor uses {tool} (tools {bits:#010x}), which this version does not decode")]
+    Later {
+        /// What the lowest reserved bit stands for.
+        tool: &'static str,
+        /// The header's field.
+        bits: u32,
+    },
     /// A field has a value outside its limits.
     #[error("{field} is {found}, expected {expected}")]
     Field {

@@ -6,7 +6,9 @@
 //! the decoder has. Prediction and transforms work on integer planes ([`plane`]). Syntax is written
 //! once, generic over encoder, decoder and rate counter ([`slice`]).
 //!
-//! This crate does no I/O, has no threads and knows no ML framework.
+//! This crate does no I/O, has no threads and knows no ML framework. Unsafe code is in the module `simd` only.
+
+#![deny(unsafe_code)]
 
 pub mod bits;
 pub mod error;

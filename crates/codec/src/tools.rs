@@ -40,9 +40,11 @@ impl Tools {
     pub const CODEBOOK: Self = Self(1 << 15);
     /// The linear predictor's coefficients are given.
     pub const LINEAR: Self = Self(1 << 16);
-    /// First of the bits reserved for trellis, rotation, refinement layers, low-rank residuals and
-    /// prediction from a base checkpoint, and for what is not known yet.
+    /// First of the bits whose tools this version does not decode.
     const FIRST_RESERVED: u32 = 17;
+    /// What they are for, from that bit on.
+    const RESERVED: [&'static str; 5] =
+        ["trellis states", "a rotation", "refinement layers", "a low-rank residual", "prediction from a base tensor"];
 
     /// Whether all of `other` are in the set.
     pub const fn has(self, other: Self) -> bool {
@@ -68,9 +70,11 @@ impl Tools {
     /// # Errors
     /// When reserved bits are set: a later version wrote the tensor.
     pub fn check(self) -> Result<Self> {
-        match self.0 >> Self::FIRST_RESERVED {
-            0 => Ok(self),
-            _ => Err(CodecError::Field { field: "tools", found: self.0.into(), expected: "bits 0..=16 only" }),
+        let later = self.0 >> Self::FIRST_RESERVED;
+        if later == 0 {
+            return Ok(self);
         }
+        let tool = Self::RESERVED.get(later.trailing_zeros() as usize).copied().unwrap_or("an unknown tool");
+        Err(CodecError::Later { tool, bits: self.0 })
     }
 }
