@@ -11,9 +11,25 @@ thread_local! {
     static DIR: RefCell<tempfile::TempDir> = RefCell::new(tempfile::tempdir_in("/dev/shm").unwrap());
 }
 
-fuzz_target!(|input: (u8, Vec<u8>)| {
+/// A small file and what it is packed to as inputs, where `WATERFILL_SEEDS` names a folder for them.
+fn write_seeds() {
+    let Ok(seeds) = std::env::var("WATERFILL_SEEDS") else { return };
+    let data: Vec<u8> = (0..2400u32).map(|i| (i * i >> 5) as u8 & 0x3f).collect();
+    let header = r#"{"a":{"dtype":"BF16","shape":[20,40],"data_offsets":[0,1600]},"b":{"dtype":"I32","shape":[200],"data_offsets":[1600,2400]}}"#;
+    let file = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &data].concat();
+    let dir = tempfile::tempdir().unwrap();
+    let (plain, packed) = (dir.path().join("plain"), dir.path().join("packed"));
+    std::fs::write(&plain, &file).unwrap();
+    pack(&plain, &packed, &|_| {}).unwrap();
+    for kind in 1..6 {
+        std::fs::write(format!("{seeds}/plain-{kind}"), [&[kind], &file[..]].concat()).unwrap();
+    }
+    std::fs::write(format!("{seeds}/packed"), [&[0], &std::fs::read(&packed).unwrap()[8..]].concat()).unwrap();
+}
+
+fuzz_target!(init: write_seeds(), |input: &[u8]| {
     DIR.with_borrow(|dir| {
-        let (kind, bytes) = &input;
+        let Some((&kind, bytes)) = input.split_first() else { return };
         let path = dir.path().join("model.safetensors");
         let other = dir.path().join("other");
         match kind % 3 {
@@ -36,7 +52,7 @@ fuzz_target!(|input: (u8, Vec<u8>)| {
                 if pack(&path, &other, &|_| {}).is_ok() {
                     let back = dir.path().join("back");
                     unpack(&other, &back, &|_| {}).unwrap();
-                    assert_eq!(&std::fs::read(&back).unwrap(), bytes);
+                    assert_eq!(std::fs::read(&back).unwrap(), bytes);
                     std::fs::remove_file(&back).unwrap();
                     std::fs::remove_file(&other).unwrap();
                 }

@@ -52,12 +52,23 @@ fn bases() -> &'static Vec<Vec<u8>> {
     })
 }
 
-fuzz_target!(|input: (u8, Vec<u8>)| {
-    let base = &bases()[usize::from(input.0) % bases().len()];
+/// The slices of the bases as inputs, where `WATERFILL_SEEDS` names a folder for them.
+fn write_seeds() {
+    let Ok(dir) = std::env::var("WATERFILL_SEEDS") else { return };
+    for (n, base) in bases().iter().enumerate() {
+        let header = Header::parse(base).unwrap();
+        let start = Header::bytes(header.slices.len()) + header.side_bytes;
+        let slice = &base[start..start + header.slices[0].0 as usize];
+        std::fs::write(format!("{dir}/base-{n}"), [&[n as u8], slice].concat()).unwrap();
+    }
+}
+
+fuzz_target!(init: write_seeds(), |input: &[u8]| {
+    let Some((&base, slice)) = input.split_first() else { return };
+    let base = &bases()[usize::from(base) % bases().len()];
     let mut header = Header::parse(base).unwrap();
     let start = Header::bytes(header.slices.len());
     let side = &base[start..start + header.side_bytes];
-    let slice = &input.1;
     header.slices[0].0 = slice.len() as u32;
     let rest: usize = header.slices[1..].iter().map(|s| s.0 as usize).sum();
     let bytes = [&header.write(side), side, slice, &base[base.len() - rest..]].concat();
