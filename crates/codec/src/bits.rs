@@ -97,6 +97,16 @@ impl<'a> BitReader<'a> {
         self.position += bits;
     }
 
+    /// The next `bytes` bytes and eight more, where they begin with a byte and are all there; moves on by
+    /// `bytes`.
+    #[inline]
+    pub fn take_bytes(&mut self, bytes: usize) -> Option<&'a [u8]> {
+        let at = self.position / 8;
+        let taken = self.bytes.get(at..at + bytes + 8).filter(|_| self.position % 8 == 0)?;
+        self.position += 8 * bytes;
+        Some(taken)
+    }
+
     /// Reads `bits` (at most 32) bits.
     #[inline]
     pub fn read(&mut self, bits: u32) -> u32 {

@@ -13,7 +13,7 @@ use crate::plan::entry;
 use crate::plane::{TileScales, bf16};
 use crate::sample::{HeadModel, SampleDecoder, code_escape};
 use crate::side::Books;
-use crate::simd::{decode_columns, decode_columns_evenly, spread_bits, transpose};
+use crate::simd::{decode_columns, decode_columns_evenly, spread_bits, spread_fields, transpose};
 use crate::slice::SlicePlan;
 use crate::table::{
     CLASSES, ESCAPE, HEAD_FIRST, HEAD_ZERO, LEVEL_ZERO, PROB_BITS, Tables, UNIT_CLASS, largest_level, level_table,
@@ -206,9 +206,14 @@ pub(crate) fn decode_bf16_block(
     }
     // All rests first: what is written in eights cannot be read in thirty-twos right away.
     let mut rests = [[0u8; BAND]; TILE];
-    for eight in rests[..width].as_flattened_mut().chunks_exact_mut(8) {
-        eight.copy_from_slice(&spread_bits(decoder.bits.peek(), RAW_BF16).to_le_bytes());
-        decoder.bits.advance(8 * RAW_BF16 as usize);
+    match decoder.bits.take_bytes(width * BAND / 8 * RAW_BF16 as usize) {
+        Some(bytes) => spread_fields(bytes, RAW_BF16, rests[..width].as_flattened_mut()),
+        None => {
+            for eight in rests[..width].as_flattened_mut().chunks_exact_mut(8) {
+                eight.copy_from_slice(&spread_bits(decoder.bits.peek(), RAW_BF16).to_le_bytes());
+                decoder.bits.advance(8 * RAW_BF16 as usize);
+            }
+        }
     }
     let mut patterns = [[0u16; BAND]; TILE];
     for j in 0..width {

@@ -71,6 +71,12 @@ pub fn check_of(parts: &[&[u8]]) -> u64 {
     u64::from_le_bytes(hash.as_bytes()[..8].try_into().expect("32 bytes"))
 }
 
+/// Check of a slice: XXH3, several times as fast as a digest, of which decoding a slice would spend a
+/// seventh of its time.
+pub fn slice_check(bytes: &[u8]) -> u64 {
+    twox_hash::XxHash3_64::oneshot(bytes)
+}
+
 /// Slices that `rows` rows make.
 pub fn slice_count(rows: usize, slice_rows: usize) -> usize {
     rows.div_ceil(slice_rows)

@@ -186,6 +186,20 @@ pub fn spread_bits(word: u64, bits: u32) -> u64 {
     word & field | (word >> bits & field) << 8
 }
 
+/// [`spread_bits`] for as many eights of fields as `fields` holds; `bytes` go eight beyond them.
+#[inline(always)]
+pub fn spread_fields(bytes: &[u8], bits: u32, fields: &mut [u8]) {
+    #[cfg(target_arch = "x86_64")]
+    if !matches!(machine(), Machine::Plain) {
+        // SAFETY: the feature is present.
+        return unsafe { x86::spread_fields(bytes, bits, fields) };
+    }
+    for (k, eight) in fields.chunks_exact_mut(8).enumerate() {
+        let word = u64::from_le_bytes(bytes[k * bits as usize..][..8].try_into().expect("eight bytes"));
+        eight.copy_from_slice(&spread_bits(word, bits).to_le_bytes());
+    }
+}
+
 /// Columns of rows, or rows of columns; both sides are multiples of eight.
 #[inline(always)]
 pub fn transpose<const FROM: usize, const TO: usize>(from: &[[u16; TO]; FROM]) -> [[u16; FROM]; TO] {
@@ -238,6 +252,16 @@ mod x86 {
     use super::READ_AHEAD;
     use crate::lanes::{BAND, LOWER, MAX_LANES};
     use crate::table::{PROB_BITS, PROB_ONE};
+
+    /// Deposits fields of `bits` in bytes.
+    #[target_feature(enable = "bmi2")]
+    pub fn spread_fields(bytes: &[u8], bits: u32, fields: &mut [u8]) {
+        let mask = 0x0101_0101_0101_0101 * ((1 << bits) - 1);
+        for (k, eight) in fields.chunks_exact_mut(8).enumerate() {
+            let word = u64::from_le_bytes(bytes[k * bits as usize..][..8].try_into().expect("eight bytes"));
+            eight.copy_from_slice(&_pdep_u64(word, mask).to_le_bytes());
+        }
+    }
 
     /// # Safety
     /// Needs AVX-512 F and BW. All `offsets` are at most `slots.len() - 4096`; `offsets` and `symbols`
@@ -548,6 +572,15 @@ mod tests {
                 assert_eq!(u64::from(byte), word >> (k as u32 * bits) & ((1 << bits) - 1));
             }
             assert_eq!(gather_bits(u64::from_le_bytes(bytes), bits), word & (u64::MAX >> (64 - 8 * bits)));
+        }
+        let bytes: Vec<u8> = (0..80).map(|i| (i * 37) as u8).collect();
+        for bits in 1..=7 {
+            let mut fields = [0; 64];
+            spread_fields(&bytes, bits, &mut fields);
+            for (k, eight) in fields.chunks(8).enumerate() {
+                let word = u64::from_le_bytes(bytes[k * bits as usize..][..8].try_into().unwrap());
+                assert_eq!(eight, spread_bits(word, bits).to_le_bytes());
+            }
         }
         let columns: Columns<u16> = std::array::from_fn(|j| std::array::from_fn(|i| (j * 100 + i) as u16));
         let rows = transpose(&columns);

@@ -126,6 +126,12 @@ fn examples() -> Vec<(String, Vec<u8>)> {
     let mut neighbours = with(&|n, t| t.kind = if n == 6 { Kind::Skip } else { Kind::Coded });
     neighbours.parameters.neighbours = Some([-6, -3, -1, 0, 1, 2, 4, 6]);
     add("neighbours", &neighbours, 2.0);
+    // Patterns between levels count as zeros, also where both tiles of a band are patterns.
+    neighbours.tiles.iter_mut().enumerate().for_each(|(n, t)| {
+        t.format = if matches!(n, 1 | 6 | 3) { Format::Lossless } else { Format::Int8 };
+        t.kind = Kind::Coded;
+    });
+    add("neighbours-beside-patterns", &neighbours, 2.0);
     let mut filter = with(&|_, _| {});
     filter.parameters.filter = Some([20, -35]);
     add("filter", &filter, 2.0);
