@@ -292,6 +292,9 @@ impl Head {
             return Err(format!("head: {count} records, expected at most {MAX_RECORDS}"));
         }
         for n in 0..count as usize {
+            if coder.exhausted() {
+                return Err(format!("head: ends before record {n} of {count}"));
+            }
             if self.records.len() <= n {
                 self.records.push(Record::default());
             }

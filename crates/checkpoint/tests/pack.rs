@@ -112,3 +112,38 @@ fn truncated_and_foreign_files_are_refused() {
     let message = pack(&packed, &dir.path().join("x"), &|_| {}).unwrap_err().to_string();
     assert!(message.contains("not safetensors"), "{message}");
 }
+
+/// Found by fuzzing: a head of a few bytes that declares a header of 10^8 took minutes to be refused.
+#[test]
+fn small_heads_that_declare_much_are_refused() {
+    use waterfill_codec::header::check_of;
+    use waterfill_codec::rans::Encoder;
+    use waterfill_codec::symbol::Coder;
+
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("small.wfp");
+    for (prefix, records) in [(100_000_000u32, 0u32), (0, 4_000_000)] {
+        let mut encoder = Encoder::default();
+        let mut number = |n: u32| {
+            let bits = 32 - n.leading_zeros();
+            encoder.raw(7, bits);
+            if bits > 1 {
+                encoder.raw_wide(bits - 1, n & ((1 << (bits - 1)) - 1));
+            }
+        };
+        number(prefix);
+        if prefix == 0 {
+            (0..16).for_each(|_| drop(encoder.raw(8, 0)));
+            let bits = 32 - records.leading_zeros();
+            encoder.raw(7, bits);
+            encoder.raw_wide(bits - 1, records & ((1 << (bits - 1)) - 1));
+        }
+        let head = encoder.finish();
+        let length = (head.len() as u64).to_le_bytes();
+        let start = *b"WFPK\x01\0\0\0";
+        let check = check_of(&[&start, &head, &length]).to_le_bytes();
+        std::fs::write(&path, [&start[..], &head, &length, &check].concat()).unwrap();
+        let message = verify_packed(&path).unwrap_err().to_string();
+        assert!(message.contains("head"), "{message}");
+    }
+}

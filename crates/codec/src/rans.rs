@@ -112,6 +112,10 @@ impl<'a> Decoder<'a> {
 }
 
 impl Coder for Decoder<'_> {
+    fn exhausted(&self) -> bool {
+        self.overrun
+    }
+
     #[inline]
     fn bit(&mut self, model: &mut BitModel, _: bool) -> bool {
         let zero = model.zero();

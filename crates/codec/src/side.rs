@@ -19,7 +19,12 @@ pub fn code_vector<C: Coder>(coder: &mut C, values: &mut Vec<i8>, length: usize)
 
 fn code_entries<C: Coder>(coder: &mut C, values: &mut [i8]) {
     let mut model = IntModel::default();
-    values.iter_mut().for_each(|v| *v = model.code(coder, i32::from(*v)).clamp(-127, 127) as i8);
+    for value in values {
+        if coder.exhausted() {
+            return;
+        }
+        *value = model.code(coder, i32::from(*value)).clamp(-127, 127) as i8;
+    }
 }
 
 /// Frequencies (out of 2^12) that a tensor brings along for the heads of its patterns: one table, or

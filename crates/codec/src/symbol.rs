@@ -14,6 +14,12 @@ pub trait Coder {
     /// Up to 14 equiprobable bits.
     fn raw(&mut self, bits: u32, value: u32) -> u32;
 
+    /// True once a decoder has read past its end: what it returns means nothing any more, and whoever
+    /// reads much should stop.
+    fn exhausted(&self) -> bool {
+        false
+    }
+
     /// Up to 32 equiprobable bits, low part first.
     fn raw_wide(&mut self, bits: u32, value: u32) -> u32 {
         let mut result = 0;

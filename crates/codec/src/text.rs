@@ -13,6 +13,10 @@ const MODELS: usize = 1 << 18;
 pub fn code_text<C: Coder>(coder: &mut C, text: &mut Vec<u8>, length: usize) {
     let mut models = vec![Slot::default(); MODELS * ORDERS.len()];
     for i in 0..length {
+        // A small file may declare a long text.
+        if coder.exhausted() {
+            return;
+        }
         let mut bases = [0; ORDERS.len()];
         for (n, (base, order)) in bases.iter_mut().zip(ORDERS).enumerate() {
             *base = text[i.saturating_sub(order)..i].iter().fold(n as u32, |hash, &b| hash_step(hash, b.into()));
@@ -63,6 +67,13 @@ mod tests {
         code_text(&mut decoder, &mut back, length);
         assert!(decoder.finish() && back == sent);
         bytes.len()
+    }
+
+    #[test]
+    fn a_stream_that_ends_early_ends_the_text() {
+        let mut text = Vec::new();
+        code_text(&mut Decoder::new(&[7, 7, 7, 7, 1, 2]), &mut text, 100_000_000);
+        assert!(text.len() < 1000, "{} bytes of nothing", text.len());
     }
 
     #[test]
