@@ -133,7 +133,9 @@ fn small_heads_that_declare_much_are_refused() {
         };
         number(prefix);
         if prefix == 0 {
-            (0..16).for_each(|_| drop(encoder.raw(8, 0)));
+            (0..16).for_each(|_| {
+                encoder.raw(8, 0);
+            });
             let bits = 32 - records.leading_zeros();
             encoder.raw(7, bits);
             encoder.raw_wide(bits - 1, records & ((1 << (bits - 1)) - 1));
