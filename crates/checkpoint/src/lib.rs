@@ -4,6 +4,7 @@
 //! positional reads, so memory stays bounded by one tensor. [`writer`] assembles shards from
 //! blobs on disk. The crate depends on no ML framework: it is what an inference runtime links.
 
+mod decode;
 mod error;
 mod mark;
 mod open;

@@ -9,6 +9,7 @@ use safetensors::tensor::Metadata;
 use waterfill_codec::header::MAGIC;
 use waterfill_codec::{CodedTensor, Dtype, TilePlan};
 
+use crate::decode::decode_parallel;
 use crate::error::{CheckpointError, Result};
 use crate::mark::{ShardMark, file_check, hex_check};
 use crate::writer::INDEX;
@@ -187,7 +188,7 @@ impl Checkpoint {
         let failed = |source| CheckpointError::Codec { path: path.clone(), tensor: name.into(), source };
         let coded = CodedTensor::parse(&bytes).map_err(failed)?;
         let dtype = coded.header().dtype;
-        let (bytes, tiles) = coded.decode().map_err(failed)?;
+        let (bytes, tiles) = decode_parallel(&coded).map_err(failed)?;
         Ok(Values { dtype, bytes, tiles })
     }
 

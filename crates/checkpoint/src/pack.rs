@@ -27,6 +27,7 @@ use waterfill_codec::text::code_text;
 use waterfill_codec::{CodedTensor, Dtype, Elements, encode_lossless};
 
 use crate::Element;
+use crate::decode::decode_parallel;
 use crate::error::{CheckpointError, Result};
 
 const MAGIC: [u8; 4] = *b"WFPK";
@@ -441,15 +442,6 @@ impl<'a> Packed<'a> {
         if length != record.bytes {
             return Err(wrong(format!("{length} bytes in the coded tensor, the head says {}", record.bytes)));
         }
-        decode_parallel(&coded).map_err(failed)
+        Ok(decode_parallel(&coded).map_err(failed)?.0)
     }
-}
-
-/// Decodes a tensor, its slices side by side, and checks its digest.
-pub(crate) fn decode_parallel(coded: &CodedTensor) -> waterfill_codec::Result<Vec<u8>> {
-    let mut bytes = coded.buffer()?;
-    let part = coded.bytes(coded.header().slice_rows).max(1);
-    bytes.par_chunks_mut(part).enumerate().try_for_each(|(n, out)| coded.decode_slice(n, out).map(drop))?;
-    coded.check_digest(&bytes)?;
-    Ok(bytes)
 }

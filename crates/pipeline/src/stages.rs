@@ -214,7 +214,7 @@ impl Session<'_> {
         let settled = serde_json::json!({
             "bitstream": waterfill_checkpoint::VERSION, "tools": self.config.encode.tools(), "widen": self.widen(),
         });
-        self.identity("encode", 7, [("allocate", allocation)], settled)
+        self.identity("encode", 8, [("allocate", allocation)], settled)
     }
 
     fn evaluation_config(&self) -> serde_json::Value {
