@@ -102,7 +102,7 @@ impl<'a> BitReader<'a> {
     #[inline]
     pub fn take_bytes(&mut self, bytes: usize) -> Option<&'a [u8]> {
         let at = self.position / 8;
-        let taken = self.bytes.get(at..at + bytes + 8).filter(|_| self.position % 8 == 0)?;
+        let taken = self.bytes.get(at..at + bytes + 8).filter(|_| self.position.is_multiple_of(8))?;
         self.position += 8 * bytes;
         Some(taken)
     }
