@@ -90,7 +90,7 @@ fn small_numbers_in_wide_types_cost_nothing_above_their_entropy() {
 fn what_statistics_did_not_see_comes_back() {
     let side = 2048;
     // Of all heads but one octave's there are none in most places; own tables then leave them out.
-    let even = |i: usize| (0x3f80 | (i * 2654435761 >> 9) & 0x7f) as u16 | ((i >> 3 & 1) as u16) << 15;
+    let even = |i: usize| (0x3f80 | ((i * 2654435761) >> 9) & 0x7f) as u16 | ((i >> 3 & 1) as u16) << 15;
     let mut patterns: Vec<u16> = (0..side * side).map(even).collect();
     let mut state = 5u64;
     for n in 0..200 {
