@@ -1,10 +1,12 @@
-//! Writing checkpoints: tensors come as blobs on disk, shards are assembled from them.
+//! Writing checkpoints: shards are assembled from tensors on disk or made on the way, one in memory at a time.
 
 use std::borrow::Cow;
+use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
+use safetensors::SafeTensorError;
 use safetensors::tensor::View;
 
 use crate::Element;
@@ -26,28 +28,46 @@ const COMPANIONS: [&str; 7] = [
 /// Name of the index of several shards.
 pub(crate) const INDEX: &str = "model.safetensors.index.json";
 
-/// Largest shard; a tensor is never split.
-pub const SHARD_BYTES: u64 = 4 << 30;
+/// Largest shard, as transformers writes them; a tensor is never split.
+pub const SHARD_BYTES: u64 = 5_000_000_000;
 
-/// One tensor to write; `blob` holds its bytes.
-pub struct Entry {
+/// Where the bytes of a tensor come from; they are asked for one tensor at a time.
+pub enum Data<'a> {
+    /// A file with them.
+    File(PathBuf),
+    /// A function that makes them.
+    Made(Box<dyn Fn() -> Vec<u8> + Send + Sync + 'a>),
+}
+
+/// One tensor to write.
+pub struct Entry<'a> {
     /// Name of the tensor.
     pub name: String,
     /// Shape of the decoded tensor.
     pub shape: Vec<usize>,
     /// Element type of a plain tensor, `None` for a coded one.
     pub plain: Option<Element>,
-    /// File with the tensor's bytes.
-    pub blob: PathBuf,
-    /// Length of that file.
+    /// The tensor's bytes.
+    pub data: Data<'a>,
+    /// How many those are.
     pub bytes: u64,
 }
 
+impl Entry<'_> {
+    fn read(&self) -> Result<Vec<u8>> {
+        match &self.data {
+            Data::File(path) => std::fs::read(path).map_err(CheckpointError::io(path)),
+            Data::Made(make) => Ok(make()),
+        }
+    }
+}
+
 struct Blob<'a> {
-    entry: &'a Entry,
+    entry: &'a Entry<'a>,
     /// Shape as stored: a coded tensor is a vector of bytes.
     shape: Vec<usize>,
-    data: Vec<u8>,
+    /// The interface below cannot fail: what could not be read is told afterwards.
+    failed: RefCell<Option<CheckpointError>>,
 }
 
 impl View for &Blob<'_> {
@@ -60,18 +80,21 @@ impl View for &Blob<'_> {
     }
 
     fn data(&self) -> Cow<'_, [u8]> {
-        Cow::Borrowed(&self.data)
+        Cow::Owned(self.entry.read().unwrap_or_else(|error| {
+            *self.failed.borrow_mut() = Some(error);
+            vec![0; self.data_len()]
+        }))
     }
 
     fn data_len(&self) -> usize {
-        self.data.len()
+        self.entry.bytes as usize
     }
 }
 
 /// Writes the shards (and an index when there are several) of a plain checkpoint into `dir`.
 ///
 /// # Errors
-/// Blobs that cannot be read, files that cannot be written.
+/// Bytes that cannot be read, files that cannot be written.
 pub fn write_shards(dir: &Path, entries: &[Entry]) -> Result<()> {
     write_shards_of(dir, entries, false, SHARD_BYTES)
 }
@@ -124,23 +147,28 @@ fn write_shards_of(dir: &Path, entries: &[Entry], tuned: bool, limit: u64) -> Re
 fn write_shard(path: &Path, entries: &[&Entry], files: Option<&BTreeMap<String, String>>) -> Result<()> {
     let mut blobs = Vec::new();
     for entry in entries {
-        let data = std::fs::read(&entry.blob).map_err(CheckpointError::io(&entry.blob))?;
-        let shape = if entry.plain.is_some() { entry.shape.clone() } else { vec![data.len()] };
-        blobs.push(Blob { entry, shape, data });
+        let shape = if entry.plain.is_some() { entry.shape.clone() } else { vec![entry.bytes as usize] };
+        blobs.push(Blob { entry, shape, failed: RefCell::default() });
     }
     // One key only: the safetensors crate keeps metadata in a hash map, whose order would vary.
     let metadata = match files {
         Some(files) => {
-            let plain = blobs.iter().filter(|b| b.entry.plain.is_some());
-            let plain: BTreeMap<&str, String> = plain.map(|b| (b.entry.name.as_str(), hex_check(&b.data))).collect();
+            let plain = entries.iter().filter(|e| e.plain.is_some());
+            let check = |e: &&Entry| Ok((e.name.clone(), hex_check(&e.read()?)));
+            let plain = plain.map(check).collect::<Result<BTreeMap<String, String>>>()?;
             let mark = ShardMark::blank(plain.into_values().collect(), files);
             HashMap::from([(MARK_KEY.to_string(), serde_json::to_string(&mark).expect("plain data"))])
         }
         None => HashMap::from([("format".to_string(), "pt".to_string())]),
     };
     let views = blobs.iter().map(|b| (b.entry.name.as_str(), b));
-    safetensors::serialize_to_file(views, Some(metadata), path)
-        .map_err(|e| CheckpointError::file(path, format!("cannot be written: {e}")))?;
+    safetensors::serialize_to_file(views, Some(metadata), path).map_err(|e| match e {
+        SafeTensorError::IoError(source) => CheckpointError::Io { path: path.to_path_buf(), source },
+        other => CheckpointError::file(path, format!("cannot be written: {other}")),
+    })?;
+    if let Some(error) = blobs.iter().find_map(|b| b.failed.take()) {
+        return Err(error);
+    }
     if files.is_some() {
         ShardMark::seal(path)?;
     }
@@ -200,7 +228,13 @@ mod tests {
                 let values: Vec<u8> = (0..n).flat_map(|i| (i as f32 + 0.5).to_le_bytes()).collect();
                 std::fs::write(&blob, &values).unwrap();
                 let bytes = values.len() as u64;
-                Entry { name: format!("t{n}"), shape: vec![n], plain: Some(Element::F32), blob, bytes }
+                Entry {
+                    name: format!("t{n}"),
+                    shape: vec![n],
+                    plain: Some(Element::F32),
+                    data: Data::File(blob),
+                    bytes,
+                }
             })
             .collect();
         write_shards_of(dir.path(), &entries, tuned, 20).unwrap();

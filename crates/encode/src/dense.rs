@@ -4,7 +4,7 @@ use std::path::Path;
 
 use rayon::prelude::*;
 use waterfill_artifacts::Progress;
-use waterfill_checkpoint::writer::{Entry, write_checkpoint, write_file};
+use waterfill_checkpoint::writer::{Data, Entry, write_checkpoint, write_file};
 use waterfill_checkpoint::{Checkpoint, CheckpointError, Element, TensorInfo, element_of};
 use waterfill_codec::Dtype;
 
@@ -47,7 +47,13 @@ pub fn write_dense(source: &Checkpoint, out: &Path, dtype: Option<Dtype>, progre
             write_file(&blob, &bytes)?;
             progress.advance(1);
             let plain = Some(element);
-            Ok(Entry { name: info.name.clone(), shape: info.shape.clone(), plain, blob, bytes: bytes.len() as u64 })
+            Ok(Entry {
+                name: info.name.clone(),
+                shape: info.shape.clone(),
+                plain,
+                data: Data::File(blob),
+                bytes: bytes.len() as u64,
+            })
         })
         .collect::<Result<Vec<Entry>>>()?;
     write_checkpoint(source.dir(), &dense, &entries, false)?;

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use waterfill_allocate::{Allocation, Importance, read_plan};
 use waterfill_artifacts::{Progress, Work};
-use waterfill_checkpoint::writer::{Entry, write_checkpoint, write_file};
+use waterfill_checkpoint::writer::{Data, Entry, write_checkpoint, write_file};
 use waterfill_checkpoint::{Checkpoint, CheckpointError, TensorInfo, Values};
 use waterfill_codec::{CodecError, CodedTensor, TILE, TensorPlan, TilePlan};
 
@@ -77,7 +77,8 @@ pub fn encode(
             progress.advance(1);
             let plain = (!coded).then_some(info.element);
             let found = if coded { Some(read_back(source, allocation, &blob, info)?) } else { None };
-            let entry = Entry { name: info.name.clone(), shape: info.shape.clone(), plain, blob, bytes };
+            let entry =
+                Entry { name: info.name.clone(), shape: info.shape.clone(), plain, data: Data::File(blob), bytes };
             Ok((entry, found))
         })
         .collect::<Result<Vec<(Entry, Option<Found>)>>>()?;

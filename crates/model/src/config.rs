@@ -5,6 +5,10 @@ use std::path::Path;
 use serde::Deserialize;
 
 use crate::error::{ModelError, Result};
+use crate::rope::{RopeScaling, Scaling};
+
+/// Architectures that can be calibrated, as `config.json` names them.
+pub const ARCHITECTURES: [&str; 4] = ["LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"];
 
 /// Shape and constants of a Llama-family model.
 #[derive(Debug, Clone, PartialEq)]
@@ -29,6 +33,14 @@ pub struct ModelConfig {
     pub norm_eps: f64,
     /// Base of the rotary frequencies.
     pub rope_theta: f64,
+    /// What is done to them for contexts beyond the pre-trained one.
+    pub rope_scaling: RopeScaling,
+    /// Whether a bias is added, by linear layer in the order of [`crate::LINEARS`].
+    pub biases: [bool; 7],
+    /// Queries and keys pass an RMSNorm over each head (Qwen3).
+    pub qk_norm: bool,
+    /// Keys that a query looks at, itself included, and the first block where that holds.
+    pub window: Option<(usize, usize)>,
     /// The output head is the embedding.
     pub tied: bool,
 }
@@ -46,25 +58,43 @@ struct Raw {
     head_dim: Option<usize>,
     max_position_embeddings: usize,
     rms_norm_eps: f64,
-    #[serde(default = "default_theta")]
-    rope_theta: f64,
-    rope_scaling: Option<serde_json::Value>,
+    rope_theta: Option<f64>,
+    rope_scaling: Option<Scaling>,
+    /// Both of the former, since version 5 of transformers.
+    rope_parameters: Option<Scaling>,
     #[serde(default)]
     tie_word_embeddings: bool,
     #[serde(default)]
     attention_bias: bool,
     #[serde(default)]
     mlp_bias: bool,
+    sliding_window: Option<usize>,
+    /// Mistral has no such key: its window holds when there is one.
+    use_sliding_window: Option<bool>,
+    #[serde(default)]
+    max_window_layers: usize,
     #[serde(default = "default_activation")]
     hidden_act: String,
 }
 
-fn default_theta() -> f64 {
-    10000.0
-}
-
 fn default_activation() -> String {
     "silu".into()
+}
+
+/// Names in `architectures` of a checkpoint's `config.json`.
+///
+/// # Errors
+/// A missing or malformed file.
+pub fn architectures(dir: &Path) -> Result<Vec<String>> {
+    #[derive(Deserialize)]
+    struct Names {
+        #[serde(default)]
+        architectures: Vec<String>,
+    }
+    let path = dir.join("config.json");
+    let unsupported = |reason: String| ModelError::Unsupported { path: path.clone(), reason };
+    let text = std::fs::read_to_string(&path).map_err(|e| unsupported(e.to_string()))?;
+    Ok(serde_json::from_str::<Names>(&text).map_err(|e| unsupported(e.to_string()))?.architectures)
 }
 
 impl ModelConfig {
@@ -75,46 +105,26 @@ impl ModelConfig {
     pub fn open(dir: &Path) -> Result<Self> {
         let path = dir.join("config.json");
         let unsupported = |reason: String| ModelError::Unsupported { path: path.clone(), reason };
+        let names = architectures(dir)?;
+        let [architecture] = names.as_slice() else {
+            return Err(unsupported(format!("architectures {names:?}, expected one name")));
+        };
+        if !ARCHITECTURES.contains(&architecture.as_str()) {
+            let (known, other) = (ARCHITECTURES.join(", "), crate::other::names().collect::<Vec<_>>());
+            let reason = match other.contains(&architecture.as_str()) {
+                true => format!(
+                    "architecture {architecture} can be evaluated (waterfill evaluate --original) but not calibrated: \
+                     that needs its blocks one at a time with their vector-Jacobian products, which exist for {known}"
+                ),
+                false => {
+                    format!("architecture {architecture}; supported: {known}; to evaluate only: {}", other.join(", "))
+                }
+            };
+            return Err(unsupported(reason));
+        }
         let text = std::fs::read_to_string(&path).map_err(|e| unsupported(e.to_string()))?;
         let raw: Raw = serde_json::from_str(&text).map_err(|e| unsupported(e.to_string()))?;
-        if raw.architectures != ["LlamaForCausalLM"] {
-            return Err(unsupported(format!("architectures {:?}, supported: LlamaForCausalLM", raw.architectures)));
-        }
-        if let Some(scaling) = raw.rope_scaling.filter(|v| !v.is_null()) {
-            return Err(unsupported(format!("rope_scaling {scaling}, supported: none")));
-        }
-        if raw.attention_bias || raw.mlp_bias {
-            return Err(unsupported("biases in linear layers, supported: none".into()));
-        }
-        if raw.hidden_act != "silu" {
-            return Err(unsupported(format!("hidden_act {:?}, supported: \"silu\"", raw.hidden_act)));
-        }
-        let sizes = [raw.vocab_size, raw.hidden_size, raw.intermediate_size, raw.num_attention_heads];
-        if sizes.contains(&0) || raw.max_position_embeddings == 0 {
-            return Err(unsupported("a size of zero, expected at least 1".into()));
-        }
-        let kv_heads = raw.num_key_value_heads.unwrap_or(raw.num_attention_heads);
-        if kv_heads == 0 || !raw.num_attention_heads.is_multiple_of(kv_heads) {
-            let heads = raw.num_attention_heads;
-            return Err(unsupported(format!("{heads} query heads for {kv_heads} key heads, expected a multiple")));
-        }
-        let head_dim = raw.head_dim.unwrap_or(raw.hidden_size / raw.num_attention_heads);
-        if head_dim == 0 || !head_dim.is_multiple_of(2) {
-            return Err(unsupported(format!("head_dim {head_dim}, expected an even number")));
-        }
-        Ok(Self {
-            vocab: raw.vocab_size,
-            hidden: raw.hidden_size,
-            intermediate: raw.intermediate_size,
-            layers: raw.num_hidden_layers,
-            heads: raw.num_attention_heads,
-            kv_heads,
-            head_dim,
-            positions: raw.max_position_embeddings,
-            norm_eps: raw.rms_norm_eps,
-            rope_theta: raw.rope_theta,
-            tied: raw.tie_word_embeddings,
-        })
+        raw.resolve().map_err(unsupported)
     }
 
     /// Shape `[out, in]` of linear layer `i` of a block, in the order of [`crate::LINEARS`].
@@ -129,7 +139,12 @@ impl ModelConfig {
         }
     }
 
-    /// `config.json` of the model as other software reads it, for bf16 weights.
+    /// Keys that queries of block `index` look at, themselves included.
+    pub fn window_of(&self, index: usize) -> usize {
+        self.window.filter(|&(_, first)| index >= first).map_or(usize::MAX, |(keys, _)| keys)
+    }
+
+    /// `config.json` of a plain Llama as other software reads it, for bf16 weights.
     pub fn to_json(&self) -> serde_json::Value {
         serde_json::json!({
             "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
@@ -139,6 +154,56 @@ impl ModelConfig {
             "max_position_embeddings": self.positions, "rms_norm_eps": self.norm_eps,
             "rope_theta": self.rope_theta, "tie_word_embeddings": self.tied,
             "attention_bias": false, "mlp_bias": false, "torch_dtype": "bfloat16",
+        })
+    }
+}
+
+impl Raw {
+    /// Checks sizes and fills in what the family leaves out; says what is wrong.
+    fn resolve(self) -> std::result::Result<ModelConfig, String> {
+        if self.hidden_act != "silu" {
+            return Err(format!("hidden_act {:?}, supported: \"silu\"", self.hidden_act));
+        }
+        let sizes = [self.vocab_size, self.hidden_size, self.intermediate_size, self.num_attention_heads];
+        if sizes.contains(&0) || self.max_position_embeddings == 0 {
+            return Err("a size of zero, expected at least 1".into());
+        }
+        let (heads, kv_heads) =
+            (self.num_attention_heads, self.num_key_value_heads.unwrap_or(self.num_attention_heads));
+        if kv_heads == 0 || !heads.is_multiple_of(kv_heads) {
+            return Err(format!("{heads} query heads for {kv_heads} key heads, expected a multiple"));
+        }
+        let head_dim = self.head_dim.unwrap_or(self.hidden_size / heads);
+        if head_dim == 0 || !head_dim.is_multiple_of(2) {
+            return Err(format!("head_dim {head_dim}, expected an even number"));
+        }
+        let scaling = self.rope_parameters.as_ref().or(self.rope_scaling.as_ref());
+        let theta = self.rope_theta.or(scaling.and_then(|s| s.rope_theta)).unwrap_or(10000.0);
+        let rope_scaling = scaling.map_or(Ok(RopeScaling::None), Scaling::resolve)?;
+        let (qwen2, qwen3) = (self.architectures == ["Qwen2ForCausalLM"], self.architectures == ["Qwen3ForCausalLM"]);
+        let attention = self.attention_bias;
+        let [q, o, mlp] = [attention || qwen2, attention && !qwen2, self.mlp_bias];
+        let uses_window = self.use_sliding_window.unwrap_or(self.architectures == ["MistralForCausalLM"]);
+        let window = self.sliding_window.filter(|_| uses_window).map(|keys| (keys, self.max_window_layers));
+        if window.is_some_and(|(keys, _)| keys == 0) {
+            return Err("sliding_window 0, expected at least 1 or null".into());
+        }
+        Ok(ModelConfig {
+            vocab: self.vocab_size,
+            hidden: self.hidden_size,
+            intermediate: self.intermediate_size,
+            layers: self.num_hidden_layers,
+            heads,
+            kv_heads,
+            head_dim,
+            positions: self.max_position_embeddings,
+            norm_eps: self.rms_norm_eps,
+            rope_theta: theta,
+            rope_scaling,
+            biases: [q, q, q, o, mlp, mlp, mlp],
+            qk_norm: qwen3,
+            window,
+            tied: self.tie_word_embeddings,
         })
     }
 }

@@ -6,6 +6,7 @@ use candle_nn::ops::rms_norm;
 use crate::block::differentiable_norm;
 use crate::config::ModelConfig;
 use crate::error::{ModelError, Result};
+use crate::product::product;
 
 /// Final norm and output projection.
 pub struct Head {
@@ -29,7 +30,7 @@ impl Head {
     /// # Errors
     /// Shapes that do not fit.
     pub fn logits(&self, normalised: &Tensor) -> Result<Tensor> {
-        Ok(normalised.matmul(&self.weight.t()?)?)
+        Ok(product(normalised, &self.weight.t()?)?)
     }
 
     /// Gradient with respect to normalised states from the gradient of the logits.
@@ -37,7 +38,7 @@ impl Head {
     /// # Errors
     /// Shapes that do not fit.
     pub fn logits_vjp(&self, gradient: &Tensor) -> Result<Tensor> {
-        Ok(gradient.matmul(&self.weight)?)
+        Ok(product(gradient, &self.weight)?)
     }
 
     /// Gradient with respect to `x` from the gradient of [`Head::normalise`]'s result.

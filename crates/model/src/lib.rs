@@ -1,23 +1,31 @@
 //! Llama-family models on candle, one block in memory at a time.
 //!
 //! [`Model`] streams a checkpoint: [`Model::embed`], [`Model::block`] for each block, then
-//! [`Model::head`]. [`Block::forward`] uses candle's fused operations; [`Block::vjp`] uses the
-//! composed forms, because gradients silently stop at the fused ones, and checks that every
-//! weight got one.
+//! [`Model::head`]. On the CPU blocks run on kernels of our own, elsewhere on candle's operations:
+//! the fused ones forward, the composed ones where gradients are needed, which silently stop at the
+//! fused ones.
 
 mod block;
 mod config;
 mod error;
 mod head;
 mod kernels;
+pub mod other;
 mod pack;
+mod product;
+mod rope;
 mod stream;
 pub mod tokens;
+mod vjp;
 
-pub use block::{Block, LINEARS, LinearTrace, Rotary, Vjp, differentiable_norm};
-pub use config::ModelConfig;
+pub use block::{Block, LINEARS, differentiable_norm};
+pub use config::{ARCHITECTURES, ModelConfig, architectures};
 pub use error::{ModelError, Result};
 pub use head::Head;
 pub use pack::{pack, unpack};
-pub use stream::{EMBEDDING, FINAL_NORM, Model, device, linear_name, lm_head_name, norm_names};
+pub use rope::{RopeScaling, Rotary};
+pub use stream::{
+    EMBEDDING, FINAL_NORM, Model, bias_name, device, linear_name, lm_head_name, norm_names, qk_norm_names,
+};
 pub use tokens::{Text, Windows};
+pub use vjp::{LinearTrace, Vjp};

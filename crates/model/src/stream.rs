@@ -5,10 +5,11 @@ use std::path::Path;
 use candle_core::{DType, Device, Tensor};
 use waterfill_checkpoint::Checkpoint;
 
-use crate::block::{Block, LINEARS, Rotary};
+use crate::block::{Block, LINEARS};
 use crate::config::ModelConfig;
 use crate::error::{ModelError, Result};
 use crate::head::Head;
+use crate::rope::Rotary;
 
 /// Name of the embedding, which is also the head when tied.
 pub const EMBEDDING: &str = "model.embed_tokens.weight";
@@ -63,7 +64,7 @@ impl Model {
     pub fn open_as(dir: &Path, device: &Device, dtype: DType) -> Result<Self> {
         let config = ModelConfig::open(dir)?;
         let checkpoint = Checkpoint::open(dir)?;
-        let rotary = Rotary::new(&config, &Tensor::zeros(1, dtype, device)?)?;
+        let rotary = Rotary::new(&config, &Tensor::zeros(1, dtype, device)?);
         Ok(Self { config, checkpoint, device: device.clone(), dtype, rotary })
     }
 
@@ -103,12 +104,26 @@ impl Model {
         let weights = (0..LINEARS.len())
             .map(|i| self.load(&linear_name(index, i), &self.linear_shape(i)))
             .collect::<Result<_>>()?;
+        let bias = |i: usize| match self.config.biases[i] {
+            true => self.load(&bias_name(index, i), &self.linear_shape(i)[..1]).map(Some),
+            false => Ok(None),
+        };
+        let biases = (0..LINEARS.len()).map(bias).collect::<Result<_>>()?;
+        let qk_norms = match self.config.qk_norm {
+            true => {
+                let [q, k] = qk_norm_names(index).map(|name| self.load(&name, &[self.config.head_dim]));
+                Some([q?, k?])
+            }
+            false => None,
+        };
         Ok(Block {
             index,
             config: self.config.clone(),
             attention_norm: attention_norm?,
             mlp_norm: mlp_norm?,
             weights,
+            biases,
+            qk_norms,
             rotary: self.rotary.clone(),
         })
     }
@@ -146,6 +161,16 @@ impl Model {
 /// Checkpoint name of linear layer `i` of a block.
 pub fn linear_name(block: usize, i: usize) -> String {
     format!("model.layers.{block}.{}.weight", LINEARS[i])
+}
+
+/// Checkpoint name of the bias of linear layer `i` of a block.
+pub fn bias_name(block: usize, i: usize) -> String {
+    format!("model.layers.{block}.{}.bias", LINEARS[i])
+}
+
+/// Checkpoint names of the norms of a block's queries and keys.
+pub fn qk_norm_names(block: usize) -> [String; 2] {
+    ["q_norm", "k_norm"].map(|part| format!("model.layers.{block}.self_attn.{part}.weight"))
 }
 
 /// Checkpoint names of a block's norms: before attention, before the feed-forward part.

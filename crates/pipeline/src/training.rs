@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use waterfill_artifacts::{Artifact, Identity, Progress, Store, hash_file};
 use waterfill_checkpoint::Checkpoint;
 use waterfill_checkpoint::writer::write_file;
-use waterfill_model::ModelConfig;
+use waterfill_model::{ModelConfig, RopeScaling};
 use waterfill_train::{LetterWeights, Schedule, Settings, Summary, train_tokenizer};
 use waterfill_world::{SUBJECTS, Split, Style, World};
 
@@ -330,6 +330,10 @@ fn llama(n: &NetworkConfig) -> ModelConfig {
         positions: n.positions,
         norm_eps: 1e-5,
         rope_theta: 10000.0,
+        rope_scaling: RopeScaling::None,
+        biases: [false; 7],
+        qk_norm: false,
+        window: None,
         tied: true,
     }
 }

@@ -81,7 +81,7 @@ impl Network {
         }
         let mut take = |name: &str| named.remove(name).ok_or_else(|| TrainError::Parameter { name: name.into() });
         let embedding = take(EMBEDDING)?;
-        let rotary = Rotary::new(config, &embedding)?;
+        let rotary = Rotary::new(config, &embedding);
         let mut blocks = Vec::new();
         for index in 0..config.layers {
             let [attention, mlp] = norm_names(index);

@@ -1,12 +1,12 @@
 //! The training loop.
 
 use std::fmt::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use waterfill_artifacts::{Progress, Work};
-use waterfill_checkpoint::writer::{Entry, write_file, write_shards};
+use waterfill_checkpoint::writer::{Data, Entry, write_file, write_shards};
 use waterfill_checkpoint::{Checkpoint, Element};
 use waterfill_codec::Dtype;
 use waterfill_model::{ModelConfig, Text};
@@ -205,23 +205,18 @@ fn write_companion(from: &Path, to: &Path) -> Result<()> {
 }
 
 fn write_model(dir: &Path, config: &ModelConfig, parameters: &[Parameter]) -> Result<()> {
-    let blob = |i: usize| -> PathBuf { dir.join(format!("blob-{i}")) };
     let mut entries = Vec::new();
-    for (i, p) in parameters.iter().enumerate() {
-        let bytes: Vec<u8> = p.value.iter().flat_map(|&v| (Dtype::Bf16.pattern_of(v) as u16).to_le_bytes()).collect();
-        write_file(&blob(i), &bytes)?;
+    for p in parameters {
+        let pattern = |&v: &f32| (Dtype::Bf16.pattern_of(v) as u16).to_le_bytes();
         entries.push(Entry {
             name: p.name.clone(),
             shape: p.shape.clone(),
             plain: Some(Element::BF16),
-            blob: blob(i),
-            bytes: bytes.len() as u64,
+            data: Data::Made(Box::new(move || p.value.iter().flat_map(pattern).collect())),
+            bytes: 2 * p.value.len() as u64,
         });
     }
     write_shards(dir, &entries)?;
-    for entry in entries {
-        std::fs::remove_file(&entry.blob).map_err(|source| TrainError::Io { path: entry.blob.clone(), source })?;
-    }
     let text = serde_json::to_string_pretty(&config.to_json()).expect("plain data");
     Ok(write_file(&dir.join("config.json"), text.as_bytes())?)
 }
