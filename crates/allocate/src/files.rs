@@ -5,10 +5,11 @@ use std::path::{Path, PathBuf};
 
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype as Element, TensorView};
-use waterfill_codec::{Dtype, Format, Lambda, Loss, Rate, TensorPlan, TilePlan};
+use waterfill_codec::{Dtype, Format, Lambda, TensorPlan, TilePlan};
 
+use crate::candidates::Candidates;
 use crate::error::{AllocateError, Result};
-use crate::points::{Importance, Point, WeightPoints};
+use crate::points::{Importance, WeightPoints};
 use crate::select::Selection;
 
 fn failed(path: &Path, reason: impl Into<String>) -> AllocateError {
@@ -148,13 +149,14 @@ impl WeightPoints {
     pub fn write(&self, path: &Path) -> Result<()> {
         let mut blobs = Blobs::new(path);
         blobs.put_plan("weight", &self.plan);
-        let count = self.tiles.iter().map(Vec::len).sum();
-        let all = || self.tiles.iter().flatten();
-        blobs.put_u16("count", &[self.tiles.len()], self.tiles.iter().map(|t| t.len() as u16));
-        blobs.put_u8("point|format", &[count], all().map(|p| p.format as u8));
-        blobs.put_i16("point|step", &[count], all().map(|p| p.step));
-        blobs.put_f32("point|loss", &[count], all().map(|p| p.loss.0 as f32));
-        blobs.put_f32("point|rate", &[count], all().map(|p| p.rate.0 as f32));
+        let t = &self.tiles;
+        let starts = std::iter::once(&0).chain(&t.ends);
+        blobs.put_u16("count", &[t.tiles()], t.ends.iter().zip(starts).map(|(end, start)| (end - start) as u16));
+        let count = t.formats.len();
+        blobs.put_u8("point|format", &[count], t.formats.iter().map(|&f| f as u8));
+        blobs.put_i16("point|step", &[count], t.steps.iter().copied());
+        blobs.put_f32("point|loss", &[count], t.losses.iter().copied());
+        blobs.put_f32("point|rate", &[count], t.rates.iter().copied());
         blobs.put_importance("weight", &self.importance);
         blobs.write()
     }
@@ -172,12 +174,14 @@ impl WeightPoints {
         if [formats.len(), steps.len(), losses.len(), rates.len()] != [total; 4] || counts.len() != plan.tiles.len() {
             return Err(failed(path, "arrays of points differ in length"));
         }
-        let mut all = (0..total).map(|i| {
-            let format = Format::from_code(formats[i]).ok_or_else(|| failed(path, "unknown format"))?;
-            let (loss, rate) = (Loss(f64::from(losses[i])), Rate(f64::from(rates[i])));
-            Ok(Point { format, step: steps[i], loss, rate })
-        });
-        let tiles = counts.iter().map(|&c| all.by_ref().take(usize::from(c)).collect()).collect::<Result<_>>()?;
+        let format = |&code: &u8| Format::from_code(code).ok_or_else(|| failed(path, "unknown format"));
+        let formats = formats.iter().map(format).collect::<Result<_>>()?;
+        let mut end = 0;
+        let end = |&count: &u16| {
+            end += usize::from(count);
+            end
+        };
+        let tiles = Candidates { ends: counts.iter().map(end).collect(), formats, steps, losses, rates };
         Ok(Self { plan, tiles, importance: blobs.importance("weight")? })
     }
 }
@@ -249,7 +253,10 @@ pub fn read_plan(allocation: &Allocation, name: &str) -> Result<PlannedWeight> {
 
 #[cfg(test)]
 mod tests {
+    use waterfill_codec::{Loss, Rate};
+
     use super::*;
+    use crate::points::Point;
 
     #[test]
     fn points_are_read_back() {
@@ -264,7 +271,8 @@ mod tests {
             ..TensorPlan::uniform(Dtype::F16, 20, 40, tile)
         };
         let point = |i: i16| Point { format: Format::Fp8, step: i, loss: Loss(0.5), rate: Rate(100.0) };
-        let tiles: Vec<Vec<Point>> = (0..6).map(|n| (0..n).map(point).collect()).collect();
+        let mut tiles = Candidates::default();
+        (0..6).for_each(|n| tiles.push((0..n).map(point)));
         let importance = Importance { tiles: vec![0.5; 6], rows: vec![1.0; 20], cols: vec![2.0; 40] };
         let points = WeightPoints { plan, tiles, importance };
         points.write(&path).unwrap();

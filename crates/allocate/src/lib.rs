@@ -5,18 +5,21 @@
 //! [`select_weight`] then minimises J = loss + lambda * rate tile by tile, and [`meet_target`] finds the
 //! lambda whose file has a wanted size.
 
+mod candidates;
 mod error;
 mod files;
 mod points;
 mod policy;
+mod sample;
 mod scales;
 mod select;
 mod table;
 mod target;
 
+pub use candidates::Candidates;
 pub use error::{AllocateError, Result};
 pub use files::{Allocation, Blobs, PlannedWeight, read_plan};
-pub use points::{Importance, Point, PointRules, TilePoints, WeightPoints, erasure_loss, measure_points, raises};
+pub use points::{Importance, Point, PointRules, WeightPoints, erasure_loss, measure_points, raises};
 pub use policy::{Floor, Granularity, Policy, RateWeights, ShardRule};
 pub use select::{Overhead, Selection, select_weight};
 pub use table::write_table;

@@ -1,6 +1,8 @@
 //! Rate-distortion points of every tile: measured errors of the actual weights, code lengths of
 //! the actual tables.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 use waterfill_calibrate::Sensitivity;
 use waterfill_codec::sample::{HeadCosts, HeadModel};
@@ -9,11 +11,14 @@ use waterfill_codec::side::Books;
 use waterfill_codec::table::{LevelCosts, class_of};
 use waterfill_codec::{Dtype, Format, Loss, Rate, TILE, TensorPlan};
 
+use crate::candidates::Candidates;
 use crate::policy::{Granularity, ShardRule};
 use crate::scales::{Information, plan_scales};
 
 /// Steps of a tile span this many quarter octaves: from the finest INT8 step to all zeros.
 const STEPS: i32 = 36;
+/// Tiles that are measured before their points are put away.
+const PART: usize = 1 << 14;
 /// Scales of small floating-point formats tried, an octave apart.
 const FLOAT_SCALES: i32 = 6;
 
@@ -31,15 +36,15 @@ pub struct Point {
 }
 
 /// Points of one tile.
-pub type TilePoints = Vec<Point>;
+type TilePoints = Vec<Point>;
 
 /// Points of one weight matrix.
 #[derive(Debug, Clone)]
 pub struct WeightPoints {
     /// Scales and spreads; tile formats and steps are still open.
     pub plan: TensorPlan,
-    /// Points of every tile, in raster order.
-    pub tiles: Vec<TilePoints>,
+    /// Points of every tile.
+    pub tiles: Candidates,
     /// What errors cost.
     pub importance: Importance,
 }
@@ -97,7 +102,6 @@ pub fn measure_points(weights: &[f32], dtype: Dtype, sensitivity: &Sensitivity, 
     let mut info = Information::new(sensitivity, rules.shards, rules.unseen);
     info.tiles.iter_mut().for_each(|f| *f *= rules.raise);
     let plan = plan_scales(&info, weights, dtype, rules.granularity);
-    let tiles: Vec<Tile> = (0..plan.tiles.len()).into_par_iter().map(|n| Tile::new(&plan, &info, weights, n)).collect();
     let pattern_costs = HeadCosts::new(HeadModel::fixed(dtype));
     let floats: Vec<(Format, HeadCosts)> = rules
         .formats
@@ -105,35 +109,48 @@ pub fn measure_points(weights: &[f32], dtype: Dtype, sensitivity: &Sensitivity, 
         .filter(|f| f.minifloat().is_some())
         .map(|&format| (format, HeadCosts::new(Books::codes(format))))
         .collect();
-    let points = tiles
-        .par_iter()
-        .map(|tile| {
-            let mut points = tile.integer_points();
-            floats.iter().for_each(|(format, costs)| tile.add_float_points(*format, costs, &mut points));
-            let bits: f64 = tile.pattern_bits(dtype, &pattern_costs, plan.step_base >> 1);
-            points.push(Point { format: Format::Lossless, step: 0, loss: Loss(0.0), rate: Rate(bits) });
-            points
-        })
-        .collect();
-    WeightPoints { plan, tiles: points, importance: Importance::new(&info) }
+    let points = |n: usize| {
+        let tile = Tile::new(&plan, &info, weights, n);
+        let mut points = tile.integer_points();
+        floats.iter().for_each(|(format, costs)| tile.add_float_points(*format, costs, &mut points));
+        let bits: f64 = tile.pattern_bits(dtype, &pattern_costs, plan.step_base >> 1);
+        points.push(Point { format: Format::Lossless, step: 0, loss: Loss(0.0), rate: Rate(bits) });
+        points
+    };
+    let mut tiles = Candidates::default();
+    for start in (0..plan.tiles.len()).step_by(PART) {
+        let part = start..plan.tiles.len().min(start + PART);
+        part.into_par_iter().map(points).collect::<Vec<TilePoints>>().into_iter().for_each(|t| tiles.push(t));
+    }
+    WeightPoints { plan, tiles, importance: Importance::new(&info) }
 }
 
-/// Predicted loss of setting a whole weight matrix to zero.
-pub fn erasure_loss(weights: &[f32], sensitivity: &Sensitivity, rule: ShardRule) -> Loss {
+/// Predicted loss of setting a whole weight matrix to zero; `read` gives the values of some rows.
+///
+/// # Errors
+/// Those of `read`.
+pub fn erasure_loss<E>(
+    read: impl Fn(Range<usize>) -> std::result::Result<Vec<f32>, E>,
+    sensitivity: &Sensitivity,
+    rule: ShardRule,
+) -> std::result::Result<Loss, E> {
     let info = Information::new(sensitivity, rule, 0.0);
     let across = info.cols.div_ceil(TILE);
     let block = |by: &[f64], n: usize| by[n * TILE..by.len().min((n + 1) * TILE)].iter().sum::<f64>();
     let rows: Vec<f64> = (0..info.rows.div_ceil(TILE)).map(|n| block(&info.by_row, n)).collect();
     let cols: Vec<f64> = (0..across).map(|n| block(&info.by_col, n)).collect();
     let mut loss = 0.0;
-    for (i, line) in weights.chunks_exact(info.cols).enumerate() {
-        for (j, &w) in line.iter().enumerate() {
-            let density =
-                info.tiles[i / TILE * across + j / TILE] / (rows[i / TILE] * cols[j / TILE]).max(f64::MIN_POSITIVE);
-            loss += 0.5 * density * info.by_row[i] * info.by_col[j] * f64::from(w).powi(2);
+    for top in (0..info.rows).step_by(TILE) {
+        let weights = read(top..info.rows.min(top + TILE))?;
+        for (i, line) in weights.chunks_exact(info.cols).enumerate().map(|(i, line)| (top + i, line)) {
+            for (j, &w) in line.iter().enumerate() {
+                let energy = (rows[i / TILE] * cols[j / TILE]).max(f64::MIN_POSITIVE);
+                let density = info.tiles[i / TILE * across + j / TILE] / energy;
+                loss += 0.5 * density * info.by_row[i] * info.by_col[j] * f64::from(w).powi(2);
+            }
         }
     }
-    Loss(loss)
+    Ok(Loss(loss))
 }
 
 /// Factors that raise every weight matrix to `floor` times the median erasure loss.

@@ -53,17 +53,17 @@ pub fn select_weight(name: &str, points: &WeightPoints, policy: &Policy, lambda:
     let mut plan = points.plan.clone();
     let across = plan.tiles_across();
     let floor = policy.floor(name);
-    let mut chosen = Vec::with_capacity(points.tiles.len());
+    let mut chosen = Vec::with_capacity(points.tiles.tiles());
     let (mut loss, mut rate, mut resident) = (Loss(0.0), Rate(0.0), Rate(0.0));
     let entries = plan.row_scale.len() + plan.col_scale.len();
     resident += Rate(8.0 * entries as f64);
     let mut left = TilePlan::default();
-    for (n, candidates) in points.tiles.iter().enumerate() {
+    for n in 0..points.tiles.tiles() {
+        let candidates = points.tiles.tile(n);
         let (row, col) = (n / across, n % across);
         let weights = TILE.min(plan.rows - row * TILE) * TILE.min(plan.cols - col * TILE);
-        let most = floor.map_or(f64::INFINITY, |f| floor_loss(candidates, f));
+        let most = floor.map_or(f64::INFINITY, |f| floor_loss(candidates.clone(), f));
         let best = candidates
-            .iter()
             .filter_map(|p| allowed(p, policy, floor, most))
             .map(|p| {
                 let header = Rate(header_bits(left, &p));
@@ -98,23 +98,23 @@ pub fn select_weight(name: &str, points: &WeightPoints, policy: &Policy, lambda:
 
 /// A point as the policy lets it be used: levels take the narrowest integer format that is allowed
 /// and holds them.
-fn allowed(point: &Point, policy: &Policy, floor: Option<Format>, most: f64) -> Option<Point> {
+fn allowed(point: Point, policy: &Policy, floor: Option<Format>, most: f64) -> Option<Point> {
     const INTEGERS: [Format; 4] = [Format::Int2, Format::Int3, Format::Int4, Format::Int8];
     let wide_enough = match INTEGERS.iter().position(|&f| f == point.format) {
         Some(first) => &INTEGERS[first..],
         None => std::slice::from_ref(&point.format),
     };
     let format = wide_enough.iter().copied().find(|&f| policy.allows(f, floor))?;
-    (point.loss.0 <= most).then_some(Point { format, ..*point })
+    (point.loss.0 <= most).then_some(Point { format, ..point })
 }
 
 /// Largest loss under a floor: what the format gives at its finest step without saturation.
-fn floor_loss(points: &[Point], floor: Format) -> f64 {
-    let matching = |p: &&Point| match floor {
+fn floor_loss(points: impl Iterator<Item = Point>, floor: Format) -> f64 {
+    let matching = |p: &Point| match floor {
         Format::Int8 => p.format.level_range().is_some(),
         other => p.format == other,
     };
-    points.iter().filter(matching).map(|p| p.loss.0).fold(f64::INFINITY, f64::min)
+    points.filter(matching).map(|p| p.loss.0).fold(f64::INFINITY, f64::min)
 }
 
 /// Bits of a file outside the slices of coded tensors.
@@ -132,6 +132,7 @@ mod tests {
     use waterfill_codec::{Dtype, TensorPlan};
 
     use super::*;
+    use crate::candidates::Candidates;
     use crate::policy::{Floor, RateWeights};
 
     fn policy(formats: &[Format], floors: Vec<Floor>) -> Policy {
@@ -142,7 +143,9 @@ mod tests {
     /// One row of tiles with the given points each.
     fn weight(tiles: Vec<Vec<Point>>) -> WeightPoints {
         let plan = TensorPlan::uniform(Dtype::Bf16, TILE, tiles.len() * TILE, TilePlan::default());
-        WeightPoints { plan, tiles, importance: Default::default() }
+        let mut candidates = Candidates::default();
+        tiles.into_iter().for_each(|t| candidates.push(t));
+        WeightPoints { plan, tiles: candidates, importance: Default::default() }
     }
 
     fn point(format: Format, step: i16, loss: f64, rate: f64) -> Point {
@@ -198,7 +201,7 @@ mod tests {
         /// headers cost the same.
         #[test]
         fn the_choice_minimises_j(raw in prop::collection::vec((0.0f64..1e-3, 10.0f64..3000.0), 1..20), lambda in 1e-9f64..1e-5) {
-            let points: Vec<Point> = raw.iter().map(|&(l, r)| point(Format::Int8, 0, l, r)).collect();
+            let points: Vec<Point> = raw.iter().map(|&(l, r)| point(Format::Int8, 0, f64::from(l as f32), f64::from(r as f32))).collect();
             let weight = weight(vec![points.clone()]);
             let got = select_weight("w", &weight, &policy(&Format::ALL, vec![]), Lambda(lambda)).unwrap();
             let cost = |p: &Point| Lambda(lambda).cost(p.loss, p.rate);

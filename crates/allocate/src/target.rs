@@ -5,15 +5,14 @@ use std::path::PathBuf;
 use rayon::prelude::*;
 use waterfill_checkpoint::Checkpoint;
 use waterfill_codec::header::Header;
-use waterfill_codec::{Format, Lambda, Rate};
+use waterfill_codec::{Format, Lambda, Rate, TensorPlan};
 
-use crate::error::{AllocateError, Result};
-use crate::points::WeightPoints;
+use crate::AllocateError;
+use crate::error::Result;
 use crate::policy::Policy;
-use crate::select::{Overhead, Selection, select_weight};
+use crate::sample::{Sample, sample_weights};
+use crate::select::{Overhead, Selection};
 
-/// Weights whose slices are counted exactly, at most about this many.
-const SAMPLE_WEIGHTS: usize = 8 << 20;
 /// Relative distance to the target at which the search ends.
 const TOLERANCE: f64 = 5e-4;
 /// Lambdas searched.
@@ -29,18 +28,16 @@ pub struct TargetResult {
 }
 
 struct Search<'a> {
-    points: &'a [(String, PathBuf)],
-    checkpoint: &'a Checkpoint,
+    samples: Vec<Sample>,
     policy: &'a Policy,
     overhead: Overhead,
-    /// Weights sampled: every `stride`-th.
-    stride: usize,
 }
 
 /// Finds the lambda whose file has `target` bytes, to 0.05 % by its own count: a secant search on
-/// log lambda over estimated bits, corrected by the exact bits of sampled slices.
+/// log lambda over estimated bits, corrected by the exact bits of sampled slices. Models of more than a
+/// million tiles are represented by as many of theirs, so that no point is read twice.
 ///
-/// `points` names the file of every weight's [`WeightPoints`].
+/// `points` names the file of every weight's [`crate::WeightPoints`].
 ///
 /// # Errors
 /// Targets outside what the policy allows, and files that cannot be read.
@@ -51,15 +48,14 @@ pub fn meet_target(
     policy: &Policy,
     overhead: Overhead,
 ) -> Result<TargetResult> {
-    let stride = (checkpoint.weights() as usize).div_ceil(SAMPLE_WEIGHTS).max(1);
-    let search = Search { points, checkpoint, policy, overhead, stride };
+    let search = Search { samples: sample_weights(points, checkpoint)?, policy, overhead };
     let wanted = target as f64 * 8.0;
     let mut correction = 1.0;
     let mut result = Lambda(RANGE.1);
     let mut bits = 0.0;
     for _ in 0..5 {
         result = search.solve(wanted / correction, target)?;
-        let (estimated, exact) = search.sample(result)?;
+        let (estimated, exact) = search.count(result)?;
         let slices = search.estimate(result)? - search.fixed();
         bits = search.fixed() + slices * exact / estimated.max(1.0);
         correction = bits / (search.fixed() + slices);
@@ -75,36 +71,17 @@ impl Search<'_> {
         self.overhead.plain.0
     }
 
-    fn select(&self, n: usize, lambda: Lambda) -> Result<Selection> {
-        let (name, path) = &self.points[n];
-        select_weight(name, &WeightPoints::read(path)?, self.policy, lambda)
-    }
-
     /// Estimated bits of the whole file.
     fn estimate(&self, lambda: Lambda) -> Result<f64> {
-        let bits = (0..self.points.len()).into_par_iter().map(|n| Ok(estimated_bits(&self.select(n, lambda)?).0));
+        let bits = self.samples.par_iter().map(|s| s.estimate(self.policy, lambda));
         // Summed in order, so that the result does not depend on the number of threads.
         Ok(bits.collect::<Result<Vec<f64>>>()?.iter().sum::<f64>() + self.fixed())
     }
 
-    /// Estimated and exact bits of the sampled weights.
-    fn sample(&self, lambda: Lambda) -> Result<(f64, f64)> {
-        let sampled = (0..self.points.len()).into_par_iter().step_by(self.stride).map(|n| {
-            let (name, selection) = (&self.points[n].0, self.select(n, lambda)?);
-            let weights = self.checkpoint.read(name)?.to_f32();
-            let failed = |source| AllocateError::Codec { weight: name.clone(), source };
-            let slices = selection.plan.slices();
-            // A few slices stand for all of a very large tensor.
-            let step = (weights.len() / SAMPLE_WEIGHTS).clamp(1, slices);
-            let counted: Vec<usize> = (0..slices).step_by(step).collect();
-            let mut bits = 0.0;
-            for &n in &counted {
-                bits += selection.plan.slice_rate(n, &weights).map_err(failed)?.0;
-            }
-            let side = selection.plan.side_rate(&weights).map_err(failed)?.0;
-            Ok((estimated_bits(&selection).0, bits * slices as f64 / counted.len() as f64 + side))
-        });
-        Ok(sampled.collect::<Result<Vec<_>>>()?.iter().fold((0.0, 0.0), |sum, x| (sum.0 + x.0, sum.1 + x.1)))
+    /// Estimated and exact bits of the sampled slices.
+    fn count(&self, lambda: Lambda) -> Result<(f64, f64)> {
+        let counted = self.samples.par_iter().map(|s| s.count(self.policy, lambda));
+        Ok(counted.collect::<Result<Vec<_>>>()?.iter().fold((0.0, 0.0), |sum, x| (sum.0 + x.0, sum.1 + x.1)))
     }
 
     /// Lambda at which the estimate has `wanted` bits: bisection on log lambda, whose steps a
@@ -133,10 +110,14 @@ impl Search<'_> {
 
 /// Estimated bits of a coded tensor with everything around its slices.
 pub fn estimated_bits(selection: &Selection) -> Rate {
-    let plan = &selection.plan;
+    selection.rate + side_bits(&selection.plan, selection.points.iter().any(|p| p.format == Format::Lossless))
+}
+
+/// Estimated bits around the slices of a coded tensor.
+pub(crate) fn side_bits(plan: &TensorPlan, lossless: bool) -> Rate {
     let vectors = [&plan.row_scale, &plan.col_scale, &plan.row_spread, &plan.col_spread];
     let entries: usize = vectors.iter().map(|v| v.len()).sum();
-    let codebook = if selection.points.iter().any(|p| p.format == Format::Lossless) { 700.0 } else { 0.0 };
+    let codebook = if lossless { 700.0 } else { 0.0 };
     let header = Header::bytes(plan.slices()) as f64 * 8.0;
-    selection.rate + Rate(header + 3.2 * entries as f64 + codebook + 64.0)
+    Rate(header + 3.2 * entries as f64 + codebook + 64.0)
 }

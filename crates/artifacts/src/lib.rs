@@ -7,6 +7,7 @@
 //! killed process had finished there ([`Work`]) is taken up by the next.
 
 mod files;
+mod groups;
 mod lock;
 mod manifest;
 mod progress;
@@ -16,6 +17,7 @@ mod work;
 use std::path::PathBuf;
 
 pub use files::{hash_file, peak_memory_bytes};
+pub use groups::groups;
 pub use manifest::{Artifact, FORMAT_VERSION, Identity, Manifest, Timings};
 pub use progress::{Progress, Silent};
 pub use store::Store;

@@ -1,6 +1,7 @@
 //! An artifact in the making: what is finished of it survives the process.
 
 use std::fs::File;
+use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -62,16 +63,38 @@ impl Work {
         whole.then_some(bytes)
     }
 
+    /// True when a unit is there, damaged or not.
+    pub fn has_unit(&self, name: &str) -> bool {
+        self.units.join(name).exists()
+    }
+
     /// Keeps a unit for this process or the next.
     ///
     /// # Errors
     /// As the file system says.
     pub fn keep(&self, name: &str, bytes: &[u8]) -> Result<()> {
+        self.keep_parts(name, |sink| sink(bytes))
+    }
+
+    /// As [`Work::keep`] for bytes that are handed over part by part, none of which is held.
+    ///
+    /// # Errors
+    /// As the file system says.
+    pub fn keep_parts(
+        &self,
+        name: &str,
+        parts: impl FnOnce(&mut dyn FnMut(&[u8]) -> std::io::Result<()>) -> std::io::Result<()>,
+    ) -> Result<()> {
         let (path, partial) = (self.units.join(name), self.units.join(format!("{name}{PARTIAL}")));
         let write = || {
-            let mut file = File::create(&partial)?;
-            std::io::Write::write_all(&mut file, bytes)?;
-            std::io::Write::write_all(&mut file, blake3::hash(bytes).as_bytes())?;
+            let mut file = BufWriter::new(File::create(&partial)?);
+            let mut hasher = blake3::Hasher::new();
+            parts(&mut |bytes| {
+                hasher.update(bytes);
+                file.write_all(bytes)
+            })?;
+            file.write_all(hasher.finalize().as_bytes())?;
+            file.flush()?;
             std::fs::rename(&partial, &path)
         };
         write().map_err(io(&path))

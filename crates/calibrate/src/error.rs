@@ -32,6 +32,14 @@ pub enum CalibrateError {
         /// Sequences there are.
         sequences: usize,
     },
+    /// A file cannot be written.
+    #[error("{path}: {source}")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
     /// A sensitivity file is missing, malformed, or lacks a weight.
     #[error("{path}: {reason}")]
     File {

@@ -1,20 +1,30 @@
 //! The output head: labels, its Fisher information in closed form, and the gradient below it.
 
-use candle_core::{D, DType, Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
+use rayon::prelude::*;
 use waterfill_model::Head;
 
 use crate::error::Result;
-use crate::statistics::{SecondMoment, Sums};
+use crate::statistics::Sums;
 use crate::sweep::Labels;
 
 /// Elements of logits held at once.
-const LOGIT_BUDGET: usize = 1 << 23;
+const LOGITS: usize = 1 << 25;
 
-/// What one batch gives at the head.
+/// Bytes that a batch holds at the head beside its states: logits, probabilities, energies.
+pub fn head_bytes(vocab: usize, tokens: usize) -> u64 {
+    (LOGITS.max(vocab).min(vocab * tokens) * 5 * 4) as u64
+}
+
+/// What one batch gives.
 pub(crate) struct HeadBatch {
     pub sums: Sums,
+    /// Input of the head, `[batch * tokens, hidden]`.
+    pub input: Tensor,
+    /// Energy of each token's gradient, `[batch * tokens, 1]`.
+    pub energy: Tensor,
     /// Gradient with respect to the last block's output, `[batch, tokens, hidden]`.
     pub gradient: Tensor,
     /// Summed negative log-likelihood of the data's own targets, nats.
@@ -51,52 +61,65 @@ pub(crate) fn head_batch(
     first: usize,
     labels: Labels,
     seed: u64,
-    moment: SecondMoment,
 ) -> Result<HeadBatch> {
     let (_, tokens, hidden) = x.dims3()?;
-    let normalised = head.normalise(x)?.reshape(((), hidden))?;
+    let input = head.normalise(x)?.reshape(((), hidden))?;
     let targets: Vec<u32> = targets.concat();
-    let vocab = head.logits(&normalised.narrow(0, 0, 1)?)?.dim(1)?;
-    let chunk = (LOGIT_BUDGET / vocab).max(1);
-    let mut sums: Option<Sums> = None;
-    let mut gradients = Vec::new();
+    let vocab = head.vocab()?;
+    let chunk = (LOGITS / vocab).max(1);
+    let mut sums = Sums::zeros(vocab, hidden);
+    let (mut gradients, mut energies) = (Vec::new(), Vec::new());
     let mut nll = 0.0;
     for start in (0..targets.len()).step_by(chunk) {
         let count = chunk.min(targets.len() - start);
-        let input = normalised.narrow(0, start, count)?;
-        let probabilities = softmax(&head.logits(&input)?)?;
-        let mut gradient: Vec<f32> =
-            probabilities.to_dtype(DType::F32)?.to_device(&Device::Cpu)?.flatten_all()?.to_vec1()?;
-        for (i, row) in gradient.chunks_exact_mut(vocab).enumerate() {
-            let at = start + i;
-            let target = targets[at] as usize;
-            nll -= f64::from(row[target].max(f32::MIN_POSITIVE)).ln();
-            let label = match labels {
-                Labels::Data => target,
-                Labels::Sampled => sample(row, seed, (first + at / tokens) as u64, at % tokens),
-            };
-            row[label] -= 1.0;
-        }
-        let gradient = Tensor::from_vec(gradient, (count, vocab), x.device())?.to_dtype(x.dtype())?;
-        let energy = match labels {
-            Labels::Sampled => (&probabilities - probabilities.sqr()?)?,
-            Labels::Data => gradient.sqr()?,
+        let part = input.narrow(0, start, count)?;
+        let logits = head.logits(&part)?.to_dtype(DType::F32)?.to_device(&Device::Cpu)?;
+        let mut gradient: Vec<f32> = logits.flatten_all()?.to_vec1()?;
+        drop(logits);
+        let mut energy = vec![0f32; gradient.len()];
+        let rows = gradient.par_chunks_exact_mut(vocab).zip(energy.par_chunks_exact_mut(vocab));
+        let losses: Vec<f64> = rows
+            .enumerate()
+            .map(|(i, (row, energy))| {
+                softmax(row);
+                let at = start + i;
+                let target = targets[at] as usize;
+                let loss = -f64::from(row[target].max(f32::MIN_POSITIVE)).ln();
+                let label = match labels {
+                    Labels::Data => target,
+                    Labels::Sampled => {
+                        energy.iter_mut().zip(&*row).for_each(|(e, p)| *e = p - p * p);
+                        sample(row, seed, (first + at / tokens) as u64, at % tokens)
+                    }
+                };
+                row[label] -= 1.0;
+                if labels == Labels::Data {
+                    energy.iter_mut().zip(&*row).for_each(|(e, g)| *e = g * g);
+                }
+                loss
+            })
+            .collect();
+        nll += losses.iter().sum::<f64>();
+        let like_input = |values: Vec<f32>| {
+            Tensor::from_vec(values, (count, vocab), &Device::Cpu)?.to_device(x.device())?.to_dtype(x.dtype())
         };
-        let part = Sums::of(&energy, &input, Some(moment))?;
-        match &mut sums {
-            Some(sums) => sums.add(&part),
-            None => sums = Some(part),
-        }
-        gradients.push(head.logits_vjp(&gradient)?);
+        gradients.push(head.logits_vjp(&like_input(gradient)?)?);
+        let energy = like_input(energy)?;
+        sums.add(&Sums::of(&energy, &part)?);
+        energies.push(energy.sum_keepdim(1)?);
     }
     let gradient = Tensor::cat(&gradients, 0)?.reshape(x.shape())?;
     let gradient = head.normalise_vjp(x, &gradient)?;
-    Ok(HeadBatch { sums: sums.expect("a batch has tokens"), gradient, nll })
+    Ok(HeadBatch { sums, input, energy: Tensor::cat(&energies, 0)?, gradient, nll })
 }
 
-fn softmax(logits: &Tensor) -> candle_core::Result<Tensor> {
-    let shifted = logits.broadcast_sub(&logits.max_keepdim(D::Minus1)?)?.exp()?;
-    shifted.broadcast_div(&shifted.sum_keepdim(D::Minus1)?)
+/// Logits to probabilities.
+fn softmax(row: &mut [f32]) {
+    let largest = row.iter().fold(f32::NEG_INFINITY, |m, &v| m.max(v));
+    row.iter_mut().for_each(|v| *v = (*v - largest).exp());
+    let total: f64 = row.iter().map(|&v| f64::from(v)).sum();
+    let inverse = (1.0 / total) as f32;
+    row.iter_mut().for_each(|v| *v *= inverse);
 }
 
 #[cfg(test)]

@@ -8,11 +8,17 @@
 
 mod error;
 mod head;
+mod lookup;
+mod moments;
+mod plan;
 mod statistics;
 mod store;
 mod sweep;
+mod totals;
 
 pub use error::{CalibrateError, Result};
+pub use head::head_bytes;
+pub use moments::SecondMomentMatrix;
 pub use statistics::{MomentKind, SecondMoment, Weighting};
 pub use store::{Sensitivities, Sensitivity};
 pub use sweep::{Labels, Settings, Summary, calibrate};

@@ -1,8 +1,7 @@
 //! Sums over tokens for one weight matrix.
 
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 use ndarray::{Array1, Array2};
-use waterfill_model::LinearTrace;
 
 use crate::error::{CalibrateError, Result};
 
@@ -51,58 +50,32 @@ pub(crate) struct Sums {
     pub row_g2: Array1<f64>,
     /// sum_t x_tj^2.
     pub col_x2: Array1<f64>,
-    /// sum_t w_t x_t x_t^T, whole or its diagonal blocks one after another.
-    pub moment: Vec<f32>,
-    /// sum_t w_t.
-    pub moment_weight: f64,
 }
 
 impl Sums {
     /// Sums of a batch, from squared gradients `[tokens, out]` and inputs `[tokens, in]`.
-    pub fn of(g2: &Tensor, input: &Tensor, moment: Option<SecondMoment>) -> candle_core::Result<Self> {
+    pub fn of(g2: &Tensor, input: &Tensor) -> candle_core::Result<Self> {
         let x2 = input.sqr()?;
         let (g_tiles, x_tiles) = (tile_sums(g2)?, tile_sums(&x2)?);
         let (g_total, x_total) = (g2.sum_keepdim(1)?, x2.sum_keepdim(1)?);
-        let transposed = g2.t()?.contiguous()?;
-        let mut sums = Self {
-            tile_fisher: matrix(&g_tiles.t()?.contiguous()?.matmul(&x_tiles)?)?,
-            row_fisher: vector(&transposed.matmul(&x_total)?)?,
-            col_fisher: vector(&x2.t()?.contiguous()?.matmul(&g_total)?)?,
+        Ok(Self {
+            tile_fisher: matrix(&g_tiles.t()?.matmul(&x_tiles)?)?,
+            row_fisher: vector(&x_total.t()?.matmul(g2)?)?,
+            col_fisher: vector(&g_total.t()?.matmul(&x2)?)?,
             row_g2: vector(&g2.sum(0)?)?,
             col_x2: vector(&x2.sum(0)?)?,
-            moment: Vec::new(),
-            moment_weight: 0.0,
-        };
-        if let Some(moment) = moment {
-            sums.add_moment(input, &g_total, moment)?;
+        })
+    }
+
+    /// Zeros for a weight of `rows` x `cols`.
+    pub fn zeros(rows: usize, cols: usize) -> Self {
+        Self {
+            tile_fisher: Array2::zeros((rows.div_ceil(TILE), cols.div_ceil(TILE))),
+            row_fisher: Array1::zeros(rows),
+            col_fisher: Array1::zeros(cols),
+            row_g2: Array1::zeros(rows),
+            col_x2: Array1::zeros(cols),
         }
-        Ok(sums)
-    }
-
-    /// Sums of a linear layer's trace.
-    pub fn of_trace(trace: &LinearTrace, moment: Option<SecondMoment>) -> candle_core::Result<Self> {
-        Self::of(&trace.gradient.sqr()?, &trace.input, moment)
-    }
-
-    fn add_moment(&mut self, input: &Tensor, g_total: &Tensor, moment: SecondMoment) -> candle_core::Result<()> {
-        let (tokens, width) = input.dims2()?;
-        let (weighted, weight) = match moment.weighting {
-            Weighting::Plain => (input.clone(), tokens as f64),
-            Weighting::Gradient => (input.broadcast_mul(&g_total.sqrt()?)?, vector(g_total)?.sum()),
-        };
-        let product = match moment.kind {
-            MomentKind::Diagonal => return Ok(()),
-            MomentKind::Full => weighted.t()?.contiguous()?.matmul(&weighted)?,
-            MomentKind::BlockDiagonal(side) => {
-                let blocks = width.div_ceil(side);
-                let padded = weighted.pad_with_zeros(1, 0, blocks * side - width)?;
-                let blocks = padded.reshape((tokens, blocks, side))?.transpose(0, 1)?.contiguous()?;
-                blocks.transpose(1, 2)?.contiguous()?.matmul(&blocks)?
-            }
-        };
-        self.moment = product.flatten_all()?.to_device(&Device::Cpu)?.to_dtype(candle_core::DType::F32)?.to_vec1()?;
-        self.moment_weight = weight;
-        Ok(())
     }
 
     /// Adds another batch's sums.
@@ -112,56 +85,33 @@ impl Sums {
         self.col_fisher += &other.col_fisher;
         self.row_g2 += &other.row_g2;
         self.col_x2 += &other.col_x2;
-        self.moment_weight += other.moment_weight;
-        self.moment.iter_mut().zip(&other.moment).for_each(|(a, b)| *a += b);
     }
 
-    /// Appends everything to a state: sides, then values.
-    pub fn write(&self, bytes: &mut Vec<u8>) {
-        let (down, across) = self.tile_fisher.dim();
-        for n in [down, across, self.row_fisher.len(), self.col_fisher.len(), self.moment.len()] {
-            bytes.extend((n as u64).to_le_bytes());
-        }
-        for values in [&self.row_fisher, &self.col_fisher, &self.row_g2, &self.col_x2] {
-            values.iter().for_each(|v| bytes.extend(v.to_le_bytes()));
-        }
-        self.tile_fisher.iter().for_each(|v| bytes.extend(v.to_le_bytes()));
-        bytes.extend(self.moment_weight.to_le_bytes());
-        self.moment.iter().for_each(|v| bytes.extend(v.to_le_bytes()));
+    fn arrays(&mut self) -> [&mut [f64]; 5] {
+        let tiles = self.tile_fisher.as_slice_mut().expect("row-major");
+        let [rows, cols, g2, x2] = [&mut self.row_fisher, &mut self.col_fisher, &mut self.row_g2, &mut self.col_x2]
+            .map(|a| a.as_slice_mut().expect("contiguous"));
+        [tiles, rows, cols, g2, x2]
     }
 
-    /// Reads what [`Sums::write`] wrote and moves `bytes` behind it; `None` where they end early.
-    pub fn read(bytes: &mut &[u8]) -> Option<Self> {
-        let number = |bytes: &mut &[u8]| {
-            let (head, rest) = bytes.split_first_chunk::<8>()?;
+    /// Hands over all sums as bytes, for a state.
+    pub fn write(&self, sink: &mut dyn FnMut(&[u8]) -> std::io::Result<()>) -> std::io::Result<()> {
+        for array in self.clone().arrays() {
+            sink(&array.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>())?;
+        }
+        Ok(())
+    }
+
+    /// Reads what [`Sums::write`] wrote into sums of the same shape and moves `bytes` behind it; `None`
+    /// where they end early.
+    pub fn read(&mut self, bytes: &mut &[u8]) -> Option<()> {
+        for array in self.arrays() {
+            let (values, rest) = bytes.split_at_checked(8 * array.len())?;
             *bytes = rest;
-            Some(*head)
-        };
-        let mut sides = [0usize; 5];
-        for side in &mut sides {
-            *side = u64::from_le_bytes(number(bytes)?) as usize;
+            let values = values.chunks_exact(8).map(|b| f64::from_le_bytes(b.try_into().expect("eight bytes")));
+            array.iter_mut().zip(values).for_each(|(sum, v)| *sum = v);
         }
-        let [down, across, rows, cols, moment] = sides;
-        let vector = |n: usize, bytes: &mut &[u8]| {
-            (0..n).map(|_| Some(f64::from_le_bytes(number(bytes)?))).collect::<Option<Vec<f64>>>()
-        };
-        let row_fisher = Array1::from(vector(rows, bytes)?);
-        let col_fisher = Array1::from(vector(cols, bytes)?);
-        let row_g2 = Array1::from(vector(rows, bytes)?);
-        let col_x2 = Array1::from(vector(cols, bytes)?);
-        let tiles = vector(down.checked_mul(across)?, bytes)?;
-        let moment_weight = f64::from_le_bytes(number(bytes)?);
-        let (values, rest) = bytes.split_at_checked(moment.checked_mul(4)?)?;
-        *bytes = rest;
-        Some(Self {
-            tile_fisher: Array2::from_shape_vec((down, across), tiles).ok()?,
-            row_fisher,
-            col_fisher,
-            row_g2,
-            col_x2,
-            moment: values.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
-            moment_weight,
-        })
+        Some(())
     }
 
     pub fn check(&self, weight: &str) -> Result<()> {
@@ -169,7 +119,6 @@ impl Sums {
             ("the tile Fisher information", self.tile_fisher.iter().all(|v| v.is_finite())),
             ("the row Fisher information", self.row_fisher.iter().all(|v| v.is_finite())),
             ("the column Fisher information", self.col_fisher.iter().all(|v| v.is_finite())),
-            ("the second moment", self.moment.iter().all(|v| v.is_finite())),
         ] {
             if !finite {
                 return Err(CalibrateError::NotFinite { weight: weight.into(), statistic });

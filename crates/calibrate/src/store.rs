@@ -5,14 +5,18 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
 use ndarray::{Array1, Array2};
-use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
+use safetensors::{SafeTensorError, SafeTensors};
 use waterfill_artifacts::Work;
 
 use crate::error::{CalibrateError, Result};
+use crate::moments::{Moments, SecondMomentMatrix};
 use crate::statistics::Sums;
 
 const INDEX: &str = "index.json";
+/// Parts of a second moment beside its diagonal.
+const CORRELATIONS: &str = "second_moment_correlations";
+const SIDE: &str = "second_moment_side";
 /// Prefix of the files with second moments.
 const MOMENTS: &str = "moments-";
 
@@ -96,12 +100,11 @@ impl Sensitivities {
         })
     }
 
-    /// Second moment of a weight's input: `[cols, cols]`, or `[blocks, side, side]` when
-    /// block-diagonal; `None` when only the diagonal was kept.
+    /// Second moment of a weight's input; `None` when only the diagonal was kept.
     ///
     /// # Errors
     /// As [`Sensitivities::read`].
-    pub fn second_moment(&self, name: &str) -> Result<Option<(Vec<usize>, Vec<f64>)>> {
+    pub fn second_moment(&self, name: &str) -> Result<Option<SecondMomentMatrix>> {
         let (path, bytes) = self.file(name, MOMENTS)?;
         if bytes.is_empty() {
             return Ok(None);
@@ -110,8 +113,18 @@ impl Sensitivities {
         // Layers that share their input share its plain second moment, stored with the first.
         let first = name.replace("k_proj", "q_proj").replace("v_proj", "q_proj").replace("up_proj", "gate_proj");
         for holder in [name, &first] {
-            if tensors.tensor(&format!("{holder}|second_moment")).is_ok() {
-                return values(&tensors, holder, "second_moment").map(Some).map_err(|e| failed(&path)(e));
+            if let Ok(correlations) = tensors.tensor(&format!("{holder}|{CORRELATIONS}")) {
+                let wrong = |reason: &str| failed(&path)(format!("{holder}: {reason}"));
+                let (_, diagonal) = values(&tensors, holder, "second_moment").map_err(|e| failed(&path)(e))?;
+                let (_, side) = values(&tensors, holder, SIDE).map_err(|e| failed(&path)(e))?;
+                if correlations.dtype() != Dtype::I16 {
+                    return Err(wrong("correlations are not I16"));
+                }
+                let values = correlations.data().chunks_exact(2).map(|b| i16::from_le_bytes([b[0], b[1]])).collect();
+                let diagonal = diagonal.into_iter().map(|v| v as f32).collect();
+                let side = side.first().map_or(0, |&s| s as usize);
+                let matrix = SecondMomentMatrix::new(diagonal, side, values);
+                return matrix.map(Some).ok_or_else(|| wrong("correlations do not fit the diagonal"));
             }
         }
         Ok(None)
@@ -146,22 +159,24 @@ pub(crate) struct Entry<'a> {
     pub shards: &'a [Sums],
     /// Tokens of each shard.
     pub tokens: &'a [f64],
-    /// Whether this weight's second moment is written.
-    pub with_moment: bool,
-    /// Side of the diagonal blocks, or of the whole matrix.
-    pub moment_side: usize,
+    /// The second moment, where this weight holds one.
+    pub moments: Option<&'a Moments>,
+    /// Side of its diagonal blocks.
+    pub side: usize,
 }
 
-/// Name, shape and f32 bytes of a tensor.
-type Named = (String, Vec<usize>, Vec<u8>);
+/// Name, element type, shape and bytes of a tensor.
+type Named = (String, Dtype, Vec<usize>, Vec<u8>);
 
 fn save(path: &Path, tensors: &[Named]) -> Result<()> {
     let views: Vec<(&str, TensorView)> = tensors
         .iter()
-        .map(|(n, s, b)| (n.as_str(), TensorView::new(Dtype::F32, s.clone(), b).expect("shape fits the bytes")))
+        .map(|(n, t, s, b)| (n.as_str(), TensorView::new(*t, s.clone(), b).expect("shape fits the bytes")))
         .collect();
-    safetensors::serialize_to_file(views, None::<HashMap<String, String>>, path)
-        .map_err(|e| failed(path)(e.to_string()))
+    safetensors::serialize_to_file(views, None::<HashMap<String, String>>, path).map_err(|e| match e {
+        SafeTensorError::IoError(source) => CalibrateError::Io { path: path.to_path_buf(), source },
+        other => failed(path)(other.to_string()),
+    })
 }
 
 /// Collects files and writes the index.
@@ -185,7 +200,12 @@ impl Writer<'_> {
             let tiles =
                 entry.shards.iter().zip(entry.tokens).flat_map(|(s, &n)| s.tile_fisher.iter().map(move |v| v / n));
             let name = |statistic: &str| format!("{}|{statistic}", entry.name);
-            tensors.push((name("tile_fisher"), vec![entry.shards.len(), down, across], bytes(&mut tiles.into_iter())));
+            tensors.push((
+                name("tile_fisher"),
+                Dtype::F32,
+                vec![entry.shards.len(), down, across],
+                bytes(&mut tiles.into_iter()),
+            ));
             let mut total = entry.shards[0].clone();
             entry.shards[1..].iter().for_each(|s| total.add(s));
             let tokens: f64 = entry.tokens.iter().sum();
@@ -195,17 +215,23 @@ impl Writer<'_> {
                 ("row_g2", &total.row_g2),
                 ("col_x2", &total.col_x2),
             ] {
-                tensors.push((name(statistic), vec![values.len()], bytes(&mut values.iter().map(|v| v / tokens))));
+                let means = bytes(&mut values.iter().map(|v| v / tokens));
+                tensors.push((name(statistic), Dtype::F32, vec![values.len()], means));
             }
-            if entry.with_moment && !total.moment.is_empty() {
-                let side = entry.moment_side;
-                let shape = match total.moment.len() / (side * side) {
-                    1 => vec![side, side],
-                    blocks => vec![blocks, side, side],
-                };
-                let weight = total.moment_weight.max(f64::MIN_POSITIVE);
-                let values = &mut total.moment.iter().map(|&v| f64::from(v) / weight);
-                moments.push((name("second_moment"), shape, bytes(values)));
+            if let Some(kept) = entry.moments {
+                if !kept.is_finite() {
+                    return Err(CalibrateError::NotFinite {
+                        weight: entry.name.into(),
+                        statistic: "the second moment",
+                    });
+                }
+                let (diagonal, correlations) = kept.to_stored();
+                let (width, count) = (diagonal.len(), correlations.len());
+                let f32s = |values: &[f32]| values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
+                let correlations = correlations.iter().flat_map(|v| v.to_le_bytes()).collect();
+                moments.push((name("second_moment"), Dtype::F32, vec![width], f32s(&diagonal)));
+                moments.push((name(SIDE), Dtype::F32, vec![1], f32s(&[entry.side as f32])));
+                moments.push((name(CORRELATIONS), Dtype::I16, vec![count], correlations));
             }
             self.files.insert(entry.name.to_string(), file.to_string());
         }

@@ -74,7 +74,12 @@ fn fisher_equals_direct_per_token_computation() {
         // All sequences at once, blocks chained by hand.
         let batch = windows.batches(10_000);
         let ids: Vec<u32> = batch[0].concat();
-        let mut inputs = vec![model.embed(&batch).unwrap().remove(0)];
+        let mut inputs = Vec::new();
+        let collect = |_, x| -> Result<(), waterfill_model::ModelError> {
+            inputs.push(x);
+            Ok(())
+        };
+        model.embed(&batch, collect).unwrap();
         for i in 0..2 {
             inputs.push(model.block(i).unwrap().forward(&inputs[i]).unwrap());
         }
@@ -112,8 +117,9 @@ fn fisher_equals_direct_per_token_computation() {
                 let (rows, cols) = (trace.gradient.dim(1).unwrap(), trace.input.dim(1).unwrap());
                 let (g, x) = (values(&trace.gradient), values(&trace.input));
                 check(&name, rows, cols, &mean(direct(&g, &x, rows, cols)));
-                let (shape, moment) = sensitivities.second_moment(&name).unwrap().unwrap();
-                assert_eq!(shape, [cols, cols]);
+                let moment = sensitivities.second_moment(&name).unwrap().unwrap();
+                assert_eq!((moment.blocks(), moment.side), (1, cols));
+                let moment: Vec<f64> = moment.block(0).iter().map(|&v| f64::from(v)).collect();
                 let mut want = vec![0.0; cols * cols];
                 for x in x.chunks(cols) {
                     (0..cols * cols).for_each(|n| want[n] += x[n / cols] * x[n % cols] / tokens as f64);

@@ -9,13 +9,15 @@ mod error;
 mod mark;
 mod open;
 pub mod pack;
+mod read;
 pub mod writer;
 
 pub use error::{CheckpointError, Result};
 pub use safetensors::Dtype as Element;
 
 pub use mark::{ShardMark, VERSION};
-pub use open::{Checkpoint, Storage, TensorInfo, Values};
+pub use open::{Checkpoint, Storage, TensorInfo};
+pub use read::{Rows, Values};
 
 /// Name of the quantisation method in a tuned checkpoint's `config.json`.
 pub const QUANT_METHOD: &str = "waterfill";

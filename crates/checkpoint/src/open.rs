@@ -6,12 +6,11 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use safetensors::tensor::Metadata;
+use waterfill_codec::CodedTensor;
 use waterfill_codec::header::MAGIC;
-use waterfill_codec::{CodedTensor, Dtype, TilePlan};
 
-use crate::decode::decode_parallel;
 use crate::error::{CheckpointError, Result};
-use crate::mark::{ShardMark, file_check, hex_check};
+use crate::mark::{ShardMark, file_check};
 use crate::writer::INDEX;
 use crate::{Element, MARK_KEY, QUANT_METHOD};
 
@@ -40,8 +39,8 @@ pub struct TensorInfo {
     pub bytes: u64,
     /// Element type in the shard; bytes for coded tensors, which carry theirs in their header.
     pub element: Element,
-    shard: usize,
-    offset: u64,
+    pub(crate) shard: usize,
+    pub(crate) offset: u64,
     /// Check of a plain tensor of a tuned shard.
     pub(crate) check: Option<String>,
 }
@@ -53,9 +52,9 @@ impl TensorInfo {
     }
 }
 
-struct Shard {
-    path: PathBuf,
-    file: File,
+pub(crate) struct Shard {
+    pub(crate) path: PathBuf,
+    pub(crate) file: File,
     bytes: u64,
     mark: Option<ShardMark>,
     /// Names in the order of the shard.
@@ -65,26 +64,8 @@ struct Shard {
 /// An open checkpoint directory.
 pub struct Checkpoint {
     dir: PathBuf,
-    shards: Vec<Shard>,
+    pub(crate) shards: Vec<Shard>,
     tensors: BTreeMap<String, TensorInfo>,
-}
-
-/// A decoded tensor: its type and little-endian bytes.
-pub struct Values {
-    /// Element type.
-    pub dtype: Dtype,
-    /// Row-major little-endian elements.
-    pub bytes: Vec<u8>,
-    /// Tile decisions of a coded tensor, in raster order; empty when plain.
-    pub tiles: Vec<TilePlan>,
-}
-
-impl Values {
-    /// Elements as f32, exact for every supported type.
-    pub fn to_f32(&self) -> Vec<f32> {
-        let pattern = |b: &[u8]| b.iter().rev().fold(0, |v, &x| v << 8 | u32::from(x));
-        self.bytes.chunks_exact(self.dtype.bytes()).map(|b| self.dtype.value_of(pattern(b))).collect()
-    }
 }
 
 impl Checkpoint {
@@ -138,74 +119,6 @@ impl Checkpoint {
     /// Weights of all tensors.
     pub fn weights(&self) -> u64 {
         self.tensors().map(TensorInfo::weights).sum()
-    }
-
-    /// Bytes of a tensor as they lie in the shard.
-    ///
-    /// # Errors
-    /// Read errors and unknown names.
-    pub fn read_raw(&self, name: &str) -> Result<Vec<u8>> {
-        let info = self.tensor(name)?;
-        let mut bytes = vec![0; info.bytes as usize];
-        let shard = &self.shards[info.shard];
-        shard.file.read_exact_at(&mut bytes, info.offset).map_err(CheckpointError::io(&shard.path))?;
-        if let Some(check) = info.check.as_ref() {
-            let computed = hex_check(&bytes);
-            if computed != *check {
-                return Err(self.wrong(info, format!("damaged: check {computed}, the shard's mark says {check}")));
-            }
-        }
-        Ok(bytes)
-    }
-
-    /// Element type that a tensor has once decoded.
-    ///
-    /// # Errors
-    /// As [`Checkpoint::read`].
-    pub fn dtype(&self, name: &str) -> Result<Dtype> {
-        let info = self.tensor(name)?;
-        match (info.storage, info.element) {
-            (Storage::Plain, Element::BF16) => Ok(Dtype::Bf16),
-            (Storage::Plain, Element::F16) => Ok(Dtype::F16),
-            (Storage::Plain, Element::F32) => Ok(Dtype::F32),
-            (Storage::Plain, other) => Err(self.wrong(info, format!("dtype {other:?}, expected BF16, F16 or F32"))),
-            (Storage::Coded, _) => Ok(self.read(name)?.dtype),
-        }
-    }
-
-    /// Reads a tensor, decoding it when it is coded.
-    ///
-    /// # Errors
-    /// Damage, unknown names, and element types other than bf16, f16 and f32.
-    pub fn read(&self, name: &str) -> Result<Values> {
-        let info = self.tensor(name)?;
-        let bytes = self.read_raw(name)?;
-        if info.storage == Storage::Plain {
-            let dtype = self.dtype(name)?;
-            return Ok(Values { dtype, bytes, tiles: Vec::new() });
-        }
-        let path = &self.shards[info.shard].path;
-        let failed = |source| CheckpointError::Codec { path: path.clone(), tensor: name.into(), source };
-        let coded = CodedTensor::parse(&bytes).map_err(failed)?;
-        let dtype = coded.header().dtype;
-        let (bytes, tiles) = decode_parallel(&coded).map_err(failed)?;
-        Ok(Values { dtype, bytes, tiles })
-    }
-
-    /// Reads a tensor of known shape as f32 values.
-    ///
-    /// # Errors
-    /// As [`Checkpoint::read`], and when the shape is another or a value is not finite.
-    pub fn read_f32(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
-        let info = self.tensor(name)?;
-        if info.shape != shape {
-            return Err(self.wrong(info, format!("shape {:?}, config.json asks for {shape:?}", info.shape)));
-        }
-        let values = self.read(name)?.to_f32();
-        if let Some(i) = values.iter().position(|v| !v.is_finite()) {
-            return Err(self.wrong(info, format!("element {i} is {}, expected a finite number", values[i])));
-        }
-        Ok(values)
     }
 
     /// Digest of everything that determines the model: all shards, `config.json` and
@@ -267,7 +180,7 @@ impl Checkpoint {
         Ok(lines)
     }
 
-    fn wrong(&self, info: &TensorInfo, reason: String) -> CheckpointError {
+    pub(crate) fn wrong(&self, info: &TensorInfo, reason: String) -> CheckpointError {
         let path = self.shards[info.shard].path.clone();
         CheckpointError::Tensor { path, tensor: info.name.clone(), reason }
     }

@@ -162,10 +162,14 @@ fn write_shard(path: &Path, entries: &[&Entry], files: Option<&BTreeMap<String, 
         None => HashMap::from([("format".to_string(), "pt".to_string())]),
     };
     let views = blobs.iter().map(|b| (b.entry.name.as_str(), b));
+    // The library makes files for their owner alone; these are for whoever may read the others.
+    let permissions = File::create(path).and_then(|f| Ok(f.metadata()?.permissions()));
+    let permissions = permissions.map_err(CheckpointError::io(path))?;
     safetensors::serialize_to_file(views, Some(metadata), path).map_err(|e| match e {
         SafeTensorError::IoError(source) => CheckpointError::Io { path: path.to_path_buf(), source },
         other => CheckpointError::file(path, format!("cannot be written: {other}")),
     })?;
+    std::fs::set_permissions(path, permissions).map_err(CheckpointError::io(path))?;
     if let Some(error) = blobs.iter().find_map(|b| b.failed.take()) {
         return Err(error);
     }

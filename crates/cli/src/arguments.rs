@@ -99,6 +99,21 @@ pub enum Command {
         /// File to create
         out: PathBuf,
     },
+    /// Write random weights in the layout of a published model, to try sizes and memory
+    MakeCheckpoint {
+        /// Name of the model, such as llama3-8b
+        #[arg(long, value_name = "NAME")]
+        like: String,
+        /// Fewer layers than the model has
+        #[arg(long, value_name = "N")]
+        layers: Option<usize>,
+        /// Seed of the weights
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        /// Directory to create
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+    },
     /// Measure speed and size
     Bench {
         #[command(subcommand)]

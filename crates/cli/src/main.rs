@@ -11,8 +11,8 @@ use anyhow::{Context, Result};
 use arguments::{Arguments, Bench, Command, RunArguments, RunOptions};
 use clap::Parser;
 use waterfill_pipeline::{
-    Console, Mode, Session, Store, Until, decode, dry_run, inspect, json_schema, load, load_sweep, load_train, pack,
-    run, run_sweep, train, train_schema, unpack, validate, verify,
+    Console, Mode, Session, Store, Until, decode, dry_run, inspect, json_schema, load, load_sweep, load_train,
+    make_checkpoint, pack, run, run_sweep, train, train_schema, unpack, validate, verify,
 };
 
 /// Tensors come and go by the million; the system's allocator returns each to the kernel and
@@ -102,6 +102,9 @@ fn execute(arguments: &Arguments) -> Result<()> {
             let text = unpack(file, out, &console)?;
             console.finish("");
             show(arguments, &text, "unpacked")
+        }
+        Command::MakeCheckpoint { like, layers, seed, out } => {
+            show(arguments, &make_checkpoint(like, *layers, *seed, out)?, "made")
         }
         Command::Bench { what: Bench::Codec { side, repeats } } => {
             let figures = waterfill_bench::bench_codec((*side).into(), (*repeats).into())?;

@@ -7,7 +7,7 @@ mod tuned;
 use std::path::PathBuf;
 
 pub use dense::write_dense;
-pub use tuned::{EncodeOptions, EncodeSummary, encode, kind_of};
+pub use tuned::{EncodeOptions, EncodeSummary, encode, encode_bytes, kind_of};
 
 /// Result of writing a checkpoint.
 pub type Result<T> = std::result::Result<T, EncodeError>;

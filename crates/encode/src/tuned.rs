@@ -6,13 +6,24 @@ use std::path::Path;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use waterfill_allocate::{Allocation, Importance, read_plan};
-use waterfill_artifacts::{Progress, Work};
+use waterfill_artifacts::{Progress, Work, groups};
 use waterfill_checkpoint::writer::{Data, Entry, write_checkpoint, write_file};
 use waterfill_checkpoint::{Checkpoint, CheckpointError, TensorInfo, Values};
 use waterfill_codec::{CodecError, CodedTensor, TILE, TensorPlan, TilePlan};
 
 use crate::search::{Tool, Usage, encode_searched};
 use crate::{EncodeError, Result};
+
+/// Weights that are coded side by side; a larger tensor is alone.
+const SIDE_BY_SIDE: u64 = 1 << 28;
+/// Rows that are compared together.
+const ROWS: usize = 256;
+
+/// Bytes that coding holds at most for tensors of these numbers of weights: the weights, their
+/// samples, and what was decoded.
+pub fn encode_bytes(largest: u64, all: u64) -> u64 {
+    8 * largest.max(SIDE_BY_SIDE.min(all))
+}
 
 /// Sizes of a written checkpoint.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -63,25 +74,27 @@ pub fn encode(
     std::fs::create_dir(&out).map_err(CheckpointError::io(&out))?;
     let tensors: Vec<&TensorInfo> = source.tensors().collect();
     progress.start("encode", tensors.len() as u64);
-    let entries = tensors
-        .par_iter()
-        .enumerate()
-        .map(|(i, info)| {
-            let coded = names.contains(&info.name);
-            let blob = work.file(&format!("tensor-{i}"), |path| -> Result<()> {
-                let bytes =
-                    if coded { code(source, allocation, info, options)? } else { source.read_raw(&info.name)? };
-                Ok(write_file(path, &bytes)?)
-            })?;
-            let bytes = blob.metadata().map_err(CheckpointError::io(&blob))?.len();
-            progress.advance(1);
-            let plain = (!coded).then_some(info.element);
-            let found = if coded { Some(read_back(source, allocation, &blob, info)?) } else { None };
-            let entry =
-                Entry { name: info.name.clone(), shape: info.shape.clone(), plain, data: Data::File(blob), bytes };
-            Ok((entry, found))
-        })
-        .collect::<Result<Vec<(Entry, Option<Found>)>>>()?;
+    let one = |&i: &usize| -> Result<(usize, Entry, Option<Found>)> {
+        let info = tensors[i];
+        let coded = names.contains(&info.name);
+        let blob = work.file(&format!("tensor-{i}"), |path| -> Result<()> {
+            let bytes = if coded { code(source, allocation, info, options)? } else { source.read_raw(&info.name)? };
+            Ok(write_file(path, &bytes)?)
+        })?;
+        let bytes = blob.metadata().map_err(CheckpointError::io(&blob))?.len();
+        let plain = (!coded).then_some(info.element);
+        let found = if coded { Some(read_back(source, allocation, &blob, info)?) } else { None };
+        progress.advance(1);
+        let entry = Entry { name: info.name.clone(), shape: info.shape.clone(), plain, data: Data::File(blob), bytes };
+        Ok((i, entry, found))
+    };
+    let sizes: Vec<u64> = tensors.iter().map(|t| t.weights()).collect();
+    let mut done = Vec::new();
+    for group in groups(&sizes, SIDE_BY_SIDE) {
+        done.extend(group.par_iter().map(one).collect::<Result<Vec<(usize, Entry, Option<Found>)>>>()?);
+    }
+    done.sort_by_key(|(i, _, _)| *i);
+    let entries: Vec<(Entry, Option<Found>)> = done.into_iter().map(|(_, entry, found)| (entry, found)).collect();
     let (mut usage, mut loss, mut widened_bits): (BTreeMap<String, Usage>, f64, f64) = Default::default();
     for (entry, found) in entries.iter().filter_map(|(e, found)| Some((e, found.as_ref()?))) {
         usage.entry(kind_of(&entry.name)).or_default().add(&found.usage);
@@ -105,7 +118,7 @@ pub fn encode(
 
 fn code(source: &Checkpoint, allocation: &Allocation, info: &TensorInfo, options: &EncodeOptions) -> Result<Vec<u8>> {
     let weight = read_plan(allocation, &info.name)?;
-    let weights = source.read(&info.name)?.to_f32();
+    let weights = source.read_f32(&info.name, &info.shape)?;
     encode_searched(&weight, &weights, &options.tools, options.widen).map_err(failed(info))
 }
 
@@ -122,15 +135,17 @@ fn read_back(source: &Checkpoint, allocation: &Allocation, blob: &Path, info: &T
     let coded = CodedTensor::parse(&bytes).map_err(failed(info))?;
     let (decoded, tiles) = coded.decode().map_err(failed(info))?;
     let weight = read_plan(allocation, &info.name)?;
-    let decoded_plan = TensorPlan { tiles: tiles.clone(), ..coded.plan().clone() };
+    let (rows, cols, dtype) = (weight.plan.rows, weight.plan.cols, coded.header().dtype);
+    let original = source.rows(&info.name, &[rows, cols])?;
+    let mut loss = 0.0;
+    for (n, part) in decoded.chunks(ROWS * cols * dtype.bytes()).enumerate() {
+        let range = n * ROWS..rows.min((n + 1) * ROWS);
+        let is = Values { dtype, bytes: part.to_vec(), tiles: vec![] }.to_f32();
+        loss += quadratic_loss(&weight.importance, range.start, &original.read(range)?, &is);
+    }
     let usage = Usage::of(&tiles);
-    let decoded = Values { dtype: coded.header().dtype, bytes: decoded, tiles }.to_f32();
-    let weights = source.read(&info.name)?.to_f32();
-    Ok(Found {
-        usage,
-        loss: quadratic_loss(&weight.importance, &weights, &decoded),
-        widened_bits: plane_bits(&decoded_plan) - plane_bits(&weight.plan),
-    })
+    let widened_bits = plane_bits(&TensorPlan { tiles, ..coded.plan().clone() }) - plane_bits(&weight.plan);
+    Ok(Found { usage, loss, widened_bits })
 }
 
 /// Bits of all planes, codes and patterns in a runtime's memory.
@@ -142,12 +157,13 @@ fn plane_bits(plan: &TensorPlan) -> f64 {
     plan.tiles.iter().enumerate().map(bits).sum()
 }
 
-/// Sum of squared errors by what each costs; weights are row-major.
-fn quadratic_loss(importance: &Importance, weights: &[f32], decoded: &[f32]) -> f64 {
+/// Sum of squared errors by what each costs; weights are row-major and begin with row `first`.
+fn quadratic_loss(importance: &Importance, first: usize, weights: &[f32], decoded: &[f32]) -> f64 {
     let cols = importance.cols.len();
     let across = cols.div_ceil(TILE);
     let mut loss = 0.0;
-    for (row, (was, is)) in weights.chunks_exact(cols).zip(decoded.chunks_exact(cols)).enumerate() {
+    let rows = weights.chunks_exact(cols).zip(decoded.chunks_exact(cols)).enumerate();
+    for (row, (was, is)) in rows.map(|(n, pair)| (first + n, pair)) {
         let tiles = &importance.tiles[row / TILE * across..][..across];
         let squares = was.iter().zip(is).map(|(a, b)| f64::from(a - b).powi(2));
         let errors = squares.zip(&importance.cols).enumerate();

@@ -153,7 +153,7 @@ fn score(model: &Model, queries: &[Query], work: &Work, progress: &dyn Progress)
     let head = model.head()?;
     let mut scores = vec![[0.0; 4]; queries.len()];
     let longest = |batch: &Vec<usize>| batch.iter().map(|&i| sequences[i].2.len()).max().unwrap_or(0);
-    for (n, block) in blocks(&batches, |b| b.len() * longest(b)).into_iter().enumerate() {
+    for (n, block) in blocks(&model.config, &batches, |b| b.len() * longest(b)).into_iter().enumerate() {
         let batches = &batches[block];
         let unit = format!("questions-{n}");
         if let Some(kept) = work.unit(&unit).and_then(|bytes| parse(&bytes, queries.len())) {

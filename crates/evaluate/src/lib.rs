@@ -14,5 +14,6 @@ mod text;
 pub use choice::{ChoiceResult, QuestionResult, evaluate_choices};
 pub use error::{EvaluateError, Result};
 pub use questions::{Question, QuestionSet, Scoring, prompt};
+pub use states::block_tokens;
 pub use statistics::{Estimate, wilson};
-pub use text::{Original, TextResult, evaluate_text};
+pub use text::{Original, TextResult, comparison_bytes, evaluate_text};

@@ -1,25 +1,35 @@
 //! Final hidden states, one block in memory at a time.
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::ops::Range;
-use std::path::Path;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
+use safetensors::tensor::Metadata;
 use waterfill_artifacts::{Pace, Progress, Work};
-use waterfill_model::{Model, pack, unpack};
+use waterfill_model::{Model, ModelConfig, pack, side_by_side, unpack};
 
 use crate::error::{EvaluateError, Result};
 
-/// Tokens that go through all blocks together: what one block of questions or sequences is.
+/// Most tokens that go through all blocks together: what one block of questions or sequences is.
 const BLOCK_TOKENS: usize = 1 << 16;
+/// Most bytes of their hidden states.
+const STATE_BYTES: usize = 1 << 30;
 
-/// Splits batches into blocks of about [`BLOCK_TOKENS`] tokens.
-pub(crate) fn blocks<T>(batches: &[T], tokens: impl Fn(&T) -> usize) -> Vec<Range<usize>> {
+/// Tokens that go through all blocks of a model together.
+pub fn block_tokens(config: &ModelConfig) -> usize {
+    (STATE_BYTES / (4 * config.hidden)).clamp(1, BLOCK_TOKENS)
+}
+
+/// Splits batches into blocks of about [`block_tokens`] tokens.
+pub(crate) fn blocks<T>(config: &ModelConfig, batches: &[T], tokens: impl Fn(&T) -> usize) -> Vec<Range<usize>> {
     let mut blocks: Vec<Range<usize>> = Vec::new();
-    let mut filled = usize::MAX;
+    let (mut filled, most) = (usize::MAX, block_tokens(config));
     for (i, batch) in batches.iter().enumerate() {
-        if filled >= BLOCK_TOKENS {
+        if filled.saturating_add(tokens(batch)) > most {
             blocks.push(i..i);
             filled = 0;
         }
@@ -43,35 +53,52 @@ pub(crate) fn final_states(
     let kept = work.unit(name).and_then(|bytes| parse(&bytes, batches.len(), model.device()));
     let (first, mut states) = match kept {
         Some(kept) => kept,
-        None => (0, model.embed(batches)?),
+        None => {
+            let mut embedded = Vec::new();
+            let collect = |_, x| -> Result<()> {
+                embedded.push(x);
+                Ok(())
+            };
+            model.embed(batches, collect)?;
+            (0, embedded)
+        }
     };
     progress.advance((first * batches.len()) as u64);
+    let largest = batches.iter().map(|b| b.iter().map(|row| row.len()).sum()).max().unwrap_or(0);
+    let width = side_by_side(model.config.forward_bytes(largest));
     let mut pace = Pace::default();
     for index in first..model.config.layers {
         let block = model.block(index)?;
-        states = states
-            .into_par_iter()
-            .map(|x| {
-                let y = block.forward(&x)?;
+        for group in states.chunks_mut(width) {
+            group.par_iter_mut().try_for_each(|x| {
+                *x = block.forward(x)?;
                 progress.advance(1);
-                Ok(y)
-            })
-            .collect::<Result<_>>()?;
-        pace.offer(|| Ok::<_, EvaluateError>(work.keep(name, &to_bytes(index + 1, &states)?)?))?;
+                Ok::<_, EvaluateError>(())
+            })?;
+        }
+        pace.offer(|| keep(work, name, index + 1, &states))?;
     }
     work.forget(name);
     Ok(states)
 }
 
-/// The next block, then each state with its length.
-fn to_bytes(next: usize, states: &[Tensor]) -> Result<Vec<u8>> {
-    let mut bytes = (next as u64).to_le_bytes().to_vec();
-    for state in states {
-        let packed = pack(state)?;
-        bytes.extend((packed.len() as u64).to_le_bytes());
-        bytes.extend(packed);
-    }
-    Ok(bytes)
+/// Keeps the next block's index, then each state with its length.
+fn keep(work: &Work, name: &str, next: usize, states: &[Tensor]) -> Result<()> {
+    let mut failed = None;
+    work.keep_parts(name, |sink| {
+        sink(&(next as u64).to_le_bytes())?;
+        for state in states {
+            match pack(state) {
+                Ok(packed) => {
+                    sink(&(packed.len() as u64).to_le_bytes())?;
+                    sink(&packed)?;
+                }
+                Err(error) => failed = Some(error),
+            }
+        }
+        Ok(())
+    })?;
+    failed.map_or(Ok(()), |error| Err(error.into()))
 }
 
 fn parse(mut bytes: &[u8], count: usize, device: &Device) -> Option<(usize, Vec<Tensor>)> {
@@ -101,16 +128,50 @@ pub(crate) fn write_states(states: &[Tensor], path: &Path) -> Result<()> {
     Ok(candle_core::safetensors::save(&named, path)?)
 }
 
-/// Reads what [`write_states`] wrote.
-///
-/// # Errors
-/// A file that is missing or malformed.
-pub(crate) fn read_states(path: &Path, device: &Device) -> Result<Vec<Tensor>> {
-    let named = candle_core::safetensors::load(path, device)?;
-    (0..named.len())
-        .map(|i| {
-            let missing = || EvaluateError::File { path: path.to_path_buf(), reason: format!("has no state {i}") };
-            named.get(&format!("{i:06}")).cloned().ok_or_else(missing)
-        })
-        .collect()
+/// States that [`write_states`] wrote, read when they are needed.
+pub(crate) struct States {
+    path: PathBuf,
+    file: File,
+    metadata: Metadata,
+    /// Where data begin.
+    start: u64,
+}
+
+impl States {
+    /// Opens a file.
+    ///
+    /// # Errors
+    /// A file that is missing or malformed.
+    pub fn open(path: &Path) -> Result<Self> {
+        let failed = |reason: String| EvaluateError::File { path: path.to_path_buf(), reason };
+        let file = File::open(path).map_err(|e| failed(e.to_string()))?;
+        let size = file.metadata().map_err(|e| failed(e.to_string()))?.len();
+        let mut length = [0; 8];
+        file.read_exact_at(&mut length, 0).map_err(|e| failed(e.to_string()))?;
+        let length = u64::from_le_bytes(length);
+        if length > size {
+            return Err(failed(format!("header of {length} bytes in a file of {size}")));
+        }
+        let mut header = vec![0; length as usize];
+        file.read_exact_at(&mut header, 8).map_err(|e| failed(e.to_string()))?;
+        let metadata = serde_json::from_slice(&header).map_err(|e| failed(e.to_string()))?;
+        Ok(Self { path: path.to_path_buf(), file, metadata, start: 8 + length })
+    }
+
+    /// States of batch `i`.
+    ///
+    /// # Errors
+    /// A state that is missing or of another type.
+    pub fn read(&self, i: usize, device: &Device) -> Result<Tensor> {
+        let failed = |reason: String| EvaluateError::File { path: self.path.clone(), reason };
+        let info = self.metadata.info(&format!("{i:06}")).ok_or_else(|| failed(format!("has no state {i}")))?;
+        if info.dtype != safetensors::Dtype::F32 {
+            return Err(failed(format!("state {i} is {:?}, expected F32", info.dtype)));
+        }
+        let (begin, end) = info.data_offsets;
+        let mut bytes = vec![0; end - begin];
+        self.file.read_exact_at(&mut bytes, self.start + begin as u64).map_err(|e| failed(e.to_string()))?;
+        let values = bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+        Ok(Tensor::from_vec::<_, f32>(values, info.shape.as_slice(), device)?)
+    }
 }

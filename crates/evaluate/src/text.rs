@@ -6,14 +6,19 @@ use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use waterfill_artifacts::{Progress, Work};
-use waterfill_model::{Head, Model, Windows};
+use waterfill_model::{Head, Model, Windows, side_by_side};
 
 use crate::error::Result;
-use crate::states::{blocks, final_states, read_states, write_states};
+use crate::states::{States, blocks, final_states, write_states};
 use crate::statistics::Estimate;
 
-/// Elements of logits held at once by a thread.
-const LOGIT_BUDGET: usize = 1 << 22;
+/// Elements of logits held at once for a batch.
+const LOGITS: usize = 1 << 23;
+
+/// Bytes that the comparison of a batch holds beside its states: logits of both models, twice.
+pub fn comparison_bytes(vocab: usize) -> u64 {
+    (LOGITS.max(vocab) * 4 * 4) as u64
+}
 
 /// Figures over all positions of the windows; standard errors are over sequences.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -61,10 +66,8 @@ pub fn evaluate_text(
 ) -> Result<TextResult> {
     let batches = windows.batches(batch_tokens);
     progress.start("text", (model.config.layers * batches.len()) as u64);
-    let head = model.head()?;
-    let original = original.map(|(model, dir)| Ok::<_, crate::EvaluateError>((model.head()?, dir))).transpose()?;
     let (mut sums, mut first) = (Vec::new(), 0);
-    for (n, block) in blocks(&batches, |b| b.len() * windows.context).into_iter().enumerate() {
+    for (n, block) in blocks(&model.config, &batches, |b| b.len() * windows.context).into_iter().enumerate() {
         let (unit, file) = (format!("text-{n}"), format!("states-{n:03}.safetensors"));
         let batches = &batches[block];
         let rows: usize = batches.iter().map(Vec::len).sum();
@@ -75,14 +78,19 @@ pub fn evaluate_text(
             }
             None => {
                 let states = final_states(model, batches, (work, "text-states"), progress)?;
+                // Heads are large, and not needed while blocks are in memory.
+                let head = model.head()?;
                 let part = match &original {
                     None => {
                         work.file(&file, |path| write_states(&states, path))?;
-                        compare_block(windows, first, (&head, &states), None)?
+                        let own = |b: usize| Ok(states[b].clone());
+                        compare_block(windows, first, (&head, &own), None, states.len())?
                     }
                     Some((original, dir)) => {
-                        let reference = read_states(&dir.join(&file), model.device())?;
-                        compare_block(windows, first, (original, &reference), Some((&head, &states)))?
+                        let kept = States::open(&dir.join(&file))?;
+                        let reference = |b: usize| kept.read(b, model.device());
+                        let original = original.head()?;
+                        compare_block(windows, first, (&original, &reference), Some((&head, &states)), states.len())?
                     }
                 };
                 work.keep(&unit, &part.iter().copied().flat_map(Sums::to_bytes).collect::<Vec<u8>>())?;
@@ -110,6 +118,13 @@ pub fn evaluate_text(
 }
 
 impl Sums {
+    fn add(&mut self, other: &Self) {
+        self.nll += other.nll;
+        self.original_nll += other.original_nll;
+        self.kl += other.kl;
+        self.agreements += other.agreements;
+    }
+
     fn to_bytes(self) -> [u8; 32] {
         let mut bytes = [0; 32];
         let values = [self.nll, self.original_nll, self.kl, self.agreements];
@@ -129,33 +144,52 @@ impl Sums {
     }
 }
 
-/// Sums of every sequence of a block, whose first is `first`, from final states of whole batches.
+/// Final states of a batch.
+type Batch<'a> = dyn Fn(usize) -> Result<Tensor> + Sync + 'a;
+
+/// Sums of every sequence of a block of `count` batches, whose first is `first`.
 fn compare_block(
     windows: &Windows,
-    mut first: usize,
-    original: (&Head, &[Tensor]),
+    first: usize,
+    original: (&Head, &Batch),
     tuned: Option<(&Head, &[Tensor])>,
+    count: usize,
 ) -> Result<Vec<Sums>> {
-    let mut jobs = Vec::new();
-    for (batch, states) in original.1.iter().enumerate() {
-        let rows = states.dim(0)?;
-        jobs.extend((0..rows).map(|row| (batch, row, first + row)));
-        first += rows;
-    }
-    let compare = |&(batch, row, sequence): &(usize, usize, usize)| {
-        let states = |(head, states): (&Head, &[Tensor])| {
-            Ok::<_, crate::EvaluateError>(head.normalise(&states[batch].get(row)?)?)
-        };
-        let reference = states(original)?;
-        let other = tuned.map(states).transpose()?;
-        compare(windows.targets(sequence), (original.0, &reference), tuned.map(|t| t.0).zip(other.as_ref()))
+    let load = |b: usize| -> Result<Vec<(Tensor, Option<Tensor>)>> {
+        let reference = original.0.normalise(&original.1(b)?)?;
+        let other = tuned.map(|(head, states)| head.normalise(&states[b])).transpose()?;
+        let row = |n: usize| Ok((reference.get(n)?, other.as_ref().map(|t| t.get(n)).transpose()?));
+        (0..reference.dim(0)?).map(row).collect()
     };
-    jobs.par_iter().map(compare).collect()
+    let (mut all, width) = (Vec::new(), side_by_side(comparison_bytes(original.0.vocab()?)));
+    // Batches side by side; the sequence that a batch begins with follows from those before it.
+    let batches: Vec<usize> = (0..count).collect();
+    let mut sequence = first;
+    for group in batches.chunks(width) {
+        let rows = group.iter().map(|&b| load(b)).collect::<Result<Vec<_>>>()?;
+        let starts: Vec<usize> = rows
+            .iter()
+            .map(|r| {
+                sequence += r.len();
+                sequence - r.len()
+            })
+            .collect();
+        let batch = |(rows, start): (&Vec<(Tensor, Option<Tensor>)>, &usize)| {
+            let row = |(i, (reference, other)): (usize, &(Tensor, Option<Tensor>))| {
+                let tuned = tuned.map(|t| t.0).zip(other.as_ref());
+                compare(windows.targets(start + i), (original.0, reference), tuned)
+            };
+            rows.iter().enumerate().map(row).collect::<Result<Vec<Sums>>>()
+        };
+        let sums = rows.par_iter().zip(&starts).map(batch).collect::<Result<Vec<_>>>()?;
+        all.extend(sums.into_iter().flatten());
+    }
+    Ok(all)
 }
 
 fn compare(targets: &[u32], original: (&Head, &Tensor), tuned: Option<(&Head, &Tensor)>) -> Result<Sums> {
-    let vocab = original.0.logits(&original.1.narrow(0, 0, 1)?)?.dim(1)?;
-    let chunk = (LOGIT_BUDGET / vocab).max(1);
+    let vocab = original.0.vocab()?;
+    let chunk = (LOGITS / vocab).max(1);
     let mut sums = Sums::default();
     for start in (0..targets.len()).step_by(chunk) {
         let count = chunk.min(targets.len() - start);
@@ -165,11 +199,15 @@ fn compare(targets: &[u32], original: (&Head, &Tensor), tuned: Option<(&Head, &T
         };
         let reference = logits(original)?;
         let other = tuned.map(logits).transpose()?;
-        for (i, &target) in targets[start..start + count].iter().enumerate() {
+        let position = |(i, &target): (usize, &u32)| {
             let row = i * vocab..(i + 1) * vocab;
+            let mut sums = Sums::default();
             let other = other.as_ref().map(|o| &o[row.clone()]);
-            add_position(&mut sums, target as usize, &reference[row.clone()], other);
-        }
+            add_position(&mut sums, target as usize, &reference[row], other);
+            sums
+        };
+        let positions: Vec<Sums> = targets[start..start + count].par_iter().enumerate().map(position).collect();
+        positions.iter().for_each(|p| sums.add(p));
     }
     Ok(sums)
 }

@@ -25,6 +25,14 @@ impl Head {
         Ok(rms_norm(&x.contiguous()?, &self.norm, self.config.norm_eps as f32)?)
     }
 
+    /// Tokens in the vocabulary.
+    ///
+    /// # Errors
+    /// None for heads that were loaded.
+    pub fn vocab(&self) -> Result<usize> {
+        Ok(self.weight.dim(0)?)
+    }
+
     /// Logits `[tokens, vocab]` of normalised states `[tokens, hidden]`.
     ///
     /// # Errors

@@ -10,6 +10,7 @@ mod config;
 mod error;
 mod head;
 mod kernels;
+mod memory;
 pub mod other;
 mod pack;
 mod product;
@@ -22,6 +23,7 @@ pub use block::{Block, LINEARS, differentiable_norm};
 pub use config::{ARCHITECTURES, ModelConfig, architectures};
 pub use error::{ModelError, Result};
 pub use head::Head;
+pub use memory::side_by_side;
 pub use pack::{pack, unpack};
 pub use rope::{RopeScaling, Rotary};
 pub use stream::{

@@ -1,5 +1,6 @@
 //! A checkpoint as a model whose parts are loaded when needed.
 
+use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
@@ -138,18 +139,34 @@ impl Model {
         Ok(Head { config: self.config.clone(), norm, weight })
     }
 
-    /// Embeddings `[batch, tokens, hidden]` of batches of equally long rows of token ids.
+    /// Embeddings of batches of equally long rows of token ids: hands over the index and
+    /// `[batch, tokens, hidden]` of each. Only the table's rows that occur are held.
     ///
     /// # Errors
-    /// As [`Model::block`], and ids beyond the vocabulary.
-    pub fn embed(&self, batches: &[Vec<&[u32]>]) -> Result<Vec<Tensor>> {
-        let table = self.load(EMBEDDING, &[self.config.vocab, self.config.hidden])?;
-        let embed = |batch: &Vec<&[u32]>| {
+    /// As [`Model::block`], ids beyond the vocabulary, and those of `each`.
+    pub fn embed<E: From<ModelError>>(
+        &self,
+        batches: &[Vec<&[u32]>],
+        mut each: impl FnMut(usize, Tensor) -> std::result::Result<(), E>,
+    ) -> std::result::Result<(), E> {
+        let hidden = self.config.hidden;
+        let used: BTreeSet<u32> = batches.iter().flatten().copied().flatten().copied().collect();
+        let table = self.checkpoint.rows(EMBEDDING, &[self.config.vocab, hidden]).map_err(ModelError::from)?;
+        let read = |id: u32| Ok((id, table.read(id as usize..id as usize + 1).map_err(ModelError::from)?));
+        let rows = used.into_iter().map(read).collect::<Result<HashMap<u32, Vec<f32>>>>()?;
+        drop(table);
+        for (b, batch) in batches.iter().enumerate() {
             let tokens = batch.first().map_or(0, |row| row.len());
-            let ids = Tensor::from_vec(batch.concat(), batch.len() * tokens, &self.device)?;
-            Ok(table.index_select(&ids, 0)?.reshape((batch.len(), tokens, self.config.hidden))?)
-        };
-        batches.iter().map(embed).collect()
+            let mut values = Vec::with_capacity(batch.len() * tokens * hidden);
+            for id in batch.iter().copied().flatten() {
+                values.extend_from_slice(&rows[id]);
+            }
+            let embedded = Tensor::from_vec(values, (batch.len(), tokens, hidden), &self.device)
+                .and_then(|t| t.to_dtype(self.dtype))
+                .map_err(ModelError::from)?;
+            each(b, embedded)?;
+        }
+        Ok(())
     }
 
     fn load(&self, name: &str, shape: &[usize]) -> Result<Tensor> {

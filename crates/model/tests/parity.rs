@@ -17,7 +17,13 @@ fn rows(vocab: usize) -> Vec<Vec<u32>> {
 /// Logits `[rows, vocab]` after the last token of every row.
 fn ours(model: &Model, rows: &[Vec<u32>]) -> Tensor {
     let batch = vec![rows.iter().map(Vec::as_slice).collect::<Vec<_>>()];
-    let mut x = model.embed(&batch).unwrap().remove(0);
+    let mut inputs = Vec::new();
+    let collect = |_, x| -> Result<(), waterfill_model::ModelError> {
+        inputs.push(x);
+        Ok(())
+    };
+    model.embed(&batch, collect).unwrap();
+    let mut x = inputs.remove(0);
     for i in 0..model.config.layers {
         x = model.block(i).unwrap().forward(&x).unwrap();
     }

@@ -78,12 +78,12 @@ pub enum Labels {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum SecondMoment {
-    /// All of it.
+    /// All of it: in the 8B layout 8 GB for the whole model.
+    #[default]
     Full,
     /// Blocks along the diagonal.
     BlockDiagonal,
     /// The diagonal.
-    #[default]
     Diagonal,
 }
 

@@ -77,7 +77,7 @@ impl Session<'_> {
             "second_moment_block": c.second_moment_block, "second_moment_weighting": c.second_moment_weighting,
             "batch_tokens": BATCH_TOKENS, "device": self.device,
         });
-        let mut identity = self.identity("calibrate", 3, [("tokens", tokens_digest(windows))], settled);
+        let mut identity = self.identity("calibrate", 4, [("tokens", tokens_digest(windows))], settled);
         identity.seeds.insert("labels".into(), c.seed);
         identity
     }
@@ -97,11 +97,12 @@ impl Session<'_> {
             let sensitivities = calib::Sensitivities::open(&calibration.dir)?;
             let summary: calib::Summary = read_json(&calibration.path("summary.json"))?;
             let weights = self.model.weights();
-            let read = |(name, shape): &(String, [usize; 2])| -> Result<_> {
+            let checkpoint = self.model.checkpoint();
+            let erasure = |(name, shape): &(String, [usize; 2])| -> Result<_> {
                 let sensitivity = sensitivities.read(name, shape[0], shape[1])?;
-                Ok((sensitivity, self.model.checkpoint().read_f32(name, shape)?))
+                let rows = checkpoint.rows(name, shape)?;
+                alloc::erasure_loss(|range| Ok(rows.read(range)?), &sensitivity, rule)
             };
-            let erasure = |weight| read(weight).map(|(s, values)| alloc::erasure_loss(&values, &s, rule));
             let erasures = weights.par_iter().map(erasure).collect::<Result<Vec<_>>>()?;
             let raises = alloc::raises(&erasures, a.sensitivity_floor);
             let formats = self.formats();
@@ -110,8 +111,9 @@ impl Session<'_> {
             for (i, weight) in weights.iter().enumerate() {
                 let (file, name) = (format!("{i:04}.safetensors"), &weight.0);
                 work.file(&file, |path| -> Result<()> {
-                    let (sensitivity, values) = read(weight)?;
-                    let dtype = self.model.checkpoint().dtype(name)?;
+                    let sensitivity = sensitivities.read(name, weight.1[0], weight.1[1])?;
+                    let values = checkpoint.read_f32(name, &weight.1)?;
+                    let dtype = checkpoint.dtype(name)?;
                     let unseen = if name == EMBEDDING { 0.5 / summary.tokens as f64 } else { 0.0 };
                     let rules =
                         alloc::PointRules { shards: rule, granularity, unseen, raise: raises[i], formats: &formats };
@@ -238,7 +240,7 @@ impl Session<'_> {
 
     pub(crate) fn base_identity(&self, windows: &Windows, questions: Option<&eval::QuestionSet>) -> Identity {
         let inputs = [("tokens", tokens_digest(windows)), ("questions", questions_digest(questions))];
-        self.identity("evaluate-base", 2, inputs, self.evaluation_config())
+        self.identity("evaluate-base", 3, inputs, self.evaluation_config())
     }
 
     /// Quality of a tuned checkpoint, read back from its files.
@@ -255,7 +257,7 @@ impl Session<'_> {
     }
 
     pub(crate) fn evaluation_identity(&self, base: String, encoded: String) -> Identity {
-        self.identity("evaluate", 2, [("checkpoint", encoded), ("base", base)], self.evaluation_config())
+        self.identity("evaluate", 3, [("checkpoint", encoded), ("base", base)], self.evaluation_config())
     }
 
     pub(crate) fn questions(&self) -> Result<Option<eval::QuestionSet>> {

@@ -1,0 +1,36 @@
+//! Work that is done side by side within a memory budget.
+
+/// Splits items of these sizes into groups whose sum is at most `budget`, largest first; an item that
+/// is larger is alone. Indices of the items.
+pub fn groups(sizes: &[u64], budget: u64) -> Vec<Vec<usize>> {
+    let mut order: Vec<usize> = (0..sizes.len()).collect();
+    order.sort_by_key(|&i| (std::cmp::Reverse(sizes[i]), i));
+    let mut groups: Vec<Vec<usize>> = Vec::new();
+    let mut filled = u64::MAX;
+    for i in order {
+        if filled.saturating_add(sizes[i]) > budget {
+            groups.push(Vec::new());
+            filled = 0;
+        }
+        filled += sizes[i];
+        groups.last_mut().expect("a group was just pushed").push(i);
+    }
+    groups
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn groups_keep_to_the_budget_and_have_everything_once() {
+        let sizes = [3, 50, 4, 4, 1, 9, 2];
+        let found = groups(&sizes, 10);
+        assert_eq!(found[0], [1], "what is larger than the budget is alone");
+        assert!(found[1..].iter().all(|g| g.iter().map(|&i| sizes[i]).sum::<u64>() <= 10));
+        let mut all = found.concat();
+        all.sort_unstable();
+        assert_eq!(all, [0, 1, 2, 3, 4, 5, 6]);
+        assert!(groups(&[], 10).is_empty());
+    }
+}

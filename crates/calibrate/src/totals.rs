@@ -1,0 +1,56 @@
+//! Sums over the first batches of a phase, which survive the process.
+
+use waterfill_artifacts::Work;
+
+use crate::error::Result;
+use crate::moments::Moments;
+use crate::statistics::{SecondMoment, Sums};
+
+/// Sums for several weights.
+pub(crate) struct Totals {
+    /// Batches that are in.
+    pub batches: usize,
+    /// Summed negative log-likelihood, nats.
+    pub nll: f64,
+    /// By weight and shard.
+    pub sums: Vec<Vec<Sums>>,
+    /// By weight, where it holds one.
+    pub moments: Vec<Option<Moments>>,
+}
+
+impl Totals {
+    /// Zeros for weights of these shapes `[rows, cols]`, with second moments where asked for.
+    pub fn new(shapes: &[([usize; 2], bool)], shards: usize, moment: SecondMoment) -> Self {
+        let sums = shapes.iter().map(|([rows, cols], _)| vec![Sums::zeros(*rows, *cols); shards]);
+        let moments = shapes.iter().map(|([_, cols], holds)| holds.then(|| Moments::new(*cols, moment)).flatten());
+        Self { batches: 0, nll: 0.0, sums: sums.collect(), moments: moments.collect() }
+    }
+
+    /// Keeps them as a unit.
+    pub fn keep(&self, work: &Work, unit: &str) -> Result<()> {
+        let write = |sink: &mut dyn FnMut(&[u8]) -> std::io::Result<()>| {
+            sink(&(self.batches as u64).to_le_bytes())?;
+            sink(&self.nll.to_le_bytes())?;
+            self.sums.iter().flatten().try_for_each(|s| s.write(sink))?;
+            self.moments.iter().flatten().try_for_each(|m| m.write(sink))
+        };
+        Ok(work.keep_parts(unit, write)?)
+    }
+
+    /// Takes up what [`Totals::keep`] left, if anything usable; else nothing changes.
+    pub fn resume(self, work: &Work, unit: &str, fresh: impl FnOnce() -> Self) -> Self {
+        match work.unit(unit) {
+            Some(bytes) => self.parse(&bytes).unwrap_or_else(fresh),
+            None => self,
+        }
+    }
+
+    fn parse(mut self, bytes: &[u8]) -> Option<Self> {
+        let (batches, rest) = bytes.split_first_chunk::<8>()?;
+        let (nll, mut rest) = rest.split_first_chunk::<8>()?;
+        (self.batches, self.nll) = (u64::from_le_bytes(*batches) as usize, f64::from_le_bytes(*nll));
+        self.sums.iter_mut().flatten().try_for_each(|s| s.read(&mut rest))?;
+        self.moments.iter_mut().flatten().try_for_each(|m| m.read(&mut rest))?;
+        rest.is_empty().then_some(self)
+    }
+}
