@@ -16,7 +16,7 @@ mod work;
 
 use std::path::PathBuf;
 
-pub use files::{hash_file, peak_memory_bytes};
+pub use files::{hash_file, peak_memory_bytes, reset_peak_memory};
 pub use groups::groups;
 pub use manifest::{Artifact, FORMAT_VERSION, Identity, Manifest, Timings};
 pub use progress::{Progress, Silent};

@@ -1,12 +1,18 @@
 //! Speed and size of the codec: every figure from seeded weights, zstd on the same bytes in the same
 //! run, medians of repeated measurements on one core unless it says otherwise.
 
+mod calibration;
 mod entropy;
+mod error;
 mod levels;
+mod moments;
 mod packing;
 mod source;
 
+pub use calibration::{CalibrationBench, bench_calibration};
 pub use entropy::{EntropyBench, bench_entropy};
+pub use error::BenchError;
+pub use moments::{MomentsBench, bench_moments};
 pub use packing::{PackBench, bench_pack};
 
 use std::collections::BTreeMap;

@@ -202,7 +202,7 @@ mod tests {
         // Columns of very different size, neighbours correlated.
         let value = |t: usize, j: usize| {
             let wave = ((t * 31 + j / 3 * 17) as f32 * 0.37).sin() + 0.3 * ((t * 7 + j * 13) as f32 * 0.73).cos();
-            wave * if j % 50 == 0 { 300.0 } else { 1.0 }
+            wave * if j.is_multiple_of(50) { 300.0 } else { 1.0 }
         };
         (0..tokens).flat_map(|t| (0..width).map(move |j| value(t, j))).collect()
     }
@@ -227,7 +227,11 @@ mod tests {
             }
             // A state comes back.
             let mut bytes = Vec::new();
-            moments.write(&mut |b| Ok(bytes.extend_from_slice(b))).unwrap();
+            let mut sink = |part: &[u8]| -> std::io::Result<()> {
+                bytes.extend_from_slice(part);
+                Ok(())
+            };
+            moments.write(&mut sink).unwrap();
             let mut again = Moments::new(width, SecondMoment { kind, weighting }).unwrap();
             again.read(&mut bytes.as_slice()).unwrap();
             assert!(again.read(&mut &bytes[..bytes.len() - 1]).is_none());

@@ -181,7 +181,7 @@ impl Pass<'_> {
         self.progress.advance(totals.batches as u64);
         let mut pace = Pace::default();
         for group in self.groups(totals.batches, bytes) {
-            for result in ordered(group, |b| batch(b))? {
+            for result in ordered(group, &batch)? {
                 let b = totals.batches;
                 fold(&mut totals, b, result)?;
                 totals.batches += 1;

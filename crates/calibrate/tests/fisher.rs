@@ -21,7 +21,8 @@ fn settings() -> Settings {
 fn windows(fixture: &Fixture, model: &Model, sequences: usize) -> Windows {
     let text = std::fs::read_to_string(&fixture.calibration).unwrap();
     let ids = Text::open(&fixture.model, &model.config).unwrap().encode(&text).unwrap();
-    Windows::cut(&ids, 12, sequences, Layout::Spread, &model.config, &fixture.calibration).unwrap()
+    let sizes = (model.config.vocab, model.config.positions);
+    Windows::cut((&[], &ids), 12, sequences, Layout::Spread, sizes, &fixture.calibration).unwrap()
 }
 
 fn values(t: &Tensor) -> Vec<f64> {

@@ -43,7 +43,13 @@ pub enum Command {
     /// Write the tuned checkpoints
     Encode(RunArguments),
     /// Measure perplexity, KL and accuracy of the decoded files
-    Evaluate(RunArguments),
+    Evaluate {
+        /// The original alone: nothing is calibrated, and more architectures will do
+        #[arg(long)]
+        original: bool,
+        #[command(flatten)]
+        run: RunArguments,
+    },
     /// Write tables, figures and the HTML page
     Report(RunArguments),
     /// Run every combination of a file's sweep section
@@ -142,6 +148,22 @@ pub enum Bench {
         #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u16).range(1..=1000))]
         repeats: u16,
     },
+    /// Of the gradients that calibration consists of, against candle's automatic differentiation
+    Calibration {
+        /// Checkpoint whose first block is measured
+        checkpoint: PathBuf,
+        /// Tokens of a context
+        #[arg(long, default_value_t = 1024, value_parser = clap::value_parser!(u16).range(16..=8192))]
+        tokens: u16,
+        /// Measurements of each figure
+        #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=1000))]
+        repeats: u16,
+    },
+    /// Of what second moments are worth to error feedback, whole and in parts
+    Moments {
+        /// Artifact of a calibration with full second moments
+        calibration: PathBuf,
+    },
     /// Of packed files, against zstd -19
     Pack {
         /// Checkpoint of one shard
@@ -164,7 +186,7 @@ pub struct RunArguments {
 
 #[derive(Args)]
 pub struct RunOptions {
-    /// Use this model instead of the file's: path:DIR or fixture:SEED
+    /// Use this model instead of the file's: hf:OWNER/NAME, path:DIR or fixture:SEED
     #[arg(long)]
     pub model: Option<String>,
     /// Use this folder for artifacts instead of the file's

@@ -11,8 +11,8 @@ use anyhow::{Context, Result};
 use arguments::{Arguments, Bench, Command, RunArguments, RunOptions};
 use clap::Parser;
 use waterfill_pipeline::{
-    Console, Mode, Session, Store, Until, decode, dry_run, inspect, json_schema, load, load_sweep, load_train,
-    make_checkpoint, pack, run, run_sweep, train, train_schema, unpack, validate, verify,
+    Console, Mode, Session, Store, Until, decode, dry_run, evaluate_original, inspect, json_schema, load, load_sweep,
+    load_train, make_checkpoint, pack, run, run_sweep, train, train_schema, unpack, validate, verify,
 };
 
 /// Tensors come and go by the million; the system's allocator returns each to the kernel and
@@ -72,7 +72,8 @@ fn execute(arguments: &Arguments) -> Result<()> {
         Command::Calibrate(a) => execute_run(arguments, a, Until::Calibrate, &console),
         Command::Allocate(a) => execute_run(arguments, a, Until::Allocate, &console),
         Command::Encode(a) => execute_run(arguments, a, Until::Encode, &console),
-        Command::Evaluate(a) => execute_run(arguments, a, Until::Evaluate, &console),
+        Command::Evaluate { original: true, run } => execute_original(arguments, run, &console),
+        Command::Evaluate { original: false, run } => execute_run(arguments, run, Until::Evaluate, &console),
         Command::Report(a) => execute_run(arguments, a, Until::Report, &console),
         Command::Validate { config } => {
             show(arguments, &format!("{} is valid: {}", config.display(), validate(config)?), "valid")
@@ -109,6 +110,13 @@ fn execute(arguments: &Arguments) -> Result<()> {
         Command::Bench { what: Bench::Codec { side, repeats } } => {
             let figures = waterfill_bench::bench_codec((*side).into(), (*repeats).into())?;
             show_figures(arguments, &figures, table::render_bench)
+        }
+        Command::Bench { what: Bench::Calibration { checkpoint, tokens, repeats } } => {
+            let figures = waterfill_bench::bench_calibration(checkpoint, (*tokens).into(), (*repeats).into())?;
+            show_figures(arguments, &figures, table::render_calibration)
+        }
+        Command::Bench { what: Bench::Moments { calibration } } => {
+            show_figures(arguments, &waterfill_bench::bench_moments(calibration)?, table::render_moments)
         }
         Command::Bench { what: Bench::Pack { checkpoint } } => {
             show_figures(arguments, &waterfill_bench::bench_pack(checkpoint)?, table::render_packing)
@@ -155,6 +163,15 @@ fn execute_run(arguments: &Arguments, run_arguments: &RunArguments, until: Until
         _ => print!("{}", table::render(&output)),
     }
     Ok(())
+}
+
+fn execute_original(arguments: &Arguments, run_arguments: &RunArguments, console: &Console) -> Result<()> {
+    let (mut config, options) = (load(&run_arguments.config)?, &run_arguments.options);
+    options.apply(&mut config);
+    let store = Store::new(&config.store).repairing(options.repair);
+    let output = evaluate_original(&config, &store, &options.device, console)?;
+    console.finish("");
+    show_figures(arguments, &output, table::render_original)
 }
 
 fn execute_sweep(

@@ -2,7 +2,8 @@
 
 use std::fmt::Write;
 
-use waterfill_pipeline::{DryRun, PlannedStage, PointOutput, RunOutput, SweepOutput, TrainOutput};
+use waterfill_bench::{CalibrationBench, MomentsBench};
+use waterfill_pipeline::{DryRun, OriginalOutput, PlannedStage, PointOutput, RunOutput, SweepOutput, TrainOutput};
 
 const HEADS: [&str; 11] =
     ["lambda", "bytes", "bits/w", "linear", "memory", "KL", "± se", "predicted", "ppl", "top-1 %", "acc %"];
@@ -182,4 +183,50 @@ pub fn render_packing(b: &waterfill_bench::PackBench) -> String {
         + &row("entropy of exponents and the rest", b.entropy)
         + &row("zstd -19", b.zstd19 as f64)
         + &row("split by byte, zstd -19", b.byte_split_zstd19 as f64)
+}
+
+/// The original alone.
+pub fn render_original(output: &OriginalOutput) -> String {
+    let (tokens, context) = (output.sequences * output.context, output.context);
+    let mut text = format!(
+        "{}: perplexity {:.4}, nll {:.5} (+/- {:.5}) nats per token, {tokens} tokens in contexts of {context}\n",
+        output.model, output.perplexity, output.nll, output.nll_se
+    );
+    if let Some(accuracy) = output.accuracy {
+        text.push_str(&format!("accuracy {:.1} %\n", 100.0 * accuracy));
+    }
+    text.push_str(&format!("results: {}\n", output.artifact.display()));
+    text
+}
+
+/// Gradients of a block.
+pub fn render_calibration(b: &CalibrationBench) -> String {
+    let spread = |[slow, fast]: [f64; 2]| format!("{:+.0} % {:+.0} %", 100.0 * (slow - 1.0), 100.0 * (fast - 1.0));
+    format!(
+        "vector-Jacobian product of a block of {} weights, {} contexts of {} tokens side by side:\n\
+         ours    {:8.1} tokens/s ({}), {:.0} GFLOP/s\ncandle  {:8.1} tokens/s ({})\nratio   {:8.2}\n",
+        b.block_weights,
+        b.batches,
+        b.tokens,
+        b.tokens_per_second,
+        spread(b.spread[0]),
+        b.flops / 1e9,
+        b.candle_tokens_per_second,
+        spread(b.spread[1]),
+        b.ratio
+    )
+}
+
+/// What second moments are worth.
+pub fn render_moments(b: &MomentsBench) -> String {
+    let mut text = format!(
+        "error feedback is worth, in bits per weight, over {} second moments:\nall correlations        {:.4}\n\
+         moved by half a step    {:.4} (at most {:.5} in one matrix)\n",
+        b.matrices, b.full, b.moved, b.moved_most
+    );
+    for (side, worth) in b.blocks.iter().rev() {
+        text.push_str(&format!("diagonal blocks of {side:4} {worth:.4}\n"));
+    }
+    text.push_str(&format!("{} bytes, as f32 matrices {}\n", b.bytes[0], b.bytes[1]));
+    text
 }

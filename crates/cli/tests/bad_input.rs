@@ -93,8 +93,6 @@ fn configurations_that_cannot_be_used_are_named() {
     expect(&place.fails(&["run", "p.yaml"]), &["int5", "int4"]);
     place.write("p.yaml", &pipeline("lambdas: [1e-6]").replace("fixture:7", "path:nowhere"));
     expect(&place.fails(&["validate", "p.yaml"]), &["model is \"nowhere\"", "does not exist"]);
-    place.write("p.yaml", &pipeline("lambdas: [1e-6]").replace("fixture:7", "hf:meta-llama/Meta-Llama-3-8B"));
-    expect(&place.fails(&["run", "p.yaml"]), &["hf:meta-llama/Meta-Llama-3-8B", "path:DIR"]);
     place.write("p.yaml", &pipeline("lambdas: [1e-6]"));
     expect(&place.fails(&["run", "p.yaml", "--device", "cuda:0"]), &["cuda:0"]);
     expect(&place.fails(&["run", "p.yaml", "--device", "tpu"]), &["tpu", "expected cpu or cuda:N"]);

@@ -46,7 +46,7 @@ pub use lossless::{Elements, encode_lossless};
 pub use minifloat::Minifloat;
 pub use plan::{Parameters, TensorPlan};
 pub use simd::on_this_machine;
-pub use tensor::{CodedTensor, DecodedSlice, encode_samples, encode_tensor};
+pub use tensor::{CodedTensor, DecodedSlice, EncodedSlice, TensorEncoder, encode_samples, encode_tensor};
 pub use tile::{Kind, Palette, Predictor, TilePlan};
 pub use transform::{Kernel, Transform};
 pub use units::{BitsPerWeight, Lambda, Loss, Rate};

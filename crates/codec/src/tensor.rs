@@ -27,10 +27,12 @@ const SLICE_PREFIX: usize = 12;
 /// # Errors
 /// Plans of another shape than the weights, weights that are not finite, scales out of range.
 pub fn encode_tensor(plan: &TensorPlan, weights: &[f32]) -> Result<Vec<u8>> {
-    plan.check()?;
-    check_length("weights", weights.len(), plan.rows * plan.cols)?;
-    let plan = with_codebook(plan, |index| plan.dtype.pattern_of(weights[index]));
-    encode_samples(&plan, |slice| quantize_slice(slice, &weights[span(&plan, &slice.rows)]))
+    let mut encoder = TensorEncoder::of_weights(plan, weights)?;
+    for n in 0..encoder.slices() {
+        let slice = encoder.slice(n, |slice| quantize_slice(slice, &weights[span(plan, &slice.rows)]))?;
+        encoder.add(slice);
+    }
+    Ok(encoder.finish())
 }
 
 fn check_length(what: &'static str, found: usize, expected: usize) -> Result<()> {
@@ -50,21 +52,82 @@ pub fn encode_samples(
     plan: &TensorPlan,
     mut samples_of: impl FnMut(&SlicePlan) -> Result<Vec<i32>>,
 ) -> Result<Vec<u8>> {
-    plan.check()?;
-    let mut plan = plan.clone();
-    plan.parameters.merge = plan.parameters.merge && merging_pays(&mut plan)?;
-    let mut writer = TensorWriter::new(&plan)?;
-    let mut out = Vec::new();
-    for n in 0..plan.slices() {
-        let mut slice = SlicePlan::of(&plan, plan.slice_range(n));
+    let mut encoder = TensorEncoder::new(plan)?;
+    for n in 0..encoder.slices() {
+        let slice = encoder.slice(n, &mut samples_of)?;
+        encoder.add(slice);
+    }
+    Ok(encoder.finish())
+}
+
+/// A tensor whose slices are coded in any order, or side by side, and put together in theirs.
+pub struct TensorEncoder {
+    plan: TensorPlan,
+    writer: TensorWriter,
+}
+
+/// A coded slice, and the bytes that it decodes to.
+pub struct EncodedSlice {
+    coded: Vec<u8>,
+    decoded: Vec<u8>,
+}
+
+impl TensorEncoder {
+    /// Begins a tensor; its headers are merged where the plan allows it and they get shorter by it.
+    ///
+    /// # Errors
+    /// Plans of inconsistent shape.
+    pub fn new(plan: &TensorPlan) -> Result<Self> {
+        plan.check()?;
+        let mut plan = plan.clone();
+        plan.parameters.merge = plan.parameters.merge && merging_pays(&mut plan)?;
+        Ok(Self { writer: TensorWriter::new(&plan)?, plan })
+    }
+
+    /// Begins a tensor of these weights: with tables of their own for lossless tiles, where those pay.
+    ///
+    /// # Errors
+    /// As [`TensorEncoder::new`].
+    pub fn of_weights(plan: &TensorPlan, weights: &[f32]) -> Result<Self> {
+        plan.check()?;
+        check_length("weights", weights.len(), plan.rows * plan.cols)?;
+        Self::new(&with_codebook(plan, |index| plan.dtype.pattern_of(weights[index])))
+    }
+
+    /// Number of slices.
+    pub fn slices(&self) -> usize {
+        self.plan.slices()
+    }
+
+    /// Rows of slice `n`.
+    pub fn rows(&self, n: usize) -> Range<usize> {
+        self.plan.slice_range(n)
+    }
+
+    /// Codes slice `n` with the samples, row-major, that `samples_of` gives.
+    ///
+    /// # Errors
+    /// Those of `samples_of`, and samples that no tile has.
+    pub fn slice(&self, n: usize, samples_of: impl FnOnce(&SlicePlan) -> Result<Vec<i32>>) -> Result<EncodedSlice> {
+        let mut slice = SlicePlan::of(&self.plan, self.rows(n));
         // Headers are gone through first: what a lossless tile hands on is settled by it.
         slice.code_headers(&mut RateCounter::default(), &mut |_, _| [0; 256])?;
         let samples = samples_of(&slice)?;
-        let bytes = encode_slice(&mut slice, writer.books(), &samples)?;
-        reconstruct_slice(&slice, &samples, &mut out)?;
-        writer.add(bytes, &out);
+        let coded = encode_slice(&mut slice, self.writer.books(), &samples)?;
+        let mut decoded = Vec::new();
+        reconstruct_slice(&slice, &samples, &mut decoded)?;
+        Ok(EncodedSlice { coded, decoded })
     }
-    Ok(writer.finish())
+
+    /// Adds the next slice.
+    pub fn add(&mut self, slice: EncodedSlice) {
+        self.writer.add(slice.coded, &slice.decoded);
+    }
+
+    /// The tensor's bytes, once all slices are in.
+    pub fn finish(self) -> Vec<u8> {
+        self.writer.finish()
+    }
 }
 
 /// Assembles a coded tensor from its slices.

@@ -6,6 +6,7 @@
 
 mod choice;
 mod error;
+mod other;
 mod questions;
 mod states;
 mod statistics;
@@ -13,6 +14,7 @@ mod text;
 
 pub use choice::{ChoiceResult, QuestionResult, evaluate_choices};
 pub use error::{EvaluateError, Result};
+pub use other::evaluate_other;
 pub use questions::{Question, QuestionSet, Scoring, prompt};
 pub use states::block_tokens;
 pub use statistics::{Estimate, wilson};

@@ -213,7 +213,7 @@ fn compare(targets: &[u32], original: (&Head, &Tensor), tuned: Option<(&Head, &T
 }
 
 /// Log of the sum of exponentials, and the largest entry with its index.
-fn log_sum_exp(logits: &[f32]) -> (f64, usize) {
+pub(crate) fn log_sum_exp(logits: &[f32]) -> (f64, usize) {
     let (mut largest, mut at) = (f32::NEG_INFINITY, 0);
     for (i, &l) in logits.iter().enumerate() {
         if l > largest {

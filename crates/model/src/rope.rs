@@ -128,9 +128,9 @@ impl Rotary {
             (0..positions).flat_map(|p| self.periods.iter().map(move |period| p as f64 / period)).collect();
         let table = |f: fn(f64) -> f64| -> Result<Tensor> {
             let values: Vec<f64> = angles.iter().map(|&a| f(a)).collect();
-            Ok(Tensor::from_vec(values, (positions, self.periods.len()), &Device::Cpu)?
+            Tensor::from_vec(values, (positions, self.periods.len()), &Device::Cpu)?
                 .to_dtype(self.dtype)?
-                .to_device(&self.device)?)
+                .to_device(&self.device)
         };
         let plain = |f: fn(f64) -> f64| Arc::new(angles.iter().map(|&a| f(a) as f32).collect());
         Ok(Tables {

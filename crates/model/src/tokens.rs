@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use serde::Deserialize;
 use tokenizers::Tokenizer;
 
 use crate::config::ModelConfig;
@@ -11,31 +12,91 @@ use crate::error::{ModelError, Result};
 pub struct Text {
     tokenizer: Tokenizer,
     path: PathBuf,
+    prefix: Vec<u32>,
+}
+
+/// What `tokenizer_config.json` says of the beginning of a text.
+#[derive(Default, Deserialize)]
+struct Rules {
+    tokenizer_class: Option<String>,
+    add_bos_token: Option<bool>,
+    /// The token, or an object with it.
+    bos_token: Option<serde_json::Value>,
 }
 
 impl Text {
-    /// Opens `tokenizer.json` in a checkpoint directory.
+    /// Opens `tokenizer.json` in a checkpoint directory, and `tokenizer_config.json` where there is one.
     ///
     /// # Errors
-    /// A file that is missing, malformed, or has more tokens than the embedding has rows.
+    /// Files that are missing or malformed, more tokens than the embedding has rows, and a beginning
+    /// of text that is no token.
     pub fn open(dir: &Path, config: &ModelConfig) -> Result<Self> {
-        let path = dir.join("tokenizer.json");
-        let unsupported = |reason: String| ModelError::Unsupported { path: path.clone(), reason };
-        let tokenizer = Tokenizer::from_file(&path).map_err(|e| unsupported(e.to_string()))?;
-        let size = tokenizer.get_vocab(true).values().max().map_or(0, |&id| id as usize + 1);
-        if size > config.vocab {
-            return Err(unsupported(format!("{size} tokens, the embedding has {} rows", config.vocab)));
-        }
-        Ok(Self { tokenizer, path })
+        Self::open_sized(dir, config.vocab)
     }
 
-    /// Token ids of a text, without special tokens.
+    /// As [`Text::open`] for an embedding of `vocab` rows.
+    ///
+    /// # Errors
+    /// As [`Text::open`].
+    pub fn open_sized(dir: &Path, vocab: usize) -> Result<Self> {
+        let path = dir.join("tokenizer.json");
+        let unsupported = |reason: String| ModelError::Unsupported { path: path.clone(), reason };
+        if !path.exists() && dir.join("tokenizer.model").exists() {
+            let reason =
+                "is not there; tokenizer.model alone is not read: save it as a fast tokenizer with transformers";
+            return Err(unsupported(reason.into()));
+        }
+        let tokenizer = Tokenizer::from_file(&path).map_err(|e| unsupported(e.to_string()))?;
+        let size = tokenizer.get_vocab(true).values().max().map_or(0, |&id| id as usize + 1);
+        if size > vocab {
+            return Err(unsupported(format!(
+                "{size} tokens, the embedding has {vocab} rows: tokenizer and weights are of different models"
+            )));
+        }
+        let prefix = prefix(&tokenizer, dir).map_err(unsupported)?;
+        Ok(Self { tokenizer, path, prefix })
+    }
+
+    /// Tokens that the model expects before every text, such as the beginning of text.
+    pub fn prefix(&self) -> &[u32] {
+        &self.prefix
+    }
+
+    /// Token ids of a text, without those before it. Special tokens written out in the text count.
     ///
     /// # Errors
     /// What the tokenizer says.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
         let failed = |e: tokenizers::Error| ModelError::Unsupported { path: self.path.clone(), reason: e.to_string() };
-        Ok(self.tokenizer.encode(text, false).map_err(failed)?.get_ids().to_vec())
+        Ok(self.tokenizer.encode_fast(text, false).map_err(failed)?.get_ids().to_vec())
+    }
+}
+
+/// What stands before every text. The template in `tokenizer.json` says it; `add_bos_token` has the
+/// last word in the classes that build the template from it when they are loaded.
+fn prefix(tokenizer: &Tokenizer, dir: &Path) -> std::result::Result<Vec<u32>, String> {
+    let path = dir.join("tokenizer_config.json");
+    let rules: Rules = match std::fs::read_to_string(&path) {
+        Ok(text) => serde_json::from_str(&text).map_err(|e| format!("tokenizer_config.json beside it: {e}"))?,
+        Err(_) => Rules::default(),
+    };
+    let ids =
+        |special: bool| tokenizer.encode_fast("a", special).map(|e| e.get_ids().to_vec()).map_err(|e| e.to_string());
+    let (with, without) = (ids(true)?, ids(false)?);
+    let own = match with.windows(without.len().max(1)).position(|w| w == without) {
+        Some(at) => with[..at].to_vec(),
+        None => vec![],
+    };
+    let builds = rules.tokenizer_class.as_deref().is_some_and(|c| !c.starts_with("PreTrainedTokenizer"));
+    match (rules.add_bos_token.filter(|_| builds), rules.bos_token) {
+        (Some(false), _) => Ok(vec![]),
+        (Some(true), Some(token)) if own.is_empty() => {
+            let name = token.as_str().or_else(|| token["content"].as_str()).unwrap_or_default();
+            let id = tokenizer.token_to_id(name);
+            id.map(|id| vec![id])
+                .ok_or_else(|| format!("has no token {name:?}, the bos_token of tokenizer_config.json"))
+        }
+        _ => Ok(own),
     }
 }
 
@@ -58,26 +119,33 @@ pub enum Layout {
 }
 
 impl Windows {
-    /// Cuts ids into at most `sequences` rows; `path` is for messages.
+    /// Cuts ids into at most `sequences` rows, each of which begins with `prefix`; `path` is for
+    /// messages.
     ///
     /// # Errors
     /// Too few tokens for one row, ids beyond the vocabulary, a context beyond the model's.
     pub fn cut(
-        ids: &[u32],
+        (prefix, ids): (&[u32], &[u32]),
         context: usize,
         sequences: usize,
         layout: Layout,
-        config: &ModelConfig,
+        (vocab, positions): (usize, usize),
         path: &Path,
     ) -> Result<Self> {
         let data = |reason: String| ModelError::Data { path: path.to_path_buf(), reason };
-        if context == 0 || context > config.positions {
-            return Err(data(format!("context {context}, the model takes 1 to {} positions", config.positions)));
+        if context > positions {
+            return Err(data(format!(
+                "context {context}, the model takes {positions} positions: lower it to that or less"
+            )));
         }
-        if let Some(id) = ids.iter().find(|&&id| id as usize >= config.vocab) {
-            return Err(data(format!("token id {id}, the vocabulary has {} tokens", config.vocab)));
+        if context <= prefix.len() {
+            let expected = prefix.len() + 1;
+            return Err(data(format!("context {context}, expected at least {expected}: rows begin with {prefix:?}")));
         }
-        let length = context + 1;
+        if let Some(id) = ids.iter().find(|&&id| id as usize >= vocab) {
+            return Err(data(format!("token id {id}, the vocabulary has {vocab} tokens")));
+        }
+        let length = context + 1 - prefix.len();
         let available = ids.len() / length;
         let count = available.min(sequences);
         if count == 0 {
@@ -87,7 +155,8 @@ impl Windows {
             Layout::FromStart => i * length,
             Layout::Spread => i * available / count * length,
         };
-        Ok(Self { context, rows: (0..count).map(|i| ids[start(i)..start(i) + length].to_vec()).collect() })
+        let row = |i: usize| [prefix, &ids[start(i)..start(i) + length]].concat();
+        Ok(Self { context, rows: (0..count).map(row).collect() })
     }
 
     /// Groups inputs into batches of about `tokens` tokens; the grouping depends on nothing else.

@@ -12,7 +12,8 @@ use waterfill_encode::search::{Preset, Tool};
 pub struct Config {
     /// Name of the results' folder.
     pub name: String,
-    /// `path:DIR` for a checkpoint directory, `fixture:SEED` for a small generated model, `hf:ID` for a hub id.
+    /// `hf:OWNER/NAME` for a model on the hub (`hf:OWNER/NAME@REVISION` for a branch, tag or commit),
+    /// `path:DIR` for a checkpoint directory, `fixture:SEED` for a small generated model.
     pub model: String,
     /// Folder of all artifacts.
     #[serde(default = "default_store")]

@@ -94,11 +94,16 @@ impl Console {
         }
     }
 
-    /// The step is done; `found` says that its result was there already.
-    pub fn step_done(&self, found: bool, seconds: f64) {
+    /// The step is done; `found` says that its result was there already, `peak` how many bytes of
+    /// memory it took.
+    pub fn step_done(&self, found: bool, seconds: f64, peak: Option<u64>) {
         self.end_phase();
         let name = self.stage.lock().expect("no panic while held").clone();
-        let how = if found { "found in the store".to_string() } else { format!("done in {seconds:.1} s") };
+        let how = match (found, peak) {
+            (true, _) => "found in the store".to_string(),
+            (false, Some(peak)) => format!("done in {seconds:.1} s, {:.2} GB of memory", peak as f64 / 1e9),
+            (false, None) => format!("done in {seconds:.1} s"),
+        };
         match &self.view {
             View::Bars(all, bar) => {
                 bar.inc(1);
@@ -106,7 +111,9 @@ impl Console {
             }
             View::Row(_, bar) => bar.inc(1),
             View::Lines => {
-                let fields = [("stage", name.as_str().into()), ("cached", found.into()), ("seconds", seconds.into())];
+                let mut fields =
+                    vec![("stage", name.as_str().into()), ("cached", found.into()), ("seconds", seconds.into())];
+                fields.extend(peak.filter(|_| !found).map(|peak| ("peak_memory_bytes", peak.into())));
                 self.event("done", &fields, &format!("{name}: {how}"));
             }
         }

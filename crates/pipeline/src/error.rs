@@ -24,15 +24,9 @@ pub enum PipelineError {
         /// What the system said.
         source: std::io::Error,
     },
-    /// The model names a hub id.
-    #[error(
-        "model {id}: downloading from the hub is not part of this version; download the checkpoint yourself and \
-         give its directory, in the file as `model: path:DIR` or with --model path:DIR"
-    )]
-    Hub {
-        /// As configured.
-        id: String,
-    },
+    /// The hub.
+    #[error(transparent)]
+    Hub(#[from] waterfill_hub::HubError),
     /// A path that is neither an artifact nor a checkpoint.
     #[error("{path}: neither an artifact (manifest.json) nor a checkpoint (config.json and safetensors)")]
     Unknown {

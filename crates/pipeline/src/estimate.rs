@@ -3,18 +3,19 @@
 use std::collections::BTreeMap;
 
 use waterfill_artifacts::Artifact;
-use waterfill_model::LINEARS;
+use waterfill_calibrate::head_bytes;
+use waterfill_encode::encode_bytes;
+use waterfill_evaluate::{block_tokens, comparison_bytes};
+use waterfill_model::side_by_side;
 
-use crate::config::SecondMoment;
+use crate::config::{SecondMoment, Weighting};
 use crate::session::Session;
 use crate::stages::BATCH_TOKENS;
 
 /// Arithmetic of one core without any figure to go by, floating-point operations a second.
-const FLOPS: f64 = 2e10;
+const FLOPS: f64 = 5e10;
 /// Memory of the program itself with its tables and the tokenizer.
 const PROGRAM: u64 = 120_000_000;
-/// Logits of a thread at a time, and what is computed from them.
-const LOGITS: u64 = (1 << 23) * 4 * 3;
 
 /// Seconds that stages took before, in this store and pipeline.
 pub(crate) struct Times(BTreeMap<String, f64>);
@@ -48,7 +49,7 @@ impl Times {
         let operations = match stage {
             "calibrate" => (c.sequences * c.context) as f64 * weights * 8.0,
             "evaluate" | "evaluate-base" => (text + questions) * weights * 2.0,
-            "points" => weights * 1e5,
+            "points" => weights * 2.5e4,
             "encode" => weights * 4e3,
             _ => weights * 2e3,
         };
@@ -58,31 +59,78 @@ impl Times {
 
 /// Peak memory of a run, bytes: the largest of its stages.
 pub(crate) fn memory(session: &Session) -> u64 {
-    let model = &session.model.config;
-    let threads = rayon::current_num_threads() as u64;
-    let side = |i: usize| model.linear_shape(i).map(|n| n as u64);
-    let block: u64 = (0..LINEARS.len()).map(|i| side(i)[0] * side(i)[1]).sum();
-    let table = (model.vocab * model.hidden) as u64;
-    let context = session.config.calibrate.context as u64;
-    // Activations of one batch in the vector-Jacobian product, kept and with their gradients.
-    let wide: u64 = (0..LINEARS.len()).map(|i| side(i)[0] + side(i)[1]).sum();
-    let batch = BATCH_TOKENS as u64 * (3 * wide + 8 * model.hidden as u64) * 4 + context * context * 8;
-    let moments: u64 = match session.config.calibrate.second_moment {
-        SecondMoment::Full => (0..LINEARS.len()).map(|i| side(i)[1] * side(i)[1] * 4).sum(),
-        SecondMoment::BlockDiagonal => wide * session.config.calibrate.second_moment_block as u64 * 4,
-        SecondMoment::Diagonal => 0,
+    let stages = ["calibrate", "points", "allocate", "encode", "evaluate-base", "evaluate"];
+    stages.iter().map(|stage| stage_memory(session, stage)).max().unwrap_or(0)
+}
+
+/// Peak memory of a stage, bytes.
+pub(crate) fn stage_memory(session: &Session, stage: &str) -> u64 {
+    let (model, config) = (&session.model.config, session.config);
+    let weights = session.model.checkpoint().weights();
+    let largest = session.model.weights().iter().map(|(_, [rows, cols])| (rows * cols) as u64).max().unwrap_or(0);
+    let (block, table) = (model.block_bytes(), model.table_bytes());
+    // A batch is one sequence at least.
+    let batch = |context: usize| BATCH_TOKENS.max(context);
+    let side = |bytes: u64| bytes * side_by_side(bytes) as u64;
+    PROGRAM
+        + match stage {
+            "calibrate" => {
+                let tokens = batch(config.calibrate.context);
+                let states = model.state_bytes(tokens);
+                let moments = moment_bytes(session);
+                let forward = side(model.forward_bytes(tokens) + 2 * states);
+                let backward = side(model.vjp_bytes(tokens) + 2 * states) + 2 * moments;
+                let head = table + side(head_bytes(model.vocab, tokens) + 4 * states);
+                head.max(block + forward.max(backward))
+            }
+            // Values in f32, and points twice: as they are measured and as they are written.
+            "points" => largest * 8,
+            // What was chosen for every tile, and the points of the largest matrix.
+            "allocate" => weights / 256 * 80 + largest * 5,
+            "encode" => encode_bytes(largest, weights),
+            "evaluate" | "evaluate-base" => {
+                let tokens = batch(config.evaluate.context);
+                let text = config.evaluate.sequences * config.evaluate.context;
+                let questions = config.evaluate.multiple_choice.is_some();
+                let held = if questions { block_tokens(model) } else { text.min(block_tokens(model)) };
+                let states = model.state_bytes(held);
+                let heads = if stage == "evaluate" { 2 } else { 1 };
+                let blocks = block + block / 4 + side(model.forward_bytes(tokens));
+                let compare = heads * table + table / 2 + side(comparison_bytes(model.vocab));
+                states + states / 4 + blocks.max(compare)
+            }
+            _ => 0,
+        }
+}
+
+/// Bytes of a block's second moments while they are summed.
+fn moment_bytes(session: &Session) -> u64 {
+    let (model, c) = (&session.model.config, &session.config.calibrate);
+    let of = |i: usize| {
+        let width = model.linear_shape(i)[1] as u64;
+        match c.second_moment {
+            SecondMoment::Full => width * (width + 512) / 2 * 4,
+            SecondMoment::BlockDiagonal => width * c.second_moment_block as u64 * 4,
+            SecondMoment::Diagonal => 0,
+        }
     };
-    // Twice the batch: candle keeps gradients of what it passes through.
-    let calibrate = 3 * (block + table) * 4 + threads * (2 * batch + LOGITS + moments) + 2 * moments;
-    let largest = (0..LINEARS.len()).map(|i| side(i)[0] * side(i)[1]).max().unwrap_or(0).max(table);
-    // Values, squares and sensitivities in f64, about 40 points of 24 bytes for 256 weights.
-    let points = largest * 24;
-    let encode = threads * largest * 16;
-    let questions = session.config.evaluate.multiple_choice.is_some();
-    let text = (session.config.evaluate.sequences * session.config.evaluate.context) as u64;
-    let states = text.min(1 << 17).max(if questions { 1 << 17 } else { 0 }) * model.hidden as u64 * 4 * 2;
-    let evaluate = 2 * (block + 2 * table) * 4 + states + threads * (batch + LOGITS);
-    PROGRAM + calibrate.max(points).max(encode).max(evaluate)
+    // Plain ones are kept for four of the seven layers: the others have the same inputs.
+    let layers = if c.second_moment_weighting == Weighting::Plain { vec![0, 3, 4, 6] } else { (0..7).collect() };
+    layers.into_iter().map(of).sum()
+}
+
+/// Bytes that a calibration puts on the disk while it runs: states and gradients between blocks, and
+/// the second moments that stay.
+pub(crate) fn calibration_disk(session: &Session) -> u64 {
+    let (model, c) = (&session.model.config, &session.config.calibrate);
+    let states = model.state_bytes(c.sequences * c.context) * (model.layers as u64 + 3);
+    // Correlations take half of what their sums take.
+    states + moment_bytes(session) / 2 * model.layers as u64
+}
+
+/// A size for people.
+pub(crate) fn gigabytes(bytes: u64) -> String {
+    format!("{:.1} GB", bytes as f64 / 1e9)
 }
 
 /// Memory that the system has to give, bytes; 8 GB where it does not tell.

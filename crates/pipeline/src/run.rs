@@ -237,6 +237,6 @@ fn write_report(session: &Session, base: &Evaluation, made: &[Made], output: &Ru
         session.console,
         |work| Ok(report::write(&data, work.out())?),
     )?;
-    session.console.step_done(artifact.cached, artifact.timings().seconds);
+    session.console.step_done(artifact.cached, artifact.timings().seconds, None);
     Ok(artifact)
 }

@@ -4,14 +4,18 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use serde::Serialize;
-use waterfill_artifacts::{Artifact, Identity, Store, Work};
+use waterfill_artifacts::{Artifact, Identity, Progress, Store, Work, reset_peak_memory};
 use waterfill_codec::BitsPerWeight;
 use waterfill_model::{Model, device};
 
 use crate::config::{Config, Target};
 use crate::console::Console;
 use crate::error::Result;
+use crate::estimate::{Times, available_memory, calibration_disk, gigabytes, stage_memory};
 use crate::sources::Source;
+
+/// Expected memory from which on it is told, bytes.
+const NOTABLE: u64 = 1 << 30;
 
 /// What an allocation aims at.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -58,6 +62,11 @@ impl<'a> Session<'a> {
         Ok(Self { config, store, console, model, source, model_digest, device: kind })
     }
 
+    /// Vocabulary and positions of the model.
+    pub(crate) fn sizes(&self) -> (usize, usize) {
+        (self.model.config.vocab, self.model.config.positions)
+    }
+
     pub(crate) fn identity<const N: usize>(
         &self,
         stage: &str,
@@ -66,6 +75,7 @@ impl<'a> Session<'a> {
         config: impl Serialize,
     ) -> Identity {
         let mut all = BTreeMap::from([("model".to_string(), self.model_digest.clone())]);
+        all.extend(self.source.commit.iter().map(|commit| ("commit".to_string(), commit.clone())));
         all.extend(inputs.map(|(name, digest)| (name.to_string(), digest)));
         let config = serde_json::to_value(config).expect("configurations are plain data");
         Identity { stage: stage.into(), version, inputs: all, config, seeds: BTreeMap::new() }
@@ -80,9 +90,33 @@ impl<'a> Session<'a> {
     ) -> Result<Artifact> {
         self.console.step(label);
         let start = Instant::now();
-        let artifact = self.store.get_or_make(&self.config.name, identity, self.console, make)?;
-        self.console.step_done(artifact.cached, start.elapsed().as_secs_f64());
+        let artifact = self.store.get_or_make(&self.config.name, identity, self.console, |work| {
+            self.announce(label, &identity.stage);
+            make(work)
+        })?;
+        let peak = artifact.timings().peak_memory_bytes;
+        self.console.step_done(artifact.cached, start.elapsed().as_secs_f64(), (peak > 0).then_some(peak));
         Ok(artifact)
+    }
+
+    /// Says what a stage that takes much is expected to take.
+    fn announce(&self, label: &str, stage: &str) {
+        reset_peak_memory();
+        let (memory, free) = (stage_memory(self, stage), available_memory());
+        if memory > NOTABLE || memory > free {
+            let disk = match stage {
+                "calibrate" => format!(", {} on disk", gigabytes(calibration_disk(self))),
+                _ => String::new(),
+            };
+            let memory = gigabytes(memory);
+            let (seconds, _) = Times::read(self).of(self, stage);
+            let time = match seconds {
+                s if s < 90.0 => String::new(),
+                s if s < 5400.0 => format!(", roughly {:.0} minutes", s / 60.0),
+                s => format!(", roughly {:.1} hours", s / 3600.0),
+            };
+            self.console.note(&format!("{label}: about {memory} of memory ({} are free){disk}{time}", gigabytes(free)));
+        }
     }
 
     /// All goals of the configuration, in its order.

@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 use waterfill_artifacts::{Identity, Progress, Store};
 use waterfill_evaluate::QuestionSet;
 use waterfill_fixture::{Fixture, Shape, generate};
+use waterfill_hub::{Settings, fetch};
 use waterfill_model::tokens::{Layout, read_u16_tokens};
-use waterfill_model::{Model, Text, Windows};
+use waterfill_model::{ModelConfig, Text, Windows};
 
 use crate::config::{Config, MultipleChoice};
 use crate::error::{PipelineError, Result};
@@ -17,6 +18,8 @@ const FIXTURE: &str = "fixture";
 /// A model directory, and the fixture it is part of, if any.
 pub(crate) struct Source {
     pub dir: PathBuf,
+    /// Commit of a model from the hub.
+    pub commit: Option<String>,
     fixture: Option<Fixture>,
 }
 
@@ -25,11 +28,16 @@ impl Source {
     pub fn open(config: &Config, store: &Store, progress: &dyn Progress) -> Result<Self> {
         let bad = |reason: String| PipelineError::Config { path: "model".into(), reason };
         if let Some(dir) = config.model.strip_prefix("path:") {
-            return Ok(Self { dir: dir.into(), fixture: None });
+            if !Path::new(dir).is_dir() {
+                return Err(bad(format!("{dir} is no directory")));
+            }
+            return Ok(Self { dir: dir.into(), commit: None, fixture: None });
         }
-        let Some(seed) = config.model.strip_prefix("fixture:") else {
-            return Err(PipelineError::Hub { id: config.model.clone() });
-        };
+        if let Some(id) = config.model.strip_prefix("hf:") {
+            let snapshot = fetch(&id.parse().map_err(bad)?, &Settings::from_env(), progress)?;
+            return Ok(Self { dir: snapshot.dir, commit: Some(snapshot.commit), fixture: None });
+        }
+        let seed = config.model.trim_start_matches("fixture:");
         let seed: u64 = seed.parse().map_err(|_| bad(format!("fixture seed {seed:?}, expected a number")))?;
         let identity = Identity {
             stage: FIXTURE.into(),
@@ -43,30 +51,32 @@ impl Source {
             Ok(())
         })?;
         let fixture = Fixture::at(&artifact.dir);
-        Ok(Self { dir: fixture.model.clone(), fixture: Some(fixture) })
+        Ok(Self { dir: fixture.model.clone(), commit: None, fixture: Some(fixture) })
     }
 
     /// Windows for calibration, spread over the text.
-    pub fn calibration(&self, config: &Config, model: &Model) -> Result<Windows> {
+    pub fn calibration(&self, config: &Config, model: &ModelConfig) -> Result<Windows> {
         let c = &config.calibrate;
         let path = self.resolve(&c.text, |f| f.calibration.clone(), "calibrate.text")?;
-        let ids = self.encode(&path, model)?;
-        Ok(Windows::cut(&ids, c.context, c.sequences, Layout::Spread, &model.config, &path)?)
+        let (prefix, ids) = self.encode(&path, model.vocab)?;
+        let sizes = (model.vocab, model.positions);
+        Ok(Windows::cut((&prefix, &ids), c.context, c.sequences, Layout::Spread, sizes, &path)?)
     }
 
-    /// Windows for evaluation, from the start of the text.
-    pub fn evaluation(&self, config: &Config, model: &Model) -> Result<Windows> {
+    /// Windows for evaluation, from the start of the text, for a model of a vocabulary and a number of
+    /// positions. Files of token ids are taken as they are.
+    pub fn evaluation(&self, config: &Config, sizes: (usize, usize)) -> Result<Windows> {
         let e = &config.evaluate;
-        let (path, ids) = match (&e.tokens, &e.text) {
-            (Some(tokens), _) => (PathBuf::from(tokens), read_u16_tokens(Path::new(tokens))?),
+        let (path, (prefix, ids)) = match (&e.tokens, &e.text) {
+            (Some(tokens), _) => (PathBuf::from(tokens), (vec![], read_u16_tokens(Path::new(tokens))?)),
             (None, text) => {
                 let text = text.as_deref().unwrap_or(FIXTURE);
                 let path = self.resolve(text, |f| f.validation.clone(), "evaluate.text")?;
-                let ids = self.encode(&path, model)?;
-                (path, ids)
+                let encoded = self.encode(&path, sizes.0)?;
+                (path, encoded)
             }
         };
-        Ok(Windows::cut(&ids, e.context, e.sequences, Layout::FromStart, &model.config, &path)?)
+        Ok(Windows::cut((&prefix, &ids), e.context, e.sequences, Layout::FromStart, sizes, &path)?)
     }
 
     /// Configured questions.
@@ -86,8 +96,10 @@ impl Source {
         }
     }
 
-    fn encode(&self, path: &Path, model: &Model) -> Result<Vec<u32>> {
+    /// What stands before every text, and the ids of one.
+    fn encode(&self, path: &Path, vocab: usize) -> Result<(Vec<u32>, Vec<u32>)> {
         let text = std::fs::read_to_string(path).map_err(|source| PipelineError::Io { path: path.into(), source })?;
-        Ok(Text::open(&self.dir, &model.config)?.encode(&text)?)
+        let tokenizer = Text::open_sized(&self.dir, vocab)?;
+        Ok((tokenizer.prefix().to_vec(), tokenizer.encode(&text)?))
     }
 }

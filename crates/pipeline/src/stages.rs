@@ -42,7 +42,7 @@ impl Session<'_> {
     /// Sensitivities of all weights.
     pub(crate) fn calibrate(&self) -> Result<Artifact> {
         let c = &self.config.calibrate;
-        let windows = self.source.calibration(self.config, &self.model)?;
+        let windows = self.source.calibration(self.config, &self.model.config)?;
         let settings = calib::Settings {
             labels: match c.labels {
                 config::Labels::Sampled => calib::Labels::Sampled,
@@ -229,7 +229,7 @@ impl Session<'_> {
 
     /// Quality of the original, and its final states for comparisons.
     pub(crate) fn evaluate_base(&self) -> Result<Artifact> {
-        let windows = self.source.evaluation(self.config, &self.model)?;
+        let windows = self.source.evaluation(self.config, self.sizes())?;
         let questions = self.questions()?;
         self.stage("evaluate the original", &self.base_identity(&windows, questions.as_ref()), |work| {
             let text = eval::evaluate_text(&self.model, &windows, BATCH_TOKENS, None, work, self.console)?;
@@ -246,7 +246,7 @@ impl Session<'_> {
     /// Quality of a tuned checkpoint, read back from its files.
     pub(crate) fn evaluate(&self, base: &Artifact, encoded: &Artifact) -> Result<Artifact> {
         self.stage("evaluate", &self.evaluation_identity(base.digest(), encoded.digest()), |work| {
-            let windows = self.source.evaluation(self.config, &self.model)?;
+            let windows = self.source.evaluation(self.config, self.sizes())?;
             let questions = self.questions()?;
             let tuned = Model::open(&encoded.path("checkpoint"), self.model.device())?;
             let original = Some((&self.model, base.dir.as_path()));
@@ -351,7 +351,7 @@ fn overhead(checkpoint: &Checkpoint, coded: &[(String, PathBuf)]) -> alloc::Over
     alloc::Overhead { plain: Rate((plain + header) as f64 * 8.0), plain_resident: Rate(plain as f64 * 8.0) }
 }
 
-fn tokens_digest(windows: &Windows) -> String {
+pub(crate) fn tokens_digest(windows: &Windows) -> String {
     let mut hasher = blake3::Hasher::new();
     for row in &windows.rows {
         row.iter().for_each(|id| {

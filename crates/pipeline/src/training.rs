@@ -307,7 +307,7 @@ fn step<T>(console: &Console, name: &str, work: impl FnOnce() -> Result<T>) -> R
     console.step(name);
     let start = std::time::Instant::now();
     let result = work()?;
-    console.step_done(false, start.elapsed().as_secs_f64());
+    console.step_done(false, start.elapsed().as_secs_f64(), None);
     Ok(result)
 }
 

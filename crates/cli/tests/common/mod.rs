@@ -67,10 +67,10 @@ impl Place {
     }
 }
 
-/// All files below a directory with their bytes, timings left out.
+/// All files below a directory with their bytes, timings left out; none where it is not there yet.
 pub fn files(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
     let mut all = Vec::new();
-    let mut stack = vec![dir.to_path_buf()];
+    let mut stack: Vec<PathBuf> = dir.exists().then(|| dir.to_path_buf()).into_iter().collect();
     while let Some(next) = stack.pop() {
         for entry in std::fs::read_dir(next).unwrap() {
             let path = entry.unwrap().path();

@@ -11,9 +11,11 @@ mod usage;
 use std::collections::BTreeSet;
 use std::ops::Range;
 
+use rayon::prelude::*;
 use waterfill_allocate::{Importance, PlannedWeight};
+use waterfill_codec::quantize::quantize_slice;
 use waterfill_codec::slice::SlicePlan;
-use waterfill_codec::{Format, Kernel, Lambda, Result, TensorPlan, TilePlan, encode_samples};
+use waterfill_codec::{EncodedSlice, Format, Kernel, Lambda, Result, TensorEncoder, TensorPlan, TilePlan};
 
 pub use rounding::Rounding;
 pub use tile::TileSearch;
@@ -37,7 +39,7 @@ pub struct SearchInput<'a> {
 /// Codes a weight as allocated, with the tools that pay.
 ///
 /// # Errors
-/// As [`encode_samples`].
+/// As [`TensorEncoder`].
 pub fn encode_searched(
     weight: &PlannedWeight,
     weights: &[f32],
@@ -50,7 +52,8 @@ pub fn encode_searched(
     let importance = parameters::resize_tiles(&mut plan, &input);
     let input = SearchInput { importance: importance.as_ref().unwrap_or(input.importance), ..input };
     if tools.is_subset(&BTreeSet::from([Tool::Merge, Tool::Tile8, Tool::Tile32, Tool::Tile64])) {
-        return waterfill_codec::encode_tensor(&plan, weights);
+        let rounded = |slice: &SlicePlan| quantize_slice(slice, &weights[span(&plan, &slice.rows)]);
+        return encode_parallel(TensorEncoder::of_weights(&plan, weights)?, rounded);
     }
     parameters::fit(&mut plan, &input)?;
     let allocated = plan.tiles.clone();
@@ -67,7 +70,9 @@ pub fn encode_searched(
     if !plan.tiles.iter().any(uses_learned) {
         plan.parameters.learned = None;
     }
-    let code = |plan: &TensorPlan| encode_samples(plan, |slice| Ok(slice_samples(plan, slice, weights, &samples)));
+    let code = |plan: &TensorPlan| {
+        encode_parallel(TensorEncoder::new(plan)?, |slice| Ok(slice_samples(plan, slice, weights, &samples)))
+    };
     let coded = code(&plan)?;
     if tools.contains(&Tool::Neighbours) {
         // The same levels under other classes: the shorter is the better.
@@ -78,15 +83,38 @@ pub fn encode_searched(
     Ok(coded)
 }
 
+/// Slices that are coded before they are put together.
+const SLICES: usize = 64;
+
+/// Codes the slices of a tensor side by side.
+fn encode_parallel(
+    mut encoder: TensorEncoder,
+    samples_of: impl Fn(&SlicePlan) -> Result<Vec<i32>> + Sync,
+) -> Result<Vec<u8>> {
+    for first in (0..encoder.slices()).step_by(SLICES) {
+        let group = (first..encoder.slices().min(first + SLICES)).into_par_iter();
+        let slices = group.map(|n| encoder.slice(n, &samples_of)).collect::<Result<Vec<EncodedSlice>>>()?;
+        slices.into_iter().for_each(|slice| encoder.add(slice));
+    }
+    Ok(encoder.finish())
+}
+
+fn span(plan: &TensorPlan, rows: &Range<usize>) -> Range<usize> {
+    rows.start * plan.cols..rows.end * plan.cols
+}
+
 /// Searches all slices; tiles of the plan are replaced by what was found. Returns the samples,
 /// row-major, of tiles that are not lossless.
 fn search_tensor(plan: &mut TensorPlan, input: &SearchInput) -> Result<Vec<i16>> {
-    let mut samples = Vec::with_capacity(input.weights.len());
-    let mut found = Vec::with_capacity(plan.tiles.len());
-    for n in 0..plan.slices() {
+    let search = |n: usize| {
         let mut search = TileSearch::new(plan, plan.slice_range(n), input);
         search.run()?;
-        let (tiles, slice_samples) = search.finish();
+        Ok(search.finish())
+    };
+    let slices = (0..plan.slices()).into_par_iter().map(search).collect::<Result<Vec<_>>>()?;
+    let mut samples = Vec::with_capacity(input.weights.len());
+    let mut found = Vec::with_capacity(plan.tiles.len());
+    for (tiles, slice_samples) in slices {
         found.extend(tiles);
         samples.extend(slice_samples);
     }
@@ -96,8 +124,7 @@ fn search_tensor(plan: &mut TensorPlan, input: &SearchInput) -> Result<Vec<i16>>
 
 /// Samples of a slice: what the search chose, patterns where the tile is lossless.
 fn slice_samples(plan: &TensorPlan, slice: &SlicePlan, weights: &[f32], samples: &[i16]) -> Vec<i32> {
-    let span = |rows: &Range<usize>| rows.start * plan.cols..rows.end * plan.cols;
-    let mut out: Vec<i32> = samples[span(&slice.rows)].iter().map(|&s| s.into()).collect();
+    let mut out: Vec<i32> = samples[span(plan, &slice.rows)].iter().map(|&s| s.into()).collect();
     for (n, _) in slice.tiles.iter().enumerate().filter(|(_, t)| t.format == Format::Lossless) {
         let (rows, cols) = slice.tile_range(n);
         for row in rows {

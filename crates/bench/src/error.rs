@@ -1,0 +1,20 @@
+//! What can keep a benchmark of the model's side from running.
+
+use std::path::PathBuf;
+
+/// A benchmark that cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum BenchError {
+    /// The model.
+    #[error(transparent)]
+    Model(#[from] waterfill_model::ModelError),
+    /// The calibration.
+    #[error(transparent)]
+    Calibrate(#[from] waterfill_calibrate::CalibrateError),
+    /// Nothing to compare.
+    #[error("{path}: has no full second moments; calibrate with second_moment: full")]
+    Moments {
+        /// The artifact.
+        path: PathBuf,
+    },
+}
