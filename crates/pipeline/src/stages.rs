@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use rayon::prelude::*;
 use waterfill_allocate as alloc;
-use waterfill_artifacts::{Artifact, Identity, Progress, Work};
+use waterfill_artifacts::{Artifact, Identity, Progress, Work, groups};
 use waterfill_calibrate as calib;
 use waterfill_checkpoint::Checkpoint;
 use waterfill_codec::{Format, Lambda, Rate};
@@ -22,6 +22,9 @@ use crate::session::{Goal, Session};
 
 /// Tokens of a batch in calibration and evaluation.
 pub(crate) const BATCH_TOKENS: usize = 2048;
+
+/// Bytes of points that are read side by side.
+const POINT_BYTES: u64 = 1 << 30;
 
 /// The last stage to run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -172,13 +175,18 @@ impl Session<'_> {
                     alloc::meet_target(bytes, &files, self.model.checkpoint(), &policy, overhead)?.lambda
                 }
             };
-            let selections = files
-                .par_iter()
-                .map(|(name, path)| {
-                    let points = alloc::WeightPoints::read(path)?;
-                    Ok((name.as_str(), alloc::select_weight(name, &points, &policy, lambda)?))
-                })
-                .collect::<Result<Vec<_>>>()?;
+            let select = |&n: &usize| {
+                let (name, path) = &files[n];
+                let points = alloc::WeightPoints::read(path)?;
+                Ok((n, name.as_str(), alloc::select_weight(name, &points, &policy, lambda)?))
+            };
+            let sizes: Vec<u64> = files.iter().map(|(_, path)| path.metadata().map_or(0, |m| m.len())).collect();
+            let mut selections = Vec::new();
+            for group in groups(&sizes, POINT_BYTES) {
+                selections.extend(group.par_iter().map(select).collect::<Result<Vec<_>>>()?);
+            }
+            selections.sort_by_key(|(n, _, _)| *n);
+            let selections: Vec<_> = selections.into_iter().map(|(_, name, selection)| (name, selection)).collect();
             let mut map = alloc::Allocation::new(&work.path("allocation.safetensors"));
             selections.iter().for_each(|(name, selection)| map.add(name, selection));
             map.write()?;
