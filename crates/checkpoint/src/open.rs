@@ -206,7 +206,8 @@ impl Checkpoint {
         let start = 8 + length;
         if start + metadata.data_len() as u64 != size {
             let expected = start + metadata.data_len() as u64;
-            return Err(CheckpointError::file(&path, format!("{size} bytes, its header describes {expected}")));
+            let advice = if size < expected { ": the file is incomplete, download it again" } else { "" };
+            return Err(CheckpointError::file(&path, format!("{size} bytes, its header describes {expected}{advice}")));
         }
         let mark = match metadata.metadata().as_ref().and_then(|m| m.get(MARK_KEY)) {
             Some(text) => {

@@ -38,7 +38,7 @@ fn models_that_cannot_be_used_are_named() {
     let config = std::fs::read_to_string(model.join("config.json")).unwrap();
 
     std::fs::write(&weights, &good[..good.len() - 100]).unwrap();
-    expect(&place.fails(&["calibrate", "m.yaml"]), &["model.safetensors", "its header describes"]);
+    expect(&place.fails(&["calibrate", "m.yaml"]), &["model.safetensors", "its header describes", "download it again"]);
     std::fs::write(&weights, [0xff; 64]).unwrap();
     expect(&place.fails(&["calibrate", "m.yaml"]), &["model.safetensors", "truncated or not safetensors"]);
     std::fs::remove_file(&weights).unwrap();
@@ -94,6 +94,8 @@ fn configurations_that_cannot_be_used_are_named() {
     place.write("p.yaml", &pipeline("lambdas: [1e-6]").replace("fixture:7", "path:nowhere"));
     expect(&place.fails(&["validate", "p.yaml"]), &["model is \"nowhere\"", "does not exist"]);
     place.write("p.yaml", &pipeline("lambdas: [1e-6]"));
+    let message = place.fails(&["run", "p.yaml", "--model", "meta-llama/Meta-Llama-3-8B"]);
+    expect(&message, &["meta-llama/Meta-Llama-3-8B", "expected hf:OWNER/NAME, path:DIR"]);
     expect(&place.fails(&["run", "p.yaml", "--device", "cuda:0"]), &["cuda:0"]);
     expect(&place.fails(&["run", "p.yaml", "--device", "tpu"]), &["tpu", "expected cpu or cuda:N"]);
     place.write(

@@ -56,9 +56,8 @@ fn failures_end_their_own_run_only_and_are_listed() {
     let output = place.run(&["sweep", "s.yaml"]);
     assert_eq!(output.status.code(), Some(1));
     let (table, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    for part in
-        ["2 of 3 runs failed", "context 200, the model takes 1 to 128", "model=path:nowhere: nowhere", "\nbase "]
-    {
+    let gone = "model=path:nowhere: model: nowhere is no directory";
+    for part in ["2 of 3 runs failed", "context 200, the model takes 128 positions", gone, "\nbase "] {
         assert!(table.contains(part), "{part} in {table}");
     }
     assert!(errors.contains("2 of 3 runs failed"), "{errors}");

@@ -406,7 +406,7 @@ pub(crate) fn problems(config: &Config) -> Vec<String> {
         |s: &str| !s.is_empty() && s.chars().all(|c| c.is_alphanumeric() || "-_.".contains(c)) && !s.starts_with('.');
     require(plain(&config.name), &format!("name is {:?}, expected letters, digits, '-', '_' and '.'", config.name));
     let known = ["path:", "fixture:", "hf:"].iter().any(|p| config.model.starts_with(p));
-    require(known, &format!("model is {:?}, expected path:DIR, fixture:SEED or hf:ID", config.model));
+    require(known, &format!("model is {:?}, expected hf:OWNER/NAME, path:DIR or fixture:SEED", config.model));
     require(!(a.lambdas.is_empty() && a.targets.is_empty()), "allocate needs at least one entry in lambdas or targets");
     let experimental = a.formats.iter().find(|f| f.in_codec().is_experimental());
     if let (Some(format), false) = (experimental, config.experimental) {

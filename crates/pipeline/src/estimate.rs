@@ -13,7 +13,7 @@ use crate::session::Session;
 use crate::stages::BATCH_TOKENS;
 
 /// Arithmetic of one core without any figure to go by, floating-point operations a second.
-const FLOPS: f64 = 5e10;
+const FLOPS: f64 = 8e10;
 /// Memory of the program itself with its tables and the tokenizer.
 const PROGRAM: u64 = 120_000_000;
 
@@ -49,7 +49,7 @@ impl Times {
         let operations = match stage {
             "calibrate" => (c.sequences * c.context) as f64 * weights * 8.0,
             "evaluate" | "evaluate-base" => (text + questions) * weights * 2.0,
-            "points" => weights * 2.5e4,
+            "points" => weights * 4e4,
             "encode" => weights * 4e3,
             _ => weights * 2e3,
         };

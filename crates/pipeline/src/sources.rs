@@ -37,7 +37,9 @@ impl Source {
             let snapshot = fetch(&id.parse().map_err(bad)?, &Settings::from_env(), progress)?;
             return Ok(Self { dir: snapshot.dir, commit: Some(snapshot.commit), fixture: None });
         }
-        let seed = config.model.trim_start_matches("fixture:");
+        let Some(seed) = config.model.strip_prefix("fixture:") else {
+            return Err(bad(format!("{:?}, expected hf:OWNER/NAME, path:DIR or fixture:SEED", config.model)));
+        };
         let seed: u64 = seed.parse().map_err(|_| bad(format!("fixture seed {seed:?}, expected a number")))?;
         let identity = Identity {
             stage: FIXTURE.into(),
