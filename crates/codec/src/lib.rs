@@ -11,6 +11,7 @@
 #![deny(unsafe_code)]
 
 pub mod bits;
+pub mod encoder;
 pub mod error;
 pub mod fast;
 pub mod format;
@@ -40,13 +41,14 @@ pub mod transform;
 mod transforms;
 pub mod units;
 
+pub use encoder::{EncodedSlice, TensorEncoder, encode_samples, encode_tensor};
 pub use error::{CodecError, Result};
 pub use format::{Dtype, Format};
 pub use lossless::{Elements, encode_lossless};
 pub use minifloat::Minifloat;
 pub use plan::{Parameters, TensorPlan};
 pub use simd::on_this_machine;
-pub use tensor::{CodedTensor, DecodedSlice, EncodedSlice, TensorEncoder, encode_samples, encode_tensor};
+pub use tensor::{CodedTensor, DecodedSlice};
 pub use tile::{Kind, Palette, Predictor, TilePlan};
 pub use transform::{Kernel, Transform};
 pub use units::{BitsPerWeight, Lambda, Loss, Rate};

@@ -6,6 +6,7 @@ use std::ops::Range;
 
 use crate::TILE;
 use crate::bits::BitWriter;
+use crate::encoder::{TensorWriter, join_streams, own_table};
 use crate::error::{CodecError, Result};
 use crate::format::{Dtype, Format};
 use crate::lanes::{BAND, LaneEncoder, lane_of};
@@ -15,7 +16,6 @@ use crate::side::Books;
 use crate::simd::{gather_bits, transpose};
 use crate::spread::{ENTRY_BITS, quarter_octaves, spread_vector};
 use crate::table::{ESCAPE, Tables};
-use crate::tensor::{TensorWriter, join_streams, own_table};
 use crate::tile::TilePlan;
 use crate::units::Rate;
 
