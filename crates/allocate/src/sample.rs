@@ -3,8 +3,7 @@
 use std::ops::Range;
 use std::path::PathBuf;
 
-use rayon::prelude::*;
-use waterfill_artifacts::groups;
+use waterfill_artifacts::in_groups;
 use waterfill_checkpoint::Checkpoint;
 use waterfill_codec::{CodecError, Format, Lambda, TILE, TensorPlan};
 
@@ -48,18 +47,12 @@ pub(crate) fn sample_weights(files: &[(String, PathBuf)], checkpoint: &Checkpoin
     let tiles: usize = shapes.iter().map(|[rows, cols]| rows.div_ceil(TILE) * cols.div_ceil(TILE)).sum();
     let every = tiles.div_ceil(TILES).max(1);
     let sizes: Vec<u64> = files.iter().map(|(_, path)| path.metadata().map_or(0, |m| m.len())).collect();
-    let mut samples: Vec<(usize, Sample)> = Vec::new();
-    for group in groups(&sizes, READ_BYTES) {
-        let read = |&n: &usize| -> Result<(usize, Sample)> {
-            let (name, path) = &files[n];
-            let points = WeightPoints::read(path)?;
-            let part = |rows: Range<usize>| Ok(checkpoint.rows(name, &shapes[n])?.read(rows)?);
-            Ok((n, Sample::of(name, &points, every, weights, part)?))
-        };
-        samples.extend(group.par_iter().map(read).collect::<Result<Vec<_>>>()?);
-    }
-    samples.sort_by_key(|(n, _)| *n);
-    Ok(samples.into_iter().map(|(_, sample)| sample).collect())
+    in_groups(&sizes, READ_BYTES, |n| {
+        let (name, path) = &files[n];
+        let points = WeightPoints::read(path)?;
+        let rows = checkpoint.rows(name, &shapes[n])?;
+        Sample::of(name, &points, every, weights, |range| Ok(rows.read(range)?))
+    })
 }
 
 impl Sample {

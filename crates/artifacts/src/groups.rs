@@ -1,8 +1,26 @@
 //! Work that is done side by side within a memory budget.
 
-/// Splits items of these sizes into groups whose sum is at most `budget`, largest first; an item that
-/// is larger is alone. Indices of the items.
-pub fn groups(sizes: &[u64], budget: u64) -> Vec<Vec<usize>> {
+use rayon::prelude::*;
+
+/// Runs `f` for items of these sizes, by their indices, side by side in groups whose sum is at most
+/// `budget`, largest first; an item that is larger is alone. Results are in the items' order.
+///
+/// # Errors
+/// The first that `f` gives; later groups are not begun then.
+pub fn in_groups<T: Send, E: Send>(
+    sizes: &[u64],
+    budget: u64,
+    f: impl Fn(usize) -> Result<T, E> + Sync,
+) -> Result<Vec<T>, E> {
+    let mut done = Vec::with_capacity(sizes.len());
+    for group in groups(sizes, budget) {
+        done.extend(group.into_par_iter().map(|i| Ok((i, f(i)?))).collect::<Result<Vec<(usize, T)>, E>>()?);
+    }
+    done.sort_by_key(|(i, _)| *i);
+    Ok(done.into_iter().map(|(_, result)| result).collect())
+}
+
+fn groups(sizes: &[u64], budget: u64) -> Vec<Vec<usize>> {
     let mut order: Vec<usize> = (0..sizes.len()).collect();
     order.sort_by_key(|&i| (std::cmp::Reverse(sizes[i]), i));
     let mut groups: Vec<Vec<usize>> = Vec::new();
@@ -32,5 +50,8 @@ mod tests {
         all.sort_unstable();
         assert_eq!(all, [0, 1, 2, 3, 4, 5, 6]);
         assert!(groups(&[], 10).is_empty());
+        let squares = in_groups(&sizes, 10, |i| Ok::<_, ()>(i * i)).unwrap();
+        assert_eq!(squares, [0, 1, 4, 9, 16, 25, 36], "in the items' order");
+        assert_eq!(in_groups(&sizes, 10, |i| if i == 4 { Err(i) } else { Ok(()) }), Err(4));
     }
 }

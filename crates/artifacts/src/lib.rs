@@ -17,7 +17,7 @@ mod work;
 use std::path::PathBuf;
 
 pub use files::{hash_file, peak_memory_bytes, reset_peak_memory};
-pub use groups::groups;
+pub use groups::in_groups;
 pub use manifest::{Artifact, FORMAT_VERSION, Identity, Manifest, Timings};
 pub use progress::{Progress, Silent};
 pub use store::Store;

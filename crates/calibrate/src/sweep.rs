@@ -177,7 +177,7 @@ impl Pass<'_> {
         fold: impl Fn(&mut Totals, usize, T) -> Result<()>,
     ) -> Result<Totals> {
         let empty = || Totals::new(shapes, self.plan.tokens.len(), self.settings.second_moment);
-        let mut totals = empty().resume(self.work, phase, empty);
+        let mut totals = Totals::resume(self.work, phase, empty);
         self.progress.advance(totals.batches as u64);
         let mut pace = Pace::default();
         for group in self.groups(totals.batches, bytes) {

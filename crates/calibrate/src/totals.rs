@@ -37,12 +37,9 @@ impl Totals {
         Ok(work.keep_parts(unit, write)?)
     }
 
-    /// Takes up what [`Totals::keep`] left, if anything usable; else nothing changes.
-    pub fn resume(self, work: &Work, unit: &str, fresh: impl FnOnce() -> Self) -> Self {
-        match work.unit(unit) {
-            Some(bytes) => self.parse(&bytes).unwrap_or_else(fresh),
-            None => self,
-        }
+    /// What [`Totals::keep`] left, or `fresh` totals where that is nothing usable.
+    pub fn resume(work: &Work, unit: &str, fresh: impl Fn() -> Self) -> Self {
+        work.unit(unit).and_then(|bytes| fresh().parse(&bytes)).unwrap_or_else(fresh)
     }
 
     fn parse(mut self, bytes: &[u8]) -> Option<Self> {

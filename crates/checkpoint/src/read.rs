@@ -157,7 +157,8 @@ impl Checkpoint {
             true => None,
             false => Some(self.read(name)?),
         };
-        Ok(Rows { checkpoint: self, info, dtype: self.dtype(name)?, cols: shape[1], whole })
+        let dtype = whole.as_ref().map_or_else(|| self.dtype(name), |values| Ok(values.dtype))?;
+        Ok(Rows { checkpoint: self, info, dtype, cols: shape[1], whole })
     }
 
     fn shaped(&self, name: &str, shape: &[usize]) -> Result<&TensorInfo> {

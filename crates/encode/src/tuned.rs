@@ -3,10 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use waterfill_allocate::{Allocation, Importance, read_plan};
-use waterfill_artifacts::{Progress, Work, groups};
+use waterfill_artifacts::{Progress, Work, in_groups};
 use waterfill_checkpoint::writer::{Data, Entry, write_checkpoint, write_file};
 use waterfill_checkpoint::{Checkpoint, CheckpointError, TensorInfo, Values};
 use waterfill_codec::{CodecError, CodedTensor, TILE, TensorPlan, TilePlan};
@@ -74,7 +73,7 @@ pub fn encode(
     std::fs::create_dir(&out).map_err(CheckpointError::io(&out))?;
     let tensors: Vec<&TensorInfo> = source.tensors().collect();
     progress.start("encode", tensors.len() as u64);
-    let one = |&i: &usize| -> Result<(usize, Entry, Option<Found>)> {
+    let one = |i: usize| -> Result<(Entry, Option<Found>)> {
         let info = tensors[i];
         let coded = names.contains(&info.name);
         let blob = work.file(&format!("tensor-{i}"), |path| -> Result<()> {
@@ -86,15 +85,10 @@ pub fn encode(
         let found = if coded { Some(read_back(source, allocation, &blob, info)?) } else { None };
         progress.advance(1);
         let entry = Entry { name: info.name.clone(), shape: info.shape.clone(), plain, data: Data::File(blob), bytes };
-        Ok((i, entry, found))
+        Ok((entry, found))
     };
     let sizes: Vec<u64> = tensors.iter().map(|t| t.weights()).collect();
-    let mut done = Vec::new();
-    for group in groups(&sizes, SIDE_BY_SIDE) {
-        done.extend(group.par_iter().map(one).collect::<Result<Vec<(usize, Entry, Option<Found>)>>>()?);
-    }
-    done.sort_by_key(|(i, _, _)| *i);
-    let entries: Vec<(Entry, Option<Found>)> = done.into_iter().map(|(_, entry, found)| (entry, found)).collect();
+    let entries = in_groups(&sizes, SIDE_BY_SIDE, one)?;
     let (mut usage, mut loss, mut widened_bits): (BTreeMap<String, Usage>, f64, f64) = Default::default();
     for (entry, found) in entries.iter().filter_map(|(e, found)| Some((e, found.as_ref()?))) {
         usage.entry(kind_of(&entry.name)).or_default().add(&found.usage);

@@ -126,13 +126,22 @@ impl Model<'_> {
             return Ok(());
         }
         let download = || -> std::result::Result<(), ApiError> {
-            let metadata = self.api.metadata(&self.remote.url(file))?;
-            let blob = self.cache.repo(self.repo.clone()).blob_path(metadata.etag());
-            trim_part(&blob.with_extension("part"), metadata.size() as u64)?;
+            if self.has_parts() {
+                let metadata = self.api.metadata(&self.remote.url(file))?;
+                let blob = self.cache.repo(self.repo.clone()).blob_path(metadata.etag());
+                trim_part(&blob.with_extension("part"), metadata.size() as u64)?;
+            }
             self.remote.download_with_progress(file, Bytes { progress: self.progress, rest: 0 })?;
             Ok(())
         };
         download().map_err(|error| self.explain(file, error))
+    }
+
+    /// True when some download of this model stopped before its end.
+    fn has_parts(&self) -> bool {
+        let blobs = self.cache.repo(self.repo.clone()).blob_path("");
+        let mut names = std::fs::read_dir(blobs).into_iter().flatten().flatten();
+        names.any(|entry| entry.path().extension().is_some_and(|e| e == "part"))
     }
 
     fn explain(&self, file: &str, error: ApiError) -> HubError {

@@ -49,7 +49,7 @@ pub fn evaluate_original(config: &Config, store: &Store, device: &str, console: 
     let found = architectures(&source.dir)?;
     let artifact = match other::names().any(|name| found == [name]) {
         true => evaluate_other(config, store, device, &source, console)?,
-        false => Session::open(config, store, device, console)?.evaluate_base()?,
+        false => Session::of_source(source, config, store, device, console)?.evaluate_base()?,
     };
     let result: Evaluation = read_json(&artifact.path("result.json"))?;
     let text = &result.text;

@@ -53,9 +53,19 @@ impl<'a> Session<'a> {
     /// # Errors
     /// Models that cannot be opened and devices that are not there.
     pub fn open(config: &'a Config, store: &Store, device_name: &str, console: &'a Console) -> Result<Self> {
+        Self::of_source(Source::open(config, store, console)?, config, store, device_name, console)
+    }
+
+    /// As [`Session::open`] with the model found already.
+    pub(crate) fn of_source(
+        source: Source,
+        config: &'a Config,
+        store: &Store,
+        device_name: &str,
+        console: &'a Console,
+    ) -> Result<Self> {
         let store = store.clone();
         let device = device(device_name)?;
-        let source = Source::open(config, &store, console)?;
         let model = Model::open(&source.dir, &device)?;
         let model_digest = model.checkpoint().digest()?;
         let kind = device_name.split(':').next().unwrap_or_default().to_string();

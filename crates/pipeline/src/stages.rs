@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use rayon::prelude::*;
 use waterfill_allocate as alloc;
-use waterfill_artifacts::{Artifact, Identity, Progress, Work, groups};
+use waterfill_artifacts::{Artifact, Identity, Progress, Work, in_groups};
 use waterfill_calibrate as calib;
 use waterfill_checkpoint::Checkpoint;
 use waterfill_codec::{Format, Lambda, Rate};
@@ -175,18 +175,12 @@ impl Session<'_> {
                     alloc::meet_target(bytes, &files, self.model.checkpoint(), &policy, overhead)?.lambda
                 }
             };
-            let select = |&n: &usize| {
+            let sizes: Vec<u64> = files.iter().map(|(_, path)| path.metadata().map_or(0, |m| m.len())).collect();
+            let selections = in_groups(&sizes, POINT_BYTES, |n| -> Result<_> {
                 let (name, path) = &files[n];
                 let points = alloc::WeightPoints::read(path)?;
-                Ok((n, name.as_str(), alloc::select_weight(name, &points, &policy, lambda)?))
-            };
-            let sizes: Vec<u64> = files.iter().map(|(_, path)| path.metadata().map_or(0, |m| m.len())).collect();
-            let mut selections = Vec::new();
-            for group in groups(&sizes, POINT_BYTES) {
-                selections.extend(group.par_iter().map(select).collect::<Result<Vec<_>>>()?);
-            }
-            selections.sort_by_key(|(n, _, _)| *n);
-            let selections: Vec<_> = selections.into_iter().map(|(_, name, selection)| (name, selection)).collect();
+                Ok((name.as_str(), alloc::select_weight(name, &points, &policy, lambda)?))
+            })?;
             let mut map = alloc::Allocation::new(&work.path("allocation.safetensors"));
             selections.iter().for_each(|(name, selection)| map.add(name, selection));
             map.write()?;
