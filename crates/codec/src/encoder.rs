@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::error::Result;
+use crate::error::{CodecError, Result};
 use crate::format::Format;
 use crate::header::{Header, slice_check};
 use crate::plan::TensorPlan;
@@ -11,7 +11,7 @@ use crate::quantize::quantize_slice;
 use crate::rans::Encoder;
 use crate::sample::{HeadModel, SampleCoder, SampleCounter, SampleEncoder};
 use crate::side::{Books, code_frequencies, code_side, frequencies};
-use crate::slice::{History, MAX_BLOCK, SlicePlan, code_block};
+use crate::slice::{Carried, MAX_BLOCK, SlicePlan, code_block};
 use crate::symbol::RateCounter;
 use crate::table::PROB_BITS;
 use crate::tensor::{SLICE_PREFIX, check_length, finish_tile, truncate};
@@ -215,10 +215,10 @@ impl<'a> TileSamples<'a> {
 fn code_samples<S: SampleCoder>(coder: &mut S, slice: &SlicePlan, books: &Books, samples: &[i32]) -> Result<()> {
     let (cols_all, first) = (slice.plan.cols, slice.rows.start);
     let mut block = [0; MAX_BLOCK];
-    let mut history = History::default();
+    let mut carried = Carried::new(slice.plan);
     for (rows, cols) in slice.blocks() {
         if cols.start == 0 {
-            history = History::default();
+            carried.forget_left();
         }
         let height = rows.len();
         for (i, row) in rows.clone().enumerate() {
@@ -226,7 +226,15 @@ fn code_samples<S: SampleCoder>(coder: &mut S, slice: &SlicePlan, books: &Books,
             line.iter().enumerate().for_each(|(j, &s)| block[j * height + i] = s);
         }
         let count = height * cols.len();
-        code_block(coder, slice, books, rows, cols, &mut history, &mut block[..count])?;
+        let (top, left) = (rows.start, cols.start);
+        code_block(coder, slice, books, rows, cols, &mut carried, &mut block[..count])?;
+        if slice.plan.parameters.trellis.is_some() {
+            let given = |k: usize| samples[(top - first + k % height) * cols_all + left + k / height];
+            if let Some(k) = (0..count).find(|&k| block[k] != given(k)) {
+                let expected = "of the parity of its trellis state";
+                return Err(CodecError::Field { field: "level", found: given(k).into(), expected });
+            }
+        }
     }
     Ok(())
 }

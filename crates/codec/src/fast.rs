@@ -65,6 +65,9 @@ pub(crate) fn decode_block(
         return true;
     }
     let levels = |t: &TilePlan| t.format.level_range().is_some() && t.kind == Kind::Coded;
+    if plan.parameters.trellis.is_some() {
+        return false;
+    }
     if !tiles.iter().all(levels) {
         return false;
     }

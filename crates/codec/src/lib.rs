@@ -39,6 +39,7 @@ pub mod tile;
 pub mod tools;
 pub mod transform;
 mod transforms;
+pub mod trellis;
 pub mod units;
 
 pub use encoder::{EncodedSlice, TensorEncoder, encode_samples, encode_tensor};
@@ -51,6 +52,7 @@ pub use simd::on_this_machine;
 pub use tensor::{CodedTensor, DecodedSlice};
 pub use tile::{Kind, Palette, Predictor, TilePlan};
 pub use transform::{Kernel, Transform};
+pub use trellis::Trellis;
 pub use units::{BitsPerWeight, Lambda, Loss, Rate};
 
 /// Side of a tile in weights.

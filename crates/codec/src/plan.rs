@@ -12,6 +12,7 @@ use crate::table::class_of;
 use crate::tile::{Kind, Predictor, TilePlan};
 use crate::tools::Tools;
 use crate::transform::{BANDS, band};
+use crate::trellis::Trellis;
 
 /// Everything decided about a tensor but its samples.
 ///
@@ -72,6 +73,8 @@ pub struct Parameters {
     /// Weights of the left and right, and of the upper and lower neighbours inside a tile, in 256ths,
     /// in a filter after decoding.
     pub filter: Option<[i8; 2]>,
+    /// The state machine that levels outside transforms depend on.
+    pub trellis: Option<Trellis>,
     /// Tables for heads of patterns; the fixed ones when empty.
     pub codebook: Codebook,
 }
@@ -88,6 +91,7 @@ impl Default for Parameters {
             dictionary_step: 0,
             learned: None,
             filter: None,
+            trellis: None,
             codebook: Vec::new(),
         }
     }
@@ -148,14 +152,16 @@ impl TensorPlan {
     }
 
     /// Rows of a slice: at least 64 Ki weights (128 Ki in a tensor of 1 Mi, 256 Ki in one of 4 Mi and
-    /// more), 64 to 1024 rows, fewer where columns are very many.
+    /// more), 64 to 1024 rows, fewer where columns are very many. A trellis gets 256 rows at least:
+    /// every column of a slice begins it anew.
     pub fn slice_rows(&self) -> usize {
         let weights: usize = match self.rows * self.cols {
             0..0x10_0000 => 1 << 16,
             0x10_0000..0x40_0000 => 1 << 17,
             _ => 1 << 18,
         };
-        let rows = weights.div_ceil(self.cols.max(1)).next_multiple_of(64).clamp(64, 1024);
+        let least = if self.parameters.trellis.is_some() { 256 } else { 64 };
+        let rows = weights.div_ceil(self.cols.max(1)).next_multiple_of(64).clamp(least, 1024);
         let most = (crate::header::MAX_SLICE_WEIGHTS as usize / self.cols.max(1)) / TILE * TILE;
         rows.min(most.max(TILE)).min(self.rows.next_multiple_of(self.tile)).max(self.tile)
     }
@@ -200,6 +206,7 @@ impl TensorPlan {
         tools.add(Tools::DICTIONARY, !p.dictionary.is_empty());
         tools.add(Tools::LEARNED, p.learned.is_some());
         tools.add(Tools::FILTER, p.filter.is_some());
+        tools.add(Tools::TRELLIS, p.trellis.is_some());
         tools.add(Tools::CODEBOOK, !p.codebook.is_empty());
         tools.add(Tools::LINEAR, p.linear != [0; 3]);
         tools.set_tile(self.tile);
@@ -268,6 +275,14 @@ impl TensorPlan {
     #[inline]
     pub fn level_class(&self, tile: &TilePlan, row: usize, col: usize) -> usize {
         class_of(self.level_spread(tile, row, col))
+    }
+
+    /// The state machine that the levels of a tile depend on, of which (row, col) is a weight: one that
+    /// is transformed by-passes it.
+    #[inline]
+    pub fn trellis_of(&self, tile: &TilePlan, row: usize, col: usize) -> Option<Trellis> {
+        let passes = tile.transform.is_identity() || !self.is_full(row, col);
+        self.parameters.trellis.filter(|_| passes && tile.kind == Kind::Coded && tile.format.level_range().is_some())
     }
 
     /// Spread of a level, quarter octaves. A transform mixes rows and columns, so that only tile and

@@ -8,6 +8,7 @@ use crate::sample::MAX_LEVEL;
 use crate::slice::SlicePlan;
 use crate::tile::{Kind, TilePlan};
 use crate::transform::TilePass;
+use crate::trellis::{Trellis, parity};
 
 /// Samples of a slice, row-major: levels, palette indices, codes or patterns.
 ///
@@ -22,6 +23,7 @@ pub fn quantize_slice(slice: &SlicePlan, weights: &[f32]) -> Result<Vec<i32>> {
     let mut prediction = [0; MAX_TILE];
     let mut tile_samples = [0; MAX_TILE];
     let mut values = [0.0; MAX_TILE];
+    let mut states = vec![0u8; if plan.parameters.trellis.is_some() { plan.cols } else { 0 }];
     for n in 0..slice.tiles.len() {
         let tile = &slice.tiles[n];
         let (rows, cols) = slice.tile_range(n);
@@ -46,7 +48,14 @@ pub fn quantize_slice(slice: &SlicePlan, weights: &[f32]) -> Result<Vec<i32>> {
                 tile_samples.iter_mut().zip(&values[..count]).for_each(|(s, &v)| *s = kind.encode(v).into());
             } else {
                 planes.predict(slice, n, &mut prediction)?;
-                quantize_tile(slice, tile, &values[..count], &prediction[..count], &mut tile_samples[..count]);
+                let (values, predicted) = (&values[..count], &prediction[..count]);
+                match plan.trellis_of(tile, rows.start, cols.start) {
+                    Some(trellis) => {
+                        let states = &mut states[cols.clone()];
+                        walk_tile(trellis, states, tile, values, predicted, &mut tile_samples[..count]);
+                    }
+                    None => quantize_tile(slice, tile, values, predicted, &mut tile_samples[..count]),
+                }
                 planes.reconstruct(slice, n, &mut prediction[..count], &tile_samples[..count]);
             }
         }
@@ -86,6 +95,31 @@ fn quantize_tile(slice: &SlicePlan, tile: &TilePlan, values: &[f32], prediction:
                 }
             }
         }
+    }
+}
+
+/// Levels next to the values among those that each trellis state has: a path that looks ahead is up to
+/// the encoder.
+fn walk_tile(
+    trellis: Trellis,
+    states: &mut [u8],
+    tile: &TilePlan,
+    values: &[f32],
+    prediction: &[i32],
+    samples: &mut [i32],
+) {
+    let inverse = (-f32::from(tile.coarse) / 4.0).exp2();
+    let (low, high) = residual_range(tile);
+    let width = states.len();
+    for (k, sample) in samples.iter_mut().enumerate() {
+        let state = &mut states[k % width];
+        let parity = parity(*state);
+        let scaled = (values[k] - prediction[k] as f32) * inverse;
+        let nearest = 2 * ((scaled - parity as f32) / 2.0).round_ties_even() as i32 + parity;
+        // The ends of the range that have the parity.
+        let (low, high) = (low + (low - parity).rem_euclid(2), high - (high - parity).rem_euclid(2));
+        *sample = nearest.clamp(low, high);
+        *state = trellis.next(*state, *sample);
     }
 }
 

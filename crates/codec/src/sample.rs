@@ -5,8 +5,10 @@ use crate::bits::{BitReader, BitWriter};
 use crate::format::Dtype;
 use crate::lanes::{LaneDecoder, LaneEncoder};
 use crate::table::{
-    ESCAPE, HEAD_FIRST, HEAD_OCTAVES, HEAD_ZERO, LEVEL_ZERO, PROB_BITS, Tables, head_table, largest_level, level_table,
+    ESCAPE, HEAD_FIRST, HEAD_OCTAVES, HEAD_ZERO, LEVEL_ZERO, ODD_TABLE, PROB_BITS, Tables, class_of, head_table,
+    largest_level, largest_odd_index, level_table,
 };
+use crate::trellis::parity;
 use crate::units::Rate;
 
 /// Codes samples. Encoders and counters return the value given; decoders ignore it and return the
@@ -131,6 +133,40 @@ pub fn code_level<S: SampleCoder>(coder: &mut S, lane: usize, class: usize, leve
     let symbol = coder.symbol(Tables::fixed(), table, lane, symbol);
     let quotient = if symbol == ESCAPE { code_escape(coder, most, quotient) } else { i32::from(symbol) - LEVEL_ZERO };
     join_level(coder, shift, quotient, level)
+}
+
+/// Codes a level under a spread in quarter octaves, by its index among the levels of its trellis
+/// state's quantiser.
+#[inline]
+pub fn code_trellis_level<S: SampleCoder>(coder: &mut S, lane: usize, spread: i32, state: u8, level: i32) -> i32 {
+    // Levels of one quantiser are an octave further apart than those of both.
+    let class = class_of(spread - 4);
+    let parity = parity(state);
+    let index = (level - parity) >> 1;
+    let index = match parity {
+        0 => code_level(coder, lane, class, index),
+        _ => code_odd_index(coder, lane, class, index),
+    };
+    (2 * index + parity).clamp(-MAX_LEVEL, MAX_LEVEL)
+}
+
+/// Codes the index i of the odd level 2i + 1: the quotient by 2^shift, rounded down, then its low bits.
+#[inline]
+pub(crate) fn code_odd_index<S: SampleCoder>(coder: &mut S, lane: usize, class: usize, index: i32) -> i32 {
+    let (shift, table) = level_table(class);
+    let quotient = index >> shift;
+    let most = largest_odd_index(table);
+    let symbol = if (-most - 1..=most).contains(&quotient) { (quotient + LEVEL_ZERO) as u8 } else { ESCAPE };
+    let symbol = coder.symbol(Tables::fixed(), ODD_TABLE + table, lane, symbol);
+    let quotient = match symbol {
+        // Magnitudes count from the middle, so that both signs are alike.
+        ESCAPE => {
+            let escaped = code_escape(coder, most + 1, quotient + i32::from(quotient >= 0));
+            escaped - i32::from(escaped > 0)
+        }
+        _ => i32::from(symbol) - LEVEL_ZERO,
+    };
+    quotient << shift | coder.raw(shift, index as u32 & ((1 << shift) - 1)) as i32
 }
 
 /// A level from its quotient and low bits.

@@ -9,6 +9,7 @@ use crate::symbol::{BitModel, Coder, IntModel};
 use crate::table::{FP4_TABLE, PROB_ONE, Tables};
 use crate::tile::{HeaderContext, HeaderModels, TilePlan, code_tile};
 use crate::tools::Tools;
+use crate::trellis::Trellis;
 
 /// Codes an optional vector of small indices; an absent vector is empty.
 pub fn code_vector<C: Coder>(coder: &mut C, values: &mut Vec<i8>, length: usize) {
@@ -171,6 +172,11 @@ pub fn code_side<C: Coder>(coder: &mut C, plan: &mut TensorPlan, tools: Tools, f
     }
     if tools.has(Tools::FILTER) {
         code_entries(coder, parameters.filter.get_or_insert([0; 2]));
+    }
+    if tools.has(Tools::TRELLIS) {
+        let states = coder.raw(4, parameters.trellis.map_or(0, Trellis::log2_states));
+        let wrong = CodecError::Field { field: "log2 of trellis states", found: states.into(), expected: "2..=8" };
+        parameters.trellis = Some(Trellis::new(states).ok_or(wrong)?);
     }
     if tools.has(Tools::CODEBOOK) {
         code_codebook(coder, &mut parameters.codebook)?;

@@ -13,12 +13,13 @@ use crate::format::Format;
 use crate::lanes::{BAND, lane_of};
 use crate::plan::TensorPlan;
 use crate::planes::code_planes;
-use crate::sample::{HeadModel, SampleCoder, code_level};
+use crate::sample::{HeadModel, SampleCoder, code_level, code_trellis_level};
 use crate::side::Books;
 use crate::symbol::{Coder, RateCounter};
 use crate::table::class_of;
 use crate::tile::{HeaderContext, HeaderModels, Kind, Palette, TilePlan, code_tile, same_header};
 use crate::tools::Tools;
+use crate::trellis::Trellis;
 use crate::units::Rate;
 
 /// Rows of a slice with their tiles.
@@ -166,13 +167,24 @@ impl<'a> SlicePlan<'a> {
 /// Largest block: 64 rows by 64 columns.
 pub const MAX_BLOCK: usize = 64 * 64;
 
-/// Magnitudes of the levels in the two columns before a block, by row of the band.
-#[derive(Clone)]
-pub struct History([[u16; 64]; 2]);
+/// What samples before a block mean for those in it.
+pub struct Carried {
+    /// Magnitudes of the levels in the two columns before the block, by row of the band.
+    magnitudes: [[u16; 64]; 2],
+    /// Of every column the trellis state after the bands above.
+    states: Vec<u8>,
+}
 
-impl Default for History {
-    fn default() -> Self {
-        Self([[0; 64]; 2])
+impl Carried {
+    /// The start of a slice.
+    pub fn new(plan: &TensorPlan) -> Self {
+        let columns = if plan.parameters.trellis.is_some() { plan.cols } else { 0 };
+        Self { magnitudes: [[0; 64]; 2], states: vec![0; columns] }
+    }
+
+    /// Forgets the levels to the left: at the start of a band, and after patterns.
+    pub fn forget_left(&mut self) {
+        self.magnitudes = [[0; 64]; 2];
     }
 }
 
@@ -194,6 +206,7 @@ pub fn neighbour_bin(last: u16, before: u16, spread: i32) -> usize {
 enum Run<'a> {
     Nothing,
     Levels,
+    Trellis(Trellis),
     Codes(HeadModel<'a>, u32),
     Patterns(HeadModel<'a>),
     Palette(Palette),
@@ -209,7 +222,7 @@ pub fn code_block<S: SampleCoder>(
     books: &Books,
     rows: Range<usize>,
     cols: Range<usize>,
-    history: &mut History,
+    carried: &mut Carried,
     samples: &mut [i32],
 ) -> Result<()> {
     let plan = slice.plan;
@@ -224,7 +237,10 @@ pub fn code_block<S: SampleCoder>(
                 let bits = format.minifloat().map_or(0, |m| m.magnitude_bits());
                 Run::Codes(Books::codes(format), bits)
             }
-            (_, Kind::Coded) => Run::Levels,
+            (_, Kind::Coded) => match plan.trellis_of(tile, top, cols.start) {
+                Some(trellis) => Run::Trellis(trellis),
+                None => Run::Levels,
+            },
             (_, Kind::Palette(palette)) => Run::Palette(palette),
             (_, Kind::Skip | Kind::BitPlanes) => Run::Nothing,
         };
@@ -237,13 +253,22 @@ pub fn code_block<S: SampleCoder>(
             for (row, sample) in (*top..bottom).zip(part) {
                 match run {
                     Run::Nothing => {}
-                    Run::Levels => {
+                    Run::Levels | Run::Trellis(_) => {
                         let mut spread = plan.level_spread(tile, row, col);
                         if let Some(adjust) = &neighbours {
-                            let [last, before] = [0, 1].map(|n| history.0[n][row - rows.start]);
+                            let [last, before] = [0, 1].map(|n| carried.magnitudes[n][row - rows.start]);
                             spread += i32::from(adjust[neighbour_bin(last, before, spread)]);
                         }
-                        *sample = code_level(coder, lane_of(row, col), class_of(spread), *sample);
+                        let lane = lane_of(row, col);
+                        *sample = match run {
+                            Run::Trellis(trellis) => {
+                                let state = &mut carried.states[col];
+                                let level = code_trellis_level(coder, lane, spread, *state, *sample);
+                                *state = trellis.next(*state, level);
+                                level
+                            }
+                            _ => code_level(coder, lane, class_of(spread), *sample),
+                        };
                     }
                     Run::Codes(model, bits) => {
                         let mask = (1 << bits) - 1;
@@ -258,10 +283,14 @@ pub fn code_block<S: SampleCoder>(
                     Run::Palette(palette) => *sample = coder.raw(palette.bits(), *sample as u32) as i32,
                 }
                 if neighbours.is_some() {
-                    let [last, before] = &mut history.0;
+                    let [last, before] = &mut carried.magnitudes;
                     let i = row - rows.start;
                     before[i] = last[i];
-                    last[i] = if matches!(run, Run::Levels) { sample.unsigned_abs().min(0xffff) as u16 } else { 0 };
+                    last[i] = if matches!(run, Run::Levels | Run::Trellis(_)) {
+                        sample.unsigned_abs().min(0xffff) as u16
+                    } else {
+                        0
+                    };
                 }
             }
         }

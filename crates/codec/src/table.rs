@@ -6,7 +6,7 @@
 
 use std::sync::OnceLock;
 
-use crate::tables::{HEADS, LEVEL_TABLES, LEVELS};
+use crate::tables::{HEADS, LEVEL_TABLES, LEVELS, ODD_LEVELS};
 
 /// Bits of a probability.
 pub const PROB_BITS: u32 = 12;
@@ -53,6 +53,9 @@ pub fn head_table(leading: u32, quarter: usize) -> usize {
 
 /// Fixed table of the magnitudes of FP4 codes, all alike.
 pub const FP4_TABLE: usize = LEVEL_TABLES + 2 * HEADS.len();
+
+/// First of the fixed tables of indices of odd levels.
+pub const ODD_TABLE: usize = FP4_TABLE + 1;
 
 /// Distributions over symbols 0..=255 with frequencies out of 2^12.
 #[derive(Debug, Clone, Default)]
@@ -141,6 +144,16 @@ impl Tables {
             let mut magnitudes = [0; 256];
             magnitudes[..8].fill(PROB_ONE as u16 / 8);
             tables.push(&magnitudes);
+            for half in ODD_LEVELS {
+                let mut frequencies = [0; 256];
+                let most = half.len() - 2;
+                for (index, &freq) in half[..=most].iter().enumerate() {
+                    frequencies[LEVEL_ZERO as usize + index] = freq;
+                    frequencies[LEVEL_ZERO as usize - 1 - index] = freq;
+                }
+                frequencies[usize::from(ESCAPE)] = half[most + 1];
+                tables.push(&frequencies);
+            }
             tables
         })
     }
@@ -151,27 +164,46 @@ pub fn largest_level(table: usize) -> i32 {
     LEVELS[table].len() as i32 - 2
 }
 
-/// Code lengths of levels under every class, escapes and raw bits included.
-pub struct LevelCosts(Vec<[f32; 256]>);
+/// Largest index of an odd level that the table [`ODD_TABLE`] + `table` codes without the escape; the
+/// least is one further from zero.
+pub fn largest_odd_index(table: usize) -> i32 {
+    ODD_LEVELS[table].len() as i32 - 2
+}
+
+/// Code lengths under every class, escapes and raw bits included: of levels, and of indices of odd levels.
+pub struct LevelCosts([Vec<[f32; 256]>; 2]);
 
 impl LevelCosts {
     /// The one instance.
     pub fn get() -> &'static Self {
         static INSTANCE: OnceLock<LevelCosts> = OnceLock::new();
         INSTANCE.get_or_init(|| {
-            let cost = |class: usize, level: i32| {
-                let mut counter = crate::sample::SampleCounter::default();
-                crate::sample::code_level(&mut counter, 0, class, level);
-                counter.rate().0 as f32
+            use crate::sample::{SampleCounter, code_level, code_odd_index};
+            let costs = |code: &dyn Fn(&mut SampleCounter, usize, i32) -> i32| {
+                let cost = |class: usize, value: i32| {
+                    let mut counter = SampleCounter::default();
+                    code(&mut counter, class, value);
+                    counter.rate().0 as f32
+                };
+                (0..CLASSES).map(|class| std::array::from_fn(|i| cost(class, i as i32 - 128))).collect()
             };
-            Self((0..CLASSES).map(|class| std::array::from_fn(|i| cost(class, i as i32 - 128))).collect())
+            Self([
+                costs(&|counter, class, level| code_level(counter, 0, class, level)),
+                costs(&|counter, class, index| code_odd_index(counter, 0, class, index)),
+            ])
         })
     }
 
     /// Bits of a level in -128..=127.
     #[inline]
     pub fn cost(&self, class: usize, level: i32) -> f32 {
-        self.0[class][(level + 128) as usize & 255]
+        self.0[0][class][(level + 128) as usize & 255]
+    }
+
+    /// Bits of an index in -128..=127 in the quantiser of a parity.
+    #[inline]
+    pub fn index_cost(&self, parity: usize, class: usize, index: i32) -> f32 {
+        self.0[parity][class][(index + 128) as usize & 255]
     }
 }
 

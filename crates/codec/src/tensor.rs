@@ -11,7 +11,7 @@ use crate::rans::Decoder;
 use crate::sample::SampleDecoder;
 use crate::side::{Books, code_side};
 use crate::simd::{decode_bf16_block, decode_block, write_block};
-use crate::slice::{History, MAX_BLOCK, SlicePlan, code_block};
+use crate::slice::{Carried, MAX_BLOCK, SlicePlan, code_block};
 use crate::tile::{Kind, TilePlan};
 
 /// Bytes before the streams of a slice: lengths of all but the last.
@@ -164,21 +164,21 @@ impl<'a> CodedTensor<'a> {
         let mut block = [0; MAX_BLOCK];
         let mut tile_samples = [0; MAX_TILE];
         let mut plane = [0; MAX_TILE];
-        let mut history = History::default();
+        let mut carried = Carried::new(&self.plan);
         let mut planes = Planes::new(slice);
         for (rows, cols) in slice.blocks() {
             if cols.start == 0 {
-                history = History::default();
+                carried.forget_left();
             }
             let (height, width) = (rows.len(), cols.len());
             if planes.is_empty() && sink.bf16_block(decoder, slice, &self.books, rows.clone(), cols.clone()) {
                 // Patterns count as zeros for the levels to their right.
-                history = History::default();
+                carried.forget_left();
                 continue;
             }
             let block = &mut block[..height * width];
             if !decode_block(decoder, slice, &self.books, rows.clone(), cols.clone(), block) {
-                code_block(decoder, slice, &self.books, rows.clone(), cols.clone(), &mut history, block)?;
+                code_block(decoder, slice, &self.books, rows.clone(), cols.clone(), &mut carried, block)?;
             } else if planes.is_empty() && sink.block(slice, rows.clone(), cols.clone(), block)? {
                 continue;
             }

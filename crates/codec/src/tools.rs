@@ -40,11 +40,13 @@ impl Tools {
     pub const CODEBOOK: Self = Self(1 << 15);
     /// The linear predictor's coefficients are given.
     pub const LINEAR: Self = Self(1 << 16);
+    /// Levels depend on trellis states.
+    pub const TRELLIS: Self = Self(1 << 17);
     /// First of the bits whose tools this version does not decode.
-    const FIRST_RESERVED: u32 = 17;
+    const FIRST_RESERVED: u32 = 18;
     /// What they are for, from that bit on.
-    const RESERVED: [&'static str; 5] =
-        ["trellis states", "a rotation", "refinement layers", "a low-rank residual", "prediction from a base tensor"];
+    const RESERVED: [&'static str; 4] =
+        ["a rotation", "refinement layers", "a low-rank residual", "prediction from a base tensor"];
 
     /// Whether all of `other` are in the set.
     pub const fn has(self, other: Self) -> bool {

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use proptest::prelude::*;
 use waterfill_codec::{
     CodedTensor, Dtype, Elements, Format, Kernel, Kind, Palette, Predictor, TILE, TensorPlan, TilePlan, Transform,
-    encode_lossless, encode_tensor,
+    Trellis, encode_lossless, encode_tensor,
 };
 
 fn vectors() -> PathBuf {
@@ -132,6 +132,21 @@ fn examples() -> Vec<(String, Vec<u8>)> {
         t.kind = Kind::Coded;
     });
     add("neighbours-beside-patterns", &neighbours, 2.0);
+    // Beside tiles that the trellis passes over.
+    for log2 in 2..=8 {
+        let mut trellis = with(&|n, t| {
+            t.format = if n == 7 { Format::Lossless } else { Format::Int8 };
+            t.kind = if n == 3 { Kind::Palette(palette) } else { Kind::Coded };
+            t.predictor = if n == 6 { Predictor::Left } else { Predictor::None };
+            if n == 2 {
+                t.transform = Transform { down: Kernel::Dct, along: Kernel::Dct, side: 16 };
+            }
+        });
+        trellis.parameters.trellis = Trellis::new(log2);
+        trellis.parameters.neighbours = (log2 % 2 == 0).then_some([-6, -3, -1, 0, 1, 2, 4, 6]);
+        trellis.spread_base = if log2 == 7 { 26 } else { trellis.spread_base };
+        add(&format!("trellis-{}", 1 << log2), &trellis, if log2 == 7 { 60.0 } else { 2.0 });
+    }
     let mut filter = with(&|_, _| {});
     filter.parameters.filter = Some([20, -35]);
     add("filter", &filter, 2.0);
@@ -281,7 +296,7 @@ prop_compose! {
         dtype in 0..3usize, side in prop_oneof![4 => Just(16usize), 1 => Just(8), 1 => Just(32), 1 => Just(64)],
         tiles in prop::collection::vec(any_tile(), 1..30), step_base in -40i32..40, spread_base in -6i32..30,
         vectors in prop::collection::vec(prop::option::of(-4i8..=4), 4), neighbours: Option<[i8; 8]>, filter: Option<[i8; 2]>,
-        centroids: [i8; 3], bands in prop::collection::vec(-9i8..9, 36), linear: [i8; 3], merge: bool,
+        trellis in 0..9u32, centroids: [i8; 3], bands in prop::collection::vec(-9i8..9, 36), linear: [i8; 3], merge: bool,
     ) -> TensorPlan {
         let mut plan = TensorPlan::uniform(Dtype::ALL[dtype], rows, cols, TilePlan::default());
         plan.tile = side;
@@ -294,6 +309,7 @@ prop_compose! {
         let p = &mut plan.parameters;
         let within = |v: i8| v.max(-127);
         p.neighbours = neighbours.map(|n| n.map(|v| v / 8));
+        p.trellis = Trellis::new(trellis);
         p.filter = filter.map(|f| f.map(within));
         p.centroids = centroids.map(|c| c / 16);
         p.linear = linear.map(within);

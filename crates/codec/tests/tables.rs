@@ -40,6 +40,20 @@ fn heads(quarter: i32) -> Vec<u16> {
     frequencies(&masses)
 }
 
+/// Indices 0..=m of odd levels (each as likely as that of the level's negative), then the escape, for a
+/// spread of `sigma` indices.
+fn odd_levels(sigma: f64) -> Vec<u16> {
+    let most = ((4.0 * sigma).ceil() as i64).min(40);
+    let mass = |index: i64| cdf((index + 1) as f64 / sigma) - cdf(index as f64 / sigma);
+    let mut half: Vec<f64> = (0..=most).map(mass).collect();
+    half.push(2.0 * cdf(-(most + 1) as f64 / sigma));
+    let mut rounded: Vec<i64> = half.iter().map(|m| ((m * ONE as f64).round() as i64).max(1)).collect();
+    // The escape makes the rest even, the first takes what rounding left.
+    rounded[most as usize + 1] += rounded[most as usize + 1] % 2;
+    rounded[0] = ONE / 2 - rounded[most as usize + 1] / 2 - rounded[1..=most as usize].iter().sum::<i64>();
+    rounded.into_iter().map(|f| u16::try_from(f).unwrap()).collect()
+}
+
 #[test]
 fn tables_equal_their_formulas() {
     let mut expected = String::from(
@@ -57,6 +71,11 @@ fn tables_equal_their_formulas() {
         expected.push_str("];\n");
     };
     rows(&mut expected, (0..25).map(|class| levels((f64::from(class - 12) / 4.0).exp2())).collect());
+    expected.push_str(
+        "\n/// Frequencies out of 2^12 of the indices 0..=m of odd levels (as of -1, -2, ...), then of the escape.\n\
+         #[rustfmt::skip]\npub const ODD_LEVELS: [&[u16]; LEVEL_TABLES] = [\n",
+    );
+    rows(&mut expected, (0..25).map(|class| odd_levels((f64::from(class - 12) / 4.0).exp2())).collect());
     expected.push_str(
         "\n/// Frequencies out of 2^12 of the escape, of zero, and of heads from 64 below the spread's octave to 28\n\
          /// above it, for spreads 2^(i/4) of an octave.\n\

@@ -313,7 +313,7 @@ fn tools_of_later_versions_are_named() {
     let coded = encode_tensor(&TensorPlan::uniform(Dtype::Bf16, 4, 4, TilePlan::default()), &[0.5; 16]).unwrap();
     let mut header = waterfill_codec::header::Header::parse(&coded).unwrap();
     let start = waterfill_codec::header::Header::bytes(1);
-    for (bit, name) in [(17, "trellis"), (18, "rotation"), (21, "base"), (30, "unknown")] {
+    for (bit, name) in [(18, "rotation"), (21, "base"), (30, "unknown")] {
         header.tools.0 |= 1 << bit;
         let bytes = [&header.write(&coded[start..start + header.side_bytes]), &coded[start..]].concat();
         let message = CodedTensor::parse(&bytes).err().unwrap().to_string();

@@ -26,6 +26,8 @@ pub struct Tensor {
     pub dictionary_step: i32,
     pub learned: Vec<i32>,
     pub filter: Vec<i32>,
+    /// Log2 of the trellis' states, 0 without one.
+    pub trellis: usize,
     pub codebook: Vec<Vec<u16>>,
     pub uniform: Option<Tile>,
 }
@@ -89,7 +91,7 @@ pub fn parse(bytes: &[u8]) -> (Tensor, Vec<&[u8]>) {
         digest: bytes[28..44].to_vec(),
         ..Tensor::default()
     };
-    assert!(t.dtype <= 6 && t.lanes <= 64 && t.tools >> 17 == 0 && (8..=1024).contains(&t.slice_rows));
+    assert!(t.dtype <= 6 && t.lanes <= 64 && t.tools >> 18 == 0 && (8..=1024).contains(&t.slice_rows));
     assert!(t.slice_rows % t.side() == 0 && t.rows <= 1 << 24 && t.cols <= 1 << 24 && t.rows * t.cols <= 1 << 33);
     assert!(t.rows.min(t.slice_rows) * t.cols <= 1 << 22 && (t.dtype < 6 || t.cols % 2 == 0));
     let side_bytes = word(24) as usize;
@@ -140,6 +142,10 @@ fn side_information(t: &mut Tensor, bytes: &[u8]) {
     }
     if t.has(12) {
         t.filter = entries(&mut coder, 2);
+    }
+    if t.has(17) {
+        t.trellis = coder.raw(4) as usize;
+        assert!((2..=8).contains(&t.trellis));
     }
     if t.has(15) {
         let count = coder.raw(4);

@@ -1,7 +1,7 @@
 //! Sections 5 and 7.
 
 use super::entropy::{Fields, Lanes};
-use super::tables::{HEADS, LEVELS};
+use super::tables::{HEADS, LEVELS, ODD_LEVELS};
 use super::{Tensor, Tile};
 
 struct Streams<'a> {
@@ -18,6 +18,7 @@ pub fn read(t: &Tensor, tiles: &[Tile], (top, bottom): (usize, usize), streams: 
         symbols: Lanes::new(streams[2], t.lanes),
     };
     let mut samples = vec![vec![0i32; t.cols]; bottom - top];
+    let mut states = vec![0; t.cols];
     let band = t.side().max(32);
     for first in (top..bottom).step_by(band) {
         for left in (0..t.cols).step_by(t.side()) {
@@ -37,7 +38,8 @@ pub fn read(t: &Tensor, tiles: &[Tile], (top, bottom): (usize, usize), streams: 
                         }
                     };
                     let neighbours = (i64::from(before(1)), i64::from(before(2)));
-                    samples[row - top][col] = sample(t, tile, row, col, (top, bottom), neighbours, &mut s);
+                    samples[row - top][col] =
+                        sample(t, tile, row, col, (top, bottom), neighbours, &mut states[col], &mut s);
                 }
             }
         }
@@ -55,6 +57,7 @@ fn sample(
     col: usize,
     (top, bottom): (usize, usize),
     (p, q): (i64, i64),
+    state: &mut i32,
     s: &mut Streams,
 ) -> i32 {
     let spread = t.spread_base + tile.spread + t.row_spread[row] + t.col_spread[col];
@@ -86,7 +89,8 @@ fn sample(
             let cut = (row - top) / t.side() * t.side() + t.side() > bottom - top
                 || col / t.side() * t.side() + t.side() > t.cols;
             let mut spread = spread - scale - tile.coarse;
-            if !cut && (tile.down, tile.along) != (0, 0) {
+            let transformed = !cut && (tile.down, tile.along) != (0, 0);
+            if transformed {
                 let part = |kernel: usize, n: usize| match kernel {
                     0 => 0,
                     _ => 1 + (32 - ((n % tile.side) as u32).leading_zeros()) as usize,
@@ -101,7 +105,16 @@ fn sample(
                 let bin = if octaves < 0 { scaled << -octaves } else { scaled >> octaves };
                 spread += t.neighbours[bin.min(7) as usize];
             }
-            level((spread + 12).clamp(0, 40) as usize, row, col, s)
+            if t.trellis == 0 || transformed {
+                return level((spread + 12).clamp(0, 40) as usize, row, col, s);
+            }
+            let (class, parity) = ((spread + 8).clamp(0, 40) as usize, *state & 1);
+            let index = if parity == 0 { level(class, row, col, s) } else { odd_index(class, row, col, s) };
+            let level = (2 * index + parity).clamp(-(1 << 14), 1 << 14);
+            let h0 = [2, 5, 9, 18, 33, 78, 166][t.trellis - 2];
+            let h1 = [1, 2, 2, 4, 10, 43, 121][t.trellis - 2];
+            *state = *state >> 1 ^ parity * h0 ^ (level >> 1 & 1) * h1;
+            level
         }
     }
 }
@@ -131,6 +144,30 @@ fn level(class: usize, row: usize, col: usize, s: &mut Streams) -> i32 {
         return quotient;
     }
     (quotient * (1 << shift) + s.bits.read(shift as u32) as i32 - (1 << (shift - 1))).clamp(-(1 << 14), 1 << 14)
+}
+
+/// Section 7.3, odd levels.
+fn odd_index(class: usize, row: usize, col: usize, s: &mut Streams) -> i32 {
+    let (table, shift) = if class < 25 { (class, 0) } else { (21 + (class - 25) % 4, (class - 25) / 4 + 1) };
+    let half = ODD_LEVELS[table];
+    let most = half.len() as i32 - 2;
+    let mut frequencies = [0u16; 256];
+    frequencies[0] = half[most as usize + 1];
+    for index in 0..=most {
+        frequencies[(128 + index) as usize] = half[index as usize];
+        frequencies[(127 - index) as usize] = half[index as usize];
+    }
+    let mut quotient = s.symbols.symbol(&frequencies, row, col) as i32 - 128;
+    if quotient == -128 {
+        let negative = s.escapes.read(1) == 1;
+        let mut n = 0;
+        while n < 15 && s.escapes.read(1) == 1 {
+            n += 1;
+        }
+        let magnitude = (most + 1 + (1 << n | s.escapes.read(n) as i32)).min(1 << 14);
+        quotient = if negative { -magnitude } else { magnitude - 1 };
+    }
+    quotient * (1 << shift) + s.bits.read(shift as u32) as i32
 }
 
 /// Section 7.4.
