@@ -102,14 +102,19 @@ impl Blobs {
     }
 
     fn put_importance(&mut self, name: &str, importance: &Importance) {
-        for (part, values) in [("tiles", &importance.tiles), ("rows", &importance.rows), ("cols", &importance.cols)] {
+        for (part, values) in [
+            ("tiles", &importance.tiles),
+            ("rows", &importance.rows),
+            ("cols", &importance.cols),
+            ("lookup", &importance.lookup),
+        ] {
             self.put_f32(&format!("{name}|importance_{part}"), &[values.len()], values.iter().copied());
         }
     }
 
     fn importance(&self, name: &str) -> Result<Importance> {
         let part = |part: &str| self.f32s(&format!("{name}|importance_{part}"));
-        Ok(Importance { tiles: part("tiles")?, rows: part("rows")?, cols: part("cols")? })
+        Ok(Importance { tiles: part("tiles")?, rows: part("rows")?, cols: part("cols")?, lookup: part("lookup")? })
     }
 
     fn plan(&self, name: &str) -> Result<TensorPlan> {
@@ -202,6 +207,7 @@ impl Allocation {
         self.blobs.put_plan(name, &selection.plan);
         self.blobs.put_importance(name, &selection.importance);
         self.blobs.put_f32(&format!("{name}|price"), &[1], std::iter::once(selection.price.0 as f32));
+        self.blobs.put_u8(&format!("{name}|narrow"), &[1], std::iter::once(selection.narrow.into()));
     }
 
     /// Writes the file.
@@ -234,6 +240,8 @@ pub struct PlannedWeight {
     pub importance: Importance,
     /// What a bit of the file costs, nats per token.
     pub price: Lambda,
+    /// Whether tiles may be INT4 where their levels fit.
+    pub narrow: bool,
 }
 
 /// Plan of a weight in an allocation.
@@ -245,10 +253,12 @@ pub fn read_plan(allocation: &Allocation, name: &str) -> Result<PlannedWeight> {
     let (plan, importance) = (blobs.plan(name)?, blobs.importance(name)?);
     let price = blobs.f32s(&format!("{name}|price"))?;
     let lengths = [importance.tiles.len(), importance.rows.len(), importance.cols.len(), price.len()];
-    if lengths != [plan.tiles.len(), plan.rows, plan.cols, 1] {
+    let lookup = [0, plan.rows].contains(&importance.lookup.len());
+    if lengths != [plan.tiles.len(), plan.rows, plan.cols, 1] || !lookup {
         return Err(failed(&blobs.path, format!("{name}: importance does not fit the plan")));
     }
-    Ok(PlannedWeight { plan, importance, price: Lambda(price[0].into()) })
+    let narrow = blobs.u8s(&format!("{name}|narrow"))?.first() == Some(&1);
+    Ok(PlannedWeight { plan, importance, price: Lambda(price[0].into()), narrow })
 }
 
 #[cfg(test)]
@@ -273,7 +283,8 @@ mod tests {
         let point = |i: i16| Point { format: Format::Fp8, step: i, loss: Loss(0.5), rate: Rate(100.0) };
         let mut tiles = Candidates::default();
         (0..6).for_each(|n| tiles.push((0..n).map(point)));
-        let importance = Importance { tiles: vec![0.5; 6], rows: vec![1.0; 20], cols: vec![2.0; 40] };
+        let importance =
+            Importance { tiles: vec![0.5; 6], rows: vec![1.0; 20], cols: vec![2.0; 40], lookup: vec![0.5; 20] };
         let points = WeightPoints { plan, tiles, importance };
         points.write(&path).unwrap();
         let back = WeightPoints::read(&path).unwrap();

@@ -7,6 +7,7 @@
 
 mod candidates;
 mod error;
+mod factor;
 mod files;
 mod points;
 mod policy;
@@ -18,9 +19,11 @@ mod target;
 
 pub use candidates::Candidates;
 pub use error::{AllocateError, Result};
+pub use factor::Factor;
 pub use files::{Allocation, Blobs, PlannedWeight, read_plan};
 pub use points::{Importance, Point, PointRules, WeightPoints, erasure_loss, measure_points, raises};
 pub use policy::{Floor, Granularity, Policy, RateWeights, ShardRule};
+pub use scales::water_fill;
 pub use select::{Overhead, Selection, select_weight};
 pub use table::write_table;
 pub use target::{TargetResult, estimated_bits, meet_target};

@@ -12,6 +12,7 @@ use waterfill_codec::table::{LevelCosts, class_of};
 use waterfill_codec::{Dtype, Format, Loss, Rate, TILE, TensorPlan};
 
 use crate::candidates::Candidates;
+use crate::factor::Factor;
 use crate::policy::{Granularity, ShardRule};
 use crate::scales::{Information, plan_scales};
 
@@ -59,6 +60,9 @@ pub struct Importance {
     pub rows: Vec<f32>,
     /// By column.
     pub cols: Vec<f32>,
+    /// Of an embedding, the share of each row's that comes from looking it up, where errors of columns
+    /// do not add up; else empty.
+    pub lookup: Vec<f32>,
 }
 
 impl Importance {
@@ -76,7 +80,14 @@ impl Importance {
             let sum = f64::from(part(&rows, n / across)) * f64::from(part(&cols, n % across));
             (0.5 * fisher / sum.max(f64::MIN_POSITIVE)) as f32
         });
-        Self { tiles: tiles.collect(), rows, cols }
+        Self { tiles: tiles.collect(), rows, cols, lookup: info.lookup.clone() }
+    }
+
+    /// Share of the whole matrix that comes from looking rows up.
+    pub fn lookup_share(&self) -> f64 {
+        let all: f64 = self.rows.iter().map(|&r| f64::from(r)).sum();
+        let part: f64 = self.rows.iter().zip(&self.lookup).map(|(&r, &s)| f64::from(r * s)).sum();
+        part / all.max(f64::MIN_POSITIVE)
     }
 }
 
@@ -92,6 +103,8 @@ pub struct PointRules<'a> {
     pub raise: f64,
     /// Formats; of small floating-point formats only these are measured.
     pub formats: &'a [Format],
+    /// How errors of a column spread over those after it, where encoding feeds them back.
+    pub factor: Option<&'a Factor>,
 }
 
 /// Measures the points of a weight matrix `weights` (row-major `[rows, cols]`).
@@ -101,6 +114,12 @@ pub struct PointRules<'a> {
 pub fn measure_points(weights: &[f32], dtype: Dtype, sensitivity: &Sensitivity, rules: &PointRules) -> WeightPoints {
     let mut info = Information::new(sensitivity, rules.shards, rules.unseen);
     info.tiles.iter_mut().for_each(|f| *f *= rules.raise);
+    // What errors cost is kept without feedback: encoding factors anew, by the price of a bit.
+    let importance = rules.factor.map(|_| Importance::new(&info));
+    if let Some(factor) = rules.factor {
+        info.feed_back(factor);
+    }
+    let importance = importance.unwrap_or_else(|| Importance::new(&info));
     let plan = plan_scales(&info, weights, dtype, rules.granularity);
     let pattern_costs = HeadCosts::new(HeadModel::fixed(dtype));
     let floats: Vec<(Format, HeadCosts)> = rules
@@ -122,7 +141,7 @@ pub fn measure_points(weights: &[f32], dtype: Dtype, sensitivity: &Sensitivity, 
         let part = start..plan.tiles.len().min(start + PART);
         part.into_par_iter().map(points).collect::<Vec<TilePoints>>().into_iter().for_each(|t| tiles.push(t));
     }
-    WeightPoints { plan, tiles, importance: Importance::new(&info) }
+    WeightPoints { plan, tiles, importance }
 }
 
 /// Predicted loss of setting a whole weight matrix to zero; `read` gives the values of some rows.

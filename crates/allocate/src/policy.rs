@@ -1,5 +1,7 @@
 //! What an allocation may choose and what it pays for.
 
+use std::collections::BTreeMap;
+
 use globset::{Glob, GlobMatcher};
 use waterfill_codec::{Dtype, Format};
 
@@ -62,9 +64,16 @@ pub struct Policy {
     pub margin: f64,
     /// What a bit is.
     pub rate: RateWeights,
+    /// Measured factors of predicted losses, by weight.
+    pub corrections: BTreeMap<String, f64>,
 }
 
 impl Policy {
+    /// Factor of a weight's predicted losses.
+    pub fn correction(&self, weight: &str) -> f64 {
+        self.corrections.get(weight).copied().unwrap_or(1.0)
+    }
+
     /// Floor of a weight.
     pub fn floor(&self, weight: &str) -> Option<Format> {
         let matching = self.floors.iter().filter(|f| f.matcher.is_match(weight));

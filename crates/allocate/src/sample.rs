@@ -161,7 +161,8 @@ mod tests {
     fn parts_stand_for_the_whole() {
         let points = points(4096 + 8, 512);
         let rate = RateWeights { storage: 1.0, resident: 0.0 };
-        let policy = Policy { formats: vec![Format::Int8], floors: vec![], margin: 0.0, rate };
+        let policy =
+            Policy { formats: vec![Format::Int8], floors: vec![], margin: 0.0, rate, corrections: Default::default() };
         let weight = |n: usize| ((n * 7919 % 1013) as f32 / 500.0 - 1.0) * 0.05;
         let read = |rows: Range<usize>| Ok((rows.start * 512..rows.end * 512).map(weight).collect());
         let lambda = Lambda(1e-8);

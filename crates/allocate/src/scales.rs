@@ -5,6 +5,7 @@ use waterfill_calibrate::Sensitivity;
 use waterfill_codec::spread::{self, fit_spread, quarter_octaves, rms, spread_vector};
 use waterfill_codec::{Dtype, TILE, TensorPlan, TilePlan, scale};
 
+use crate::factor::Factor;
 use crate::policy::{Granularity, ShardRule};
 
 /// Largest row or column index, quarter octaves: three octaves either way.
@@ -18,6 +19,8 @@ pub(crate) struct Information {
     /// By row and by column: within a tile, entries are proportional to their product.
     pub by_row: Vec<f64>,
     pub by_col: Vec<f64>,
+    /// Share of each row that comes from looking it up; empty but for embeddings.
+    pub lookup: Vec<f32>,
 }
 
 impl Information {
@@ -46,7 +49,24 @@ impl Information {
                 fisher + unseen * total * height * width / sum_cols
             })
             .collect();
-        Self { rows, cols, tiles, by_row, by_col }
+        let share = |(&part, &all): (&f64, &f64)| (part / all.max(f64::MIN_POSITIVE)).clamp(0.0, 1.0) as f32;
+        let lookup = sensitivity.lookup_row_fisher.as_ref();
+        let lookup = lookup.map_or(vec![], |l| l.iter().zip(&sensitivity.row_fisher).map(share).collect());
+        Self { rows, cols, tiles, by_row, by_col, lookup }
+    }
+
+    /// With error feedback a column's errors cost D_j instead of H_jj.
+    pub fn feed_back(&mut self, factor: &Factor) {
+        let across = self.cols.div_ceil(TILE);
+        for first in 0..across {
+            let range = first * TILE..self.cols.min((first + 1) * TILE);
+            let before: f64 = self.by_col[range.clone()].iter().sum();
+            for j in range.clone() {
+                self.by_col[j] *= factor.share(j);
+            }
+            let share = self.by_col[range].iter().sum::<f64>() / before.max(f64::MIN_POSITIVE);
+            self.tiles.iter_mut().skip(first).step_by(across).for_each(|t| *t *= share);
+        }
     }
 }
 
@@ -92,7 +112,7 @@ pub(crate) fn plan_scales(info: &Information, weights: &[f32], dtype: Dtype, gra
 /// Steps proportional to 1/sqrt(information) around its geometric mean: reverse water-filling for
 /// components that are all above the water. Empty when the gain, half of log2(arithmetic over
 /// geometric mean) bits for each of `others` weights an entry has, does not pay for the entries.
-fn water_fill(information: &[f64], others: usize) -> Vec<i8> {
+pub fn water_fill(information: &[f64], others: usize) -> Vec<i8> {
     let mean = information.iter().sum::<f64>() / information.len() as f64;
     let log_mean = information.iter().map(|v| v.log2()).sum::<f64>() / information.len() as f64;
     if (mean.log2() - log_mean) / 2.0 * others as f64 <= spread::ENTRY_BITS {

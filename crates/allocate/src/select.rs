@@ -23,6 +23,8 @@ pub struct Selection {
     pub importance: Importance,
     /// What a bit of the file costs.
     pub price: Lambda,
+    /// Whether tiles may be INT4.
+    pub narrow: bool,
 }
 
 /// Bits of a tile header given the tile before, about: an adaptive code of the format and of the
@@ -53,6 +55,7 @@ pub fn select_weight(name: &str, points: &WeightPoints, policy: &Policy, lambda:
     let mut plan = points.plan.clone();
     let across = plan.tiles_across();
     let floor = policy.floor(name);
+    let correction = policy.correction(name);
     let mut chosen = Vec::with_capacity(points.tiles.tiles());
     let (mut loss, mut rate, mut resident) = (Loss(0.0), Rate(0.0), Rate(0.0));
     let entries = plan.row_scale.len() + plan.col_scale.len();
@@ -69,7 +72,7 @@ pub fn select_weight(name: &str, points: &WeightPoints, policy: &Policy, lambda:
                 let header = Rate(header_bits(left, &p));
                 let memory = resident_bits(p.format, plan.dtype, weights);
                 let price = (p.rate + header) * policy.rate.storage + Rate(memory) * policy.rate.resident;
-                (lambda.cost(p.loss * (1.0 + policy.margin), price), header, memory, p)
+                (lambda.cost(p.loss * (correction * (1.0 + policy.margin)), price), header, memory, p)
             })
             .min_by(|a, b| a.0.total_cmp(&b.0));
         let Some((_, header, memory, point)) = best else {
@@ -85,15 +88,16 @@ pub fn select_weight(name: &str, points: &WeightPoints, policy: &Policy, lambda:
         tile.format = point.format;
         tile.step = if point.format == Format::Lossless { left.step } else { point.step };
         left = *tile;
-        loss += point.loss;
+        loss += point.loss * correction;
         rate += point.rate + header;
         resident += Rate(memory);
         chosen.push(point);
     }
     let mut importance = points.importance.clone();
-    importance.tiles.iter_mut().for_each(|t| *t *= (1.0 + policy.margin) as f32);
+    importance.tiles.iter_mut().for_each(|t| *t *= (correction * (1.0 + policy.margin)) as f32);
     let price = Lambda(lambda.0 * policy.rate.storage);
-    Ok(Selection { plan, points: chosen, loss, rate, resident, importance, price })
+    let narrow = policy.allows(Format::Int4, floor);
+    Ok(Selection { plan, points: chosen, loss, rate, resident, importance, price, narrow })
 }
 
 /// A point as the policy lets it be used: levels take the narrowest integer format that is allowed
@@ -137,7 +141,7 @@ mod tests {
 
     fn policy(formats: &[Format], floors: Vec<Floor>) -> Policy {
         let rate = RateWeights { storage: 1.0, resident: 0.0 };
-        Policy { formats: formats.to_vec(), floors, margin: 0.0, rate }
+        Policy { formats: formats.to_vec(), floors, margin: 0.0, rate, corrections: Default::default() }
     }
 
     /// One row of tiles with the given points each.

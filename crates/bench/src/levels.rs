@@ -37,6 +37,7 @@ fn planned(side: usize, weights: &[f32]) -> PlannedWeight {
         tiles: vec![1.0; (side / 16) * (side / 16)],
         rows: row_scale.iter().map(weight).collect(),
         cols: col_scale.iter().map(weight).collect(),
+        lookup: vec![],
     };
     let tile = TilePlan { format: Format::Int8, ..TilePlan::default() };
     let mut plan = TensorPlan {
@@ -60,7 +61,7 @@ fn planned(side: usize, weights: &[f32]) -> PlannedWeight {
     }
     // Error and bits trade as they do at this step: d error / d bits is 2 ln 2 / 12 of a squared step.
     let step = f64::from(scale::scale(step_base));
-    PlannedWeight { plan, importance, price: Lambda(0.115 * step * step) }
+    PlannedWeight { plan, importance, price: Lambda(0.115 * step * step), narrow: true }
 }
 
 pub fn measure(repeats: usize, one: &rayon::ThreadPool, two: &rayon::ThreadPool) -> Result<Levels, CodecError> {

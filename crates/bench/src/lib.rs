@@ -7,6 +7,7 @@ mod error;
 mod levels;
 mod moments;
 mod packing;
+mod quantizer;
 mod source;
 
 pub use calibration::{CalibrationBench, bench_calibration};
@@ -14,6 +15,7 @@ pub use entropy::{EntropyBench, bench_entropy};
 pub use error::BenchError;
 pub use moments::{MomentsBench, bench_moments};
 pub use packing::{PackBench, bench_pack};
+pub use quantizer::{GaussianPoint, QuantizerBench, QuantizerSpeed, bench_quantizer};
 
 use std::collections::BTreeMap;
 use std::time::Instant;

@@ -164,6 +164,21 @@ impl SecondMomentMatrix {
         (side > 0 && expected == Some(this.correlations.len())).then_some(this)
     }
 
+    /// A whole symmetric matrix, its correlations rounded as those that are stored.
+    ///
+    /// # Panics
+    /// When it is not square.
+    pub fn from_dense(h: &Array2<f32>) -> Self {
+        assert_eq!(h.nrows(), h.ncols(), "a symmetric matrix");
+        let diagonal = h.diag().to_owned();
+        let inverse = diagonal.mapv(|d| if d > 0.0 { 1.0 / d.sqrt() } else { 0.0 });
+        let correlation = |i: usize, j: usize| (h[[i, j]] * inverse[i] * inverse[j] * ONE).round().clamp(-ONE, ONE);
+        let side = h.nrows();
+        let above = (0..side).flat_map(|i| (i + 1..side).map(move |j| (i, j)));
+        let correlations = above.map(|(i, j)| correlation(i, j) as i16).collect();
+        Self { diagonal, side: side.max(1), correlations }
+    }
+
     /// Number of blocks.
     pub fn blocks(&self) -> usize {
         self.diagonal.len().div_ceil(self.side.max(1))

@@ -16,6 +16,7 @@ use crate::statistics::Sums;
 const INDEX: &str = "index.json";
 /// Parts of a second moment beside its diagonal.
 const CORRELATIONS: &str = "second_moment_correlations";
+const LOOKUP: &str = "lookup_row_fisher";
 const SIDE: &str = "second_moment_side";
 /// Prefix of the files with second moments.
 const MOMENTS: &str = "moments-";
@@ -33,9 +34,20 @@ pub struct Sensitivity {
     pub row_g2: Array1<f64>,
     /// E[x_j^2] for every input column.
     pub col_x2: Array1<f64>,
+    /// Of an embedding, the part of `row_fisher` that comes from looking rows up.
+    pub lookup_row_fisher: Option<Array1<f64>>,
+}
+
+impl Sensitivity {
+    /// Share of an embedding's Fisher information that comes from looking rows up; 0 of other weights.
+    pub fn lookup_share(&self) -> f64 {
+        let lookup = self.lookup_row_fisher.as_ref().map_or(0.0, |l| l.sum());
+        lookup / self.row_fisher.sum().max(f64::MIN_POSITIVE)
+    }
 }
 
 /// A sensitivity artifact.
+#[derive(Debug, Clone)]
 pub struct Sensitivities {
     dir: PathBuf,
     /// File of every weight.
@@ -97,6 +109,10 @@ impl Sensitivities {
             col_fisher: vector("col_fisher", cols)?,
             row_g2: vector("row_g2", rows)?,
             col_x2: vector("col_x2", cols)?,
+            lookup_row_fisher: match tensors.tensor(&format!("{name}|{LOOKUP}")) {
+                Ok(_) => Some(vector(LOOKUP, rows)?),
+                Err(_) => None,
+            },
         })
     }
 
@@ -163,6 +179,8 @@ pub(crate) struct Entry<'a> {
     pub moments: Option<&'a Moments>,
     /// Side of its diagonal blocks.
     pub side: usize,
+    /// Of an embedding, the rows' Fisher information as a lookup.
+    pub lookup: Option<&'a Array1<f64>>,
 }
 
 /// Name, element type, shape and bytes of a tensor.
@@ -217,6 +235,10 @@ impl Writer<'_> {
             ] {
                 let means = bytes(&mut values.iter().map(|v| v / tokens));
                 tensors.push((name(statistic), Dtype::F32, vec![values.len()], means));
+            }
+            if let Some(lookup) = entry.lookup {
+                let means = bytes(&mut lookup.iter().map(|v| v / tokens));
+                tensors.push((name(LOOKUP), Dtype::F32, vec![lookup.len()], means));
             }
             if let Some(kept) = entry.moments {
                 if !kept.is_finite() {

@@ -85,6 +85,8 @@ pub fn calibrate(
     for (b, ids) in plan.batches.iter().enumerate() {
         add_lookup(&mut lookup[plan.shard[b]], ids, &pass.tensor(GRADIENT, 0, b)?)?;
     }
+    // What a lookup costs does not add up over columns as what a projection costs does: told apart.
+    let looked_up = lookup.iter().skip(1).fold(lookup[0].row_fisher.clone(), |sum, s| sum + &s.row_fisher);
     let moments = match model.config.tied {
         true => {
             lookup.iter_mut().zip(&mut sums[0]).for_each(|(lookup, head)| lookup.add(head));
@@ -92,7 +94,8 @@ pub fn calibrate(
         }
         false => None,
     };
-    writer.write("embedding.safetensors", &[plan.entry(EMBEDDING, &lookup, moments, settings)])?;
+    let entry = Entry { lookup: Some(&looked_up), ..plan.entry(EMBEDDING, &lookup, moments, settings) };
+    writer.write("embedding.safetensors", &[entry])?;
     writer.finish()?;
     let tokens = plan.tokens.iter().sum::<f64>();
     Ok(Summary { tokens: tokens as u64, nll: nll / tokens })

@@ -148,6 +148,15 @@ pub enum Bench {
         #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u16).range(1..=1000))]
         repeats: u16,
     },
+    /// Of quantisation: gaps to the Shannon bound on a Gaussian source, and speed with error feedback
+    Quantizer {
+        /// Rows and columns of the matrices
+        #[arg(long, default_value_t = 4096, value_parser = clap::value_parser!(u16).range(64..=8192))]
+        side: u16,
+        /// Measurements of each figure
+        #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=1000))]
+        repeats: u16,
+    },
     /// Of the gradients that calibration consists of, against candle's automatic differentiation
     Calibration {
         /// Checkpoint whose first block is measured

@@ -111,6 +111,10 @@ fn execute(arguments: &Arguments) -> Result<()> {
             let figures = waterfill_bench::bench_codec((*side).into(), (*repeats).into())?;
             show_figures(arguments, &figures, table::render_bench)
         }
+        Command::Bench { what: Bench::Quantizer { side, repeats } } => {
+            let figures = waterfill_bench::bench_quantizer((*side).into(), (*repeats).into())?;
+            show_figures(arguments, &figures, table::render_quantizer)
+        }
         Command::Bench { what: Bench::Calibration { checkpoint, tokens, repeats } } => {
             let figures = waterfill_bench::bench_calibration(checkpoint, (*tokens).into(), (*repeats).into())?;
             show_figures(arguments, &figures, table::render_calibration)

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use waterfill_bench::{CalibrationBench, MomentsBench};
+use waterfill_bench::{CalibrationBench, MomentsBench, QuantizerBench};
 use waterfill_pipeline::{DryRun, OriginalOutput, PlannedStage, PointOutput, RunOutput, SweepOutput, TrainOutput};
 
 const HEADS: [&str; 11] =
@@ -215,6 +215,36 @@ pub fn render_calibration(b: &CalibrationBench) -> String {
         spread(b.spread[1]),
         b.ratio
     )
+}
+
+/// Gaps to the Shannon bound, and speed.
+pub fn render_quantizer(b: &QuantizerBench) -> String {
+    let name = |states: usize| if states == 0 { "scalar".to_string() } else { format!("{states} states") };
+    let mut text = format!("independent Gaussians, {0} x {0}, everything counted\n", b.side);
+    for point in &b.gaussian {
+        text.push_str(&format!(
+            "{:10} {:6.3} bits per weight, {:.3} dB above the Shannon bound\n",
+            name(point.states),
+            point.bits_per_weight,
+            point.gap_db
+        ));
+    }
+    text.push_str(&format!(
+        "error feedback on two cores {:.0} GFLOP/s ({:+.0} % {:+.0} %), matrix products alone {:.0}\n",
+        b.feedback_gflops,
+        100.0 * (b.feedback_spread[0] - 1.0),
+        100.0 * (b.feedback_spread[1] - 1.0),
+        b.product_gflops
+    ));
+    for speed in &b.speed {
+        text.push_str(&format!(
+            "{:10} {:6.3} M weights a second on one core, {:.2} times that on two\n",
+            name(speed.states),
+            speed.weights_per_second / 1e6,
+            speed.two_thread_speedup
+        ));
+    }
+    text
 }
 
 /// What second moments are worth.

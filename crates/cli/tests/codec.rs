@@ -45,8 +45,9 @@ fn tools_are_chosen_in_yaml_and_shown() {
         let point = &output["points"][0];
         (point["bytes"].as_u64().unwrap(), point["checkpoint"].as_str().unwrap().to_string(), point["usage"].clone())
     };
-    let (fast, _, none) = bytes("fast.yaml", "preset: fast");
-    let (best, checkpoint, usage) = bytes("best.yaml", "preset: best, with: [dct, rdoq], without: [palette]");
+    let (fast, _, none) = bytes("fast.yaml", "preset: fast, feedback: false");
+    let (best, checkpoint, usage) =
+        bytes("best.yaml", "preset: best, with: [dct, rdoq], without: [palette], feedback: false");
     assert!(best < fast, "{best} with tools, {fast} without");
     assert_eq!(none["up_proj"].as_object().unwrap().len(), 1, "{none}");
     assert!(usage["up_proj"].as_object().unwrap().len() > 1, "{usage}");

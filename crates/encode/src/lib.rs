@@ -1,13 +1,14 @@
 //! From an allocation to a tuned checkpoint, and from a tuned checkpoint to a dense one.
 
 mod dense;
+pub mod feedback;
 pub mod search;
 mod tuned;
 
 use std::path::PathBuf;
 
 pub use dense::write_dense;
-pub use tuned::{EncodeOptions, EncodeSummary, encode, encode_bytes, kind_of};
+pub use tuned::{EncodeOptions, EncodeSummary, Feedback, encode, encode_bytes, kind_of};
 
 /// Result of writing a checkpoint.
 pub type Result<T> = std::result::Result<T, EncodeError>;
@@ -21,6 +22,9 @@ pub enum EncodeError {
     /// The allocation.
     #[error(transparent)]
     Allocate(#[from] waterfill_allocate::AllocateError),
+    /// The sensitivities.
+    #[error(transparent)]
+    Calibrate(#[from] waterfill_calibrate::CalibrateError),
     /// The store.
     #[error(transparent)]
     Artifact(#[from] waterfill_artifacts::ArtifactError),

@@ -4,12 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
-use waterfill_allocate::{Allocation, Importance, read_plan};
+use waterfill_allocate::{Allocation, read_plan};
 use waterfill_artifacts::{Progress, Work, in_groups};
+use waterfill_calibrate::Sensitivities;
 use waterfill_checkpoint::writer::{Data, Entry, write_checkpoint, write_file};
 use waterfill_checkpoint::{Checkpoint, CheckpointError, TensorInfo, Values};
-use waterfill_codec::{CodecError, CodedTensor, TILE, TensorPlan, TilePlan};
+use waterfill_codec::{CodecError, CodedTensor, Loss, Rate, TILE, TensorPlan, TilePlan, Trellis};
 
+use crate::feedback::{FeedbackOptions, QuadraticLoss, encode_with_feedback};
 use crate::search::{Tool, Usage, encode_searched};
 use crate::{EncodeError, Result};
 
@@ -39,6 +41,8 @@ pub struct EncodeSummary {
     pub widened_bits: f64,
     /// Loss of the decoded weights by the allocation's quadratic model, nats per token.
     pub loss: f64,
+    /// The same by tensor.
+    pub losses: BTreeMap<String, f64>,
     /// Numbers of tiles by tool, by kind of tensor.
     pub usage: BTreeMap<String, Usage>,
 }
@@ -50,6 +54,23 @@ pub struct EncodeOptions {
     pub tools: BTreeSet<Tool>,
     /// Whether tiles may have wider planes than allocation chose: memory is free.
     pub widen: bool,
+    /// Whether tiles may be lossless where allocation did not choose so.
+    pub escape: bool,
+    /// Error feedback, with the sensitivities that it needs.
+    pub feedback: Option<Feedback>,
+}
+
+/// Error feedback of all tensors.
+#[derive(Debug, Clone)]
+pub struct Feedback {
+    /// Where the second moments are.
+    pub sensitivities: Sensitivities,
+    /// Share of the mean of a second moment's diagonal that is added to it.
+    pub damping: f64,
+    /// States of the trellis; none rounds every level alone.
+    pub trellis: Option<Trellis>,
+    /// Share of the price of bits that levels are chosen by.
+    pub rounding: f32,
 }
 
 /// Writes the tuned checkpoint of `source` under `allocation` into `checkpoint/` of `work`, where a
@@ -82,7 +103,7 @@ pub fn encode(
         })?;
         let bytes = blob.metadata().map_err(CheckpointError::io(&blob))?.len();
         let plain = (!coded).then_some(info.element);
-        let found = if coded { Some(read_back(source, allocation, &blob, info)?) } else { None };
+        let found = if coded { Some(read_back(source, allocation, &blob, info, options)?) } else { None };
         progress.advance(1);
         let entry = Entry { name: info.name.clone(), shape: info.shape.clone(), plain, data: Data::File(blob), bytes };
         Ok((entry, found))
@@ -90,9 +111,11 @@ pub fn encode(
     let sizes: Vec<u64> = tensors.iter().map(|t| t.weights()).collect();
     let entries = in_groups(&sizes, SIDE_BY_SIDE, one)?;
     let (mut usage, mut loss, mut widened_bits): (BTreeMap<String, Usage>, f64, f64) = Default::default();
+    let mut losses = BTreeMap::new();
     for (entry, found) in entries.iter().filter_map(|(e, found)| Some((e, found.as_ref()?))) {
         usage.entry(kind_of(&entry.name)).or_default().add(&found.usage);
         loss += found.loss;
+        losses.insert(entry.name.clone(), found.loss);
         widened_bits += found.widened_bits;
     }
     let entries: Vec<Entry> = entries.into_iter().map(|(e, _)| e).collect();
@@ -106,6 +129,7 @@ pub fn encode(
         linear_weights: written.tensors().filter(linear).map(TensorInfo::weights).sum(),
         widened_bits,
         loss,
+        losses,
         usage,
     })
 }
@@ -113,7 +137,34 @@ pub fn encode(
 fn code(source: &Checkpoint, allocation: &Allocation, info: &TensorInfo, options: &EncodeOptions) -> Result<Vec<u8>> {
     let weight = read_plan(allocation, &info.name)?;
     let weights = source.read_f32(&info.name, &info.shape)?;
-    encode_searched(&weight, &weights, &options.tools, options.widen).map_err(failed(info))
+    let search = || encode_searched(&weight, &weights, &options.tools, options.widen).map_err(failed(info));
+    let Some(feedback) = &options.feedback else { return search() };
+    let moment = feedback.sensitivities.second_moment(&info.name)?;
+    let settings = FeedbackOptions {
+        trellis: feedback.trellis,
+        rounding: feedback.rounding,
+        widen: options.widen,
+        escape: options.escape,
+        damping: feedback.damping,
+    };
+    let fed = encode_with_feedback(&weight, &weights, moment.as_ref(), &settings).map_err(failed(info))?;
+    // Rows that are looked up may be alike, which prediction knows to use and feedback does not.
+    let looked_up = moment.is_none() || !weight.importance.lookup.is_empty();
+    if options.tools.is_empty() || !looked_up {
+        return Ok(fed);
+    }
+    let searched = search()?;
+    let model = QuadraticLoss::new(&weight.importance, TILE, moment.as_ref());
+    let cost = |coded: &[u8]| -> Result<f64> {
+        let (decoded, _) = CodedTensor::parse(coded).and_then(|c| c.decode()).map_err(failed(info))?;
+        let dtype = weight.plan.dtype;
+        let mut errors = Values { dtype, bytes: decoded, tiles: vec![] }.to_f32();
+        errors.iter_mut().zip(&weights).for_each(|(is, was)| *is -= was);
+        let rows = errors.chunks(ROWS * weight.plan.cols).enumerate();
+        let loss = rows.map(|(n, part)| model.of_rows(n * ROWS, part)).sum();
+        Ok(weight.price.cost(Loss(loss), Rate(coded.len() as f64 * 8.0)))
+    };
+    Ok(if cost(&searched)? < cost(&fed)? { searched } else { fed })
 }
 
 /// What a coded tensor was found to be.
@@ -124,20 +175,33 @@ struct Found {
 }
 
 /// Decodes what was written, which checks it; counts its tiles and measures its loss.
-fn read_back(source: &Checkpoint, allocation: &Allocation, blob: &Path, info: &TensorInfo) -> Result<Found> {
+fn read_back(
+    source: &Checkpoint,
+    allocation: &Allocation,
+    blob: &Path,
+    info: &TensorInfo,
+    options: &EncodeOptions,
+) -> Result<Found> {
     let bytes = std::fs::read(blob).map_err(CheckpointError::io(blob))?;
     let coded = CodedTensor::parse(&bytes).map_err(failed(info))?;
     let (decoded, tiles) = coded.decode().map_err(failed(info))?;
     let weight = read_plan(allocation, &info.name)?;
     let (rows, cols, dtype) = (weight.plan.rows, weight.plan.cols, coded.header().dtype);
     let original = source.rows(&info.name, &[rows, cols])?;
+    let moment = match &options.feedback {
+        Some(feedback) => feedback.sensitivities.second_moment(&info.name)?,
+        None => None,
+    };
+    let model = QuadraticLoss::new(&weight.importance, TILE, moment.as_ref());
     let mut loss = 0.0;
     for (n, part) in decoded.chunks(ROWS * cols * dtype.bytes()).enumerate() {
         let range = n * ROWS..rows.min((n + 1) * ROWS);
-        let is = Values { dtype, bytes: part.to_vec(), tiles: vec![] }.to_f32();
-        loss += quadratic_loss(&weight.importance, range.start, &original.read(range)?, &is);
+        let mut errors = Values { dtype, bytes: part.to_vec(), tiles: vec![] }.to_f32();
+        let first = range.start;
+        errors.iter_mut().zip(original.read(range)?).for_each(|(is, was)| *is -= was);
+        loss += model.of_rows(first, &errors);
     }
-    let usage = Usage::of(&tiles);
+    let usage = Usage::of(&tiles, coded.plan());
     let widened_bits = plane_bits(&TensorPlan { tiles, ..coded.plan().clone() }) - plane_bits(&weight.plan);
     Ok(Found { usage, loss, widened_bits })
 }
@@ -149,22 +213,6 @@ fn plane_bits(plan: &TensorPlan) -> f64 {
         tile.format.resident_bits(plan.dtype) * (rows.len() * cols.len()) as f64
     };
     plan.tiles.iter().enumerate().map(bits).sum()
-}
-
-/// Sum of squared errors by what each costs; weights are row-major and begin with row `first`.
-fn quadratic_loss(importance: &Importance, first: usize, weights: &[f32], decoded: &[f32]) -> f64 {
-    let cols = importance.cols.len();
-    let across = cols.div_ceil(TILE);
-    let mut loss = 0.0;
-    let rows = weights.chunks_exact(cols).zip(decoded.chunks_exact(cols)).enumerate();
-    for (row, (was, is)) in rows.map(|(n, pair)| (first + n, pair)) {
-        let tiles = &importance.tiles[row / TILE * across..][..across];
-        let squares = was.iter().zip(is).map(|(a, b)| f64::from(a - b).powi(2));
-        let errors = squares.zip(&importance.cols).enumerate();
-        let sum: f64 = errors.map(|(col, (e, &c))| e * f64::from(c) * f64::from(tiles[col / TILE])).sum();
-        loss += sum * f64::from(importance.rows[row]);
-    }
-    loss
 }
 
 fn failed(info: &TensorInfo) -> impl FnOnce(CodecError) -> EncodeError {

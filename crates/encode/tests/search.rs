@@ -24,8 +24,9 @@ fn noise(i: usize) -> f32 {
 fn planned(price: f64) -> PlannedWeight {
     let mut plan = TensorPlan::uniform(Dtype::F32, ROWS, COLS, TilePlan::default());
     plan.spread_base = 12;
-    let importance = Importance { tiles: vec![1.0; plan.tiles.len()], rows: vec![1.0; ROWS], cols: vec![1.0; COLS] };
-    PlannedWeight { plan, importance, price: Lambda(price) }
+    let importance =
+        Importance { tiles: vec![1.0; plan.tiles.len()], rows: vec![1.0; ROWS], cols: vec![1.0; COLS], lookup: vec![] };
+    PlannedWeight { plan, importance, price: Lambda(price), narrow: false }
 }
 
 /// J = error + price * bits of the whole coded tensor, and what it uses.
@@ -35,7 +36,7 @@ fn coded(weight: &PlannedWeight, weights: &[f32], tools: &[Tool]) -> (f64, Usage
     let (decoded, tiles) = CodedTensor::parse(&bytes).unwrap().decode().unwrap();
     let values = decoded.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap()));
     let error: f64 = values.zip(weights).map(|(a, b)| f64::from(a - b).powi(2)).sum();
-    (error + weight.price.0 * bytes.len() as f64 * 8.0, Usage::of(&tiles))
+    (error + weight.price.0 * bytes.len() as f64 * 8.0, Usage::of(&tiles, &weight.plan))
 }
 
 fn weights(value: impl Fn(usize, usize) -> f32) -> Vec<f32> {
@@ -92,7 +93,8 @@ fn a_dictionary_row_is_found() {
         .collect();
     let mut weight = planned(0.05);
     weight.plan = TensorPlan { spread_base: 14, ..TensorPlan::uniform(Dtype::F32, rows, cols, TilePlan::default()) };
-    weight.importance = Importance { tiles: vec![1.0; 64], rows: vec![1.0; rows], cols: vec![1.0; cols] };
+    weight.importance =
+        Importance { tiles: vec![1.0; 64], rows: vec![1.0; rows], cols: vec![1.0; cols], lookup: vec![] };
     let (plain, _) = coded(&weight, &weights, &[]);
     let (searched, usage) = coded(&weight, &weights, &[Tool::Dictionary, Tool::Spread]);
     assert!(usage.0["dictionary"] > 10, "{usage:?}");

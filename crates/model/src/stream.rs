@@ -44,6 +44,8 @@ pub struct Model {
     /// Shape and constants.
     pub config: ModelConfig,
     checkpoint: Checkpoint,
+    /// Some tensors of another checkpoint of the same model, which stand for those of this one.
+    replaced: Option<(Checkpoint, BTreeSet<String>)>,
     device: Device,
     dtype: DType,
     rotary: Rotary,
@@ -66,7 +68,21 @@ impl Model {
         let config = ModelConfig::open(dir)?;
         let checkpoint = Checkpoint::open(dir)?;
         let rotary = Rotary::new(&config, &Tensor::zeros(1, dtype, device)?);
-        Ok(Self { config, checkpoint, device: device.clone(), dtype, rotary })
+        Ok(Self { config, checkpoint, replaced: None, device: device.clone(), dtype, rotary })
+    }
+
+    /// The model with some of its tensors taken from another checkpoint of it.
+    pub fn with(mut self, other: Checkpoint, names: BTreeSet<String>) -> Self {
+        self.replaced = Some((other, names));
+        self
+    }
+
+    /// The checkpoint that a tensor is read from.
+    fn source(&self, name: &str) -> &Checkpoint {
+        match &self.replaced {
+            Some((other, names)) if names.contains(name) => other,
+            _ => &self.checkpoint,
+        }
     }
 
     /// The checkpoint behind the model.
@@ -151,7 +167,7 @@ impl Model {
     ) -> std::result::Result<(), E> {
         let hidden = self.config.hidden;
         let used: BTreeSet<u32> = batches.iter().flatten().copied().flatten().copied().collect();
-        let table = self.checkpoint.rows(EMBEDDING, &[self.config.vocab, hidden]).map_err(ModelError::from)?;
+        let table = self.source(EMBEDDING).rows(EMBEDDING, &[self.config.vocab, hidden]).map_err(ModelError::from)?;
         let read = |id: u32| Ok((id, table.read(id as usize..id as usize + 1).map_err(ModelError::from)?));
         let rows = used.into_iter().map(read).collect::<Result<HashMap<u32, Vec<f32>>>>()?;
         drop(table);
@@ -170,7 +186,7 @@ impl Model {
     }
 
     fn load(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
-        let values = self.checkpoint.read_f32(name, shape)?;
+        let values = self.source(name).read_f32(name, shape)?;
         Ok(Tensor::from_vec(values, shape, &self.device)?.to_dtype(self.dtype)?)
     }
 }

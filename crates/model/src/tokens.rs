@@ -159,6 +159,19 @@ impl Windows {
         Ok(Self { context, rows: (0..count).map(row).collect() })
     }
 
+    /// Sets `apart` rows apart, evenly among the others: the others, and those.
+    pub fn split(self, apart: usize) -> (Self, Self) {
+        let count = self.rows.len();
+        let mut parts = [(); 2].map(|()| Self { context: self.context, rows: Vec::new() });
+        for (i, row) in self.rows.into_iter().enumerate() {
+            // The i-th row crosses a multiple of count / apart.
+            let crosses = (i + 1) * apart / count > i * apart / count;
+            parts[usize::from(crosses)].rows.push(row);
+        }
+        let [others, apart] = parts;
+        (others, apart)
+    }
+
     /// Groups inputs into batches of about `tokens` tokens; the grouping depends on nothing else.
     pub fn batches(&self, tokens: usize) -> Vec<Vec<&[u32]>> {
         let per_batch = (tokens / self.context).max(1);

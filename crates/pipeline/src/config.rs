@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use waterfill_codec::Trellis;
 use waterfill_encode::search::{Preset, Tool};
 
 /// One pipeline.
@@ -50,6 +51,9 @@ pub struct Calibrate {
     /// Labels of the loss.
     #[serde(default)]
     pub labels: Labels,
+    /// Further sequences, spread among them, on which losses are measured.
+    #[serde(default)]
+    pub held_out: usize,
     /// Parts of the text whose sensitivities are kept apart.
     #[serde(default = "default_one")]
     pub shards: usize,
@@ -93,9 +97,9 @@ pub enum SecondMoment {
 #[serde(rename_all = "kebab-case")]
 pub enum Weighting {
     /// All alike.
-    #[default]
     Plain,
     /// By the energy of the output gradient.
+    #[default]
     Gradient,
 }
 
@@ -125,6 +129,9 @@ pub struct Allocate {
     /// loss of erasing it: the quadratic model underrates saturated attention.
     #[serde(default = "default_sensitivity_floor")]
     pub sensitivity_floor: f64,
+    /// Which tensors are tuned alone to compare their measured loss with the predicted.
+    #[serde(default)]
+    pub probes: Probes,
     /// How several calibration shards combine.
     #[serde(default)]
     pub shard_rule: ShardRule,
@@ -136,23 +143,66 @@ pub struct Allocate {
     pub rate: RateWeights,
 }
 
+/// Groups of tensors whose loss is measured.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Probes {
+    /// None: losses are taken as predicted.
+    #[default]
+    None,
+    /// Tensors of one kind, such as all `q_proj`.
+    Kinds,
+    /// Every tensor.
+    Layers,
+}
+
 /// How tiles are coded: a preset, and tools added to it or taken from it.
-#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
 pub struct Encode {
     /// `fast` codes tiles as allocated, `balanced` searches with the tools that pay, `best` with all that
     /// do not lose quality.
-    #[serde(default)]
     pub preset: Preset,
     /// Tools to add; experimental ones with `experimental` only.
-    #[serde(default)]
     pub with: Vec<Tool>,
     /// Tools to take away.
-    #[serde(default)]
     pub without: Vec<Tool>,
+    /// Whether errors of a column are fed back into those after it.
+    pub feedback: bool,
+    /// Share of the mean of a second moment's diagonal that is added to it before it is factored.
+    pub damping: f64,
+    /// States of the trellis, 4 to 256; 0 rounds every level alone.
+    pub states: Option<usize>,
+    /// Share of the price of bits that levels are chosen by.
+    pub rounding: f32,
+}
+
+impl Default for Encode {
+    fn default() -> Self {
+        Self {
+            preset: Preset::default(),
+            with: vec![],
+            without: vec![],
+            feedback: true,
+            damping: 0.03,
+            states: None,
+            rounding: 0.3,
+        }
+    }
 }
 
 impl Encode {
+    /// The trellis: as told, or the preset's.
+    pub(crate) fn trellis(&self) -> Option<Trellis> {
+        let preset = match self.preset {
+            Preset::Fast => 0,
+            Preset::Balanced => 8,
+            Preset::Best => 256,
+        };
+        let states = self.states.unwrap_or(preset);
+        if states.is_power_of_two() { Trellis::new(states.trailing_zeros()) } else { None }
+    }
+
     /// Tools that the search may use.
     pub(crate) fn tools(&self) -> BTreeSet<Tool> {
         let mut tools = self.preset.tools();
@@ -384,6 +434,9 @@ pub(crate) fn problems(config: &Config) -> Vec<String> {
     range("allocate.rate.resident", a.rate.resident, 0.0, 1e6);
     range("evaluate.context", e.context as f64, 1.0, 1_048_576.0);
     range("evaluate.sequences", e.sequences as f64, 1.0, 1e9);
+    range("encode.damping", config.encode.damping, 0.0, 100.0);
+    range("encode.rounding", config.encode.rounding.into(), 0.0, 10.0);
+    range("calibrate.held_out", c.held_out as f64, 0.0, 1e6);
     for (i, &lambda) in a.lambdas.iter().enumerate() {
         range(&format!("allocate.lambdas[{i}]"), lambda, 1e-18, 1e3);
     }
@@ -415,6 +468,12 @@ pub(crate) fn problems(config: &Config) -> Vec<String> {
     if let (Some(tool), false) = (config.encode.with.iter().find(|t| t.is_experimental()), config.experimental) {
         require(false, &format!("encode.with has {}, which needs experimental: true", tool.name()));
     }
+    require(a.probes == Probes::None || c.held_out > 0, "allocate.probes needs calibrate.held_out of 1 or more");
+    let states = config.encode.states.unwrap_or(0);
+    require(
+        states == 0 || states.is_power_of_two() && (4..=256).contains(&states),
+        &format!("encode.states is {states}, expected 0, 4, 8, 16, 32, 64, 128 or 256"),
+    );
     require(!a.formats.is_empty(), "allocate.formats is empty, expected some of int4, int8, fp8, lossless");
     require(
         a.rate.storage + a.rate.resident > 0.0,

@@ -153,7 +153,7 @@ fn inspect_checkpoint(checkpoint: &Checkpoint) -> Result<String> {
         let slices: u64 = coded.header().slices.iter().map(|s| u64::from(s.0)).sum();
         kind.side_bytes += info.bytes - slices;
         let (bytes, tiles) = coded.decode().map_err(failed)?;
-        kind.usage.add(&Usage::of(&tiles));
+        kind.usage.add(&Usage::of(&tiles, coded.plan()));
         let side = coded.plan().tile;
         let across = info.shape[1].div_ceil(side);
         for (n, tile) in tiles.iter().enumerate() {

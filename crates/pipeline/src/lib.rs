@@ -11,6 +11,7 @@ mod make;
 mod original;
 mod packing;
 mod plan;
+mod probe;
 mod results;
 mod run;
 mod session;
@@ -18,6 +19,7 @@ mod sources;
 mod stages;
 mod sweep;
 mod training;
+mod tune;
 
 pub use compare::Comparison;
 pub use config::Config;

@@ -99,23 +99,26 @@ pub fn run(session: &Session, until: Until) -> Result<RunOutput> {
     if until >= Until::Allocate {
         let points = session.points(&calibration)?;
         artifacts.insert("points".into(), points.dir.clone());
+        let probes = session.probe(&calibration, &points)?;
+        if let Some(probes) = &probes {
+            artifacts.insert("probe".into(), probes.dir.clone());
+        }
         if until >= Until::Evaluate {
             base = Some(session.evaluate_base()?);
         }
         for &goal in &goals {
-            let allocation = session.allocate(&points, goal)?;
-            let mut one =
-                Made { summary: read_json(&allocation.path("summary.json"))?, encoded: None, evaluated: None };
-            if until >= Until::Encode {
-                let encoded = session.encode(&allocation)?;
-                if let Some(base) = &base {
-                    let evaluation = session.evaluate(base, &encoded)?;
-                    one.evaluated = Some(read_json(&evaluation.path("result.json"))?);
-                }
-                let sizes = read_json(&encoded.path("summary.json"))?;
-                one.encoded = Some((encoded, sizes));
+            if until < Until::Encode {
+                let allocation = session.allocate(&points, probes.as_ref(), goal)?;
+                let summary = read_json(&allocation.path("summary.json"))?;
+                made.push(Made { summary, encoded: None, evaluated: None });
+                continue;
             }
-            made.push(one);
+            let tuned = session.tune(&calibration, &points, probes.as_ref(), goal)?;
+            let evaluated = match &base {
+                Some(base) => Some(read_json(&session.evaluate(base, &tuned.encoded)?.path("result.json"))?),
+                None => None,
+            };
+            made.push(Made { summary: tuned.allocation, encoded: Some((tuned.encoded, tuned.sizes)), evaluated });
         }
     }
     made.sort_by(|a, b| b.summary.lambda.total_cmp(&a.summary.lambda));

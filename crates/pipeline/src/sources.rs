@@ -56,13 +56,16 @@ impl Source {
         Ok(Self { dir: fixture.model.clone(), commit: None, fixture: Some(fixture) })
     }
 
-    /// Windows for calibration, spread over the text.
-    pub fn calibration(&self, config: &Config, model: &ModelConfig) -> Result<Windows> {
+    /// Windows for calibration, spread over the text, and those held out among them.
+    pub fn calibration(&self, config: &Config, model: &ModelConfig) -> Result<(Windows, Windows)> {
         let c = &config.calibrate;
         let path = self.resolve(&c.text, |f| f.calibration.clone(), "calibrate.text")?;
         let (prefix, ids) = self.encode(&path, model.vocab)?;
         let sizes = (model.vocab, model.positions);
-        Ok(Windows::cut((&prefix, &ids), c.context, c.sequences, Layout::Spread, sizes, &path)?)
+        let wanted = c.sequences + c.held_out;
+        let all = Windows::cut((&prefix, &ids), c.context, wanted, Layout::Spread, sizes, &path)?;
+        let apart = c.held_out * all.rows.len() / wanted;
+        Ok(all.split(apart))
     }
 
     /// Windows for evaluation, from the start of the text, for a model of a vocabulary and a number of

@@ -17,6 +17,7 @@ use waterfill_model::{EMBEDDING, Model, Text, Windows, lm_head_name};
 
 use crate::config::{self, PolicyName};
 use crate::error::Result;
+use crate::probe::Probed;
 use crate::results::{AllocationSummary, Choice, Evaluation, TensorSummary, read_json, write_json};
 use crate::session::{Goal, Session};
 
@@ -45,7 +46,7 @@ impl Session<'_> {
     /// Sensitivities of all weights.
     pub(crate) fn calibrate(&self) -> Result<Artifact> {
         let c = &self.config.calibrate;
-        let windows = self.source.calibration(self.config, &self.model.config)?;
+        let (windows, _) = self.source.calibration(self.config, &self.model.config)?;
         let settings = calib::Settings {
             labels: match c.labels {
                 config::Labels::Sampled => calib::Labels::Sampled,
@@ -80,7 +81,7 @@ impl Session<'_> {
             "second_moment_block": c.second_moment_block, "second_moment_weighting": c.second_moment_weighting,
             "batch_tokens": BATCH_TOKENS, "device": self.device,
         });
-        let mut identity = self.identity("calibrate", 4, [("tokens", tokens_digest(windows))], settled);
+        let mut identity = self.identity("calibrate", 5, [("tokens", tokens_digest(windows))], settled);
         identity.seeds.insert("labels".into(), c.seed);
         identity
     }
@@ -118,8 +119,20 @@ impl Session<'_> {
                     let values = checkpoint.read_f32(name, &weight.1)?;
                     let dtype = checkpoint.dtype(name)?;
                     let unseen = if name == EMBEDDING { 0.5 / summary.tokens as f64 } else { 0.0 };
-                    let rules =
-                        alloc::PointRules { shards: rule, granularity, unseen, raise: raises[i], formats: &formats };
+                    let moment = match self.config.encode.feedback {
+                        true => sensitivities.second_moment(name)?,
+                        false => None,
+                    };
+                    let factor =
+                        moment.map(|m| alloc::Factor::new(&m, sensitivity.lookup_share(), self.config.encode.damping));
+                    let rules = alloc::PointRules {
+                        shards: rule,
+                        granularity,
+                        unseen,
+                        raise: raises[i],
+                        formats: &formats,
+                        factor: factor.as_ref(),
+                    };
                     let points = alloc::measure_points(&values, dtype, &sensitivity, &rules);
                     Ok(points.write(path)?)
                 })?;
@@ -133,11 +146,13 @@ impl Session<'_> {
 
     pub(crate) fn points_identity(&self, calibration: String) -> Identity {
         let a = &self.config.allocate;
+        let e = &self.config.encode;
         let settled = serde_json::json!({
+            "feedback": e.feedback.then_some(e.damping),
             "shard_rule": a.shard_rule, "granularity": a.granularity, "sensitivity_floor": a.sensitivity_floor,
             "float_formats": self.formats().iter().filter(|f| f.minifloat().is_some()).map(|f| f.name()).collect::<Vec<_>>(),
         });
-        self.identity("points", 2, [("calibrate", calibration)], settled)
+        self.identity("points", 5, [("calibrate", calibration)], settled)
     }
 
     /// Formats that tiles may have.
@@ -159,13 +174,17 @@ impl Session<'_> {
             floors.push(alloc::Floor::new(&floor.pattern, floor.at_least.in_codec())?);
         }
         let rate = alloc::RateWeights { storage: a.rate.storage, resident: a.rate.resident };
-        Ok(alloc::Policy { formats: self.formats(), floors, margin: a.margin, rate })
+        Ok(alloc::Policy { formats: self.formats(), floors, margin: a.margin, rate, corrections: BTreeMap::new() })
     }
 
     /// One allocation.
-    pub(crate) fn allocate(&self, points: &Artifact, goal: Goal) -> Result<Artifact> {
-        self.stage(&goal.label(), &self.allocation_identity(points.digest(), goal), |work| {
-            let policy = self.policy()?;
+    pub(crate) fn allocate(&self, points: &Artifact, probes: Option<&Artifact>, goal: Goal) -> Result<Artifact> {
+        let probed = probes.map(Artifact::digest);
+        self.stage(&goal.label(), &self.allocation_identity(points.digest(), probed, goal), |work| {
+            let mut policy = self.policy()?;
+            if let Some(probes) = probes {
+                policy.corrections = read_json::<Probed>(&probes.path("probes.json"))?.corrections;
+            }
             let index: Vec<(String, String)> = read_json(&points.path("index.json"))?;
             let files: Vec<(String, PathBuf)> = index.into_iter().map(|(n, f)| (n, points.path(&f))).collect();
             let overhead = overhead(self.model.checkpoint(), &files);
@@ -190,19 +209,36 @@ impl Session<'_> {
         })
     }
 
-    pub(crate) fn allocation_identity(&self, points: String, goal: Goal) -> Identity {
+    pub(crate) fn allocation_identity(&self, points: String, probed: Option<String>, goal: Goal) -> Identity {
         let a = &self.config.allocate;
         let settled = serde_json::json!({
             "goal": goal, "formats": a.formats, "policy": a.policy, "floors": a.floors, "margin": a.margin, "rate": a.rate,
         });
-        self.identity("allocate", 2, [("points", points)], settled)
+        let mut identity = self.identity("allocate", 2, [("points", points)], settled);
+        identity.inputs.extend(probed.map(|digest| ("probes".to_string(), digest)));
+        identity
     }
 
     /// The tuned checkpoint of an allocation, in `checkpoint/` of the artifact.
-    pub(crate) fn encode(&self, allocation: &Artifact) -> Result<Artifact> {
+    pub(crate) fn encode(&self, calibration: &Artifact, allocation: &Artifact) -> Result<Artifact> {
+        let e = &self.config.encode;
         self.stage("encode", &self.encoding_identity(allocation.digest()), |work| {
             let map = alloc::Allocation::open(&allocation.path("allocation.safetensors"))?;
-            let options = waterfill_encode::EncodeOptions { tools: self.config.encode.tools(), widen: self.widen() };
+            let feedback = match e.feedback {
+                true => Some(waterfill_encode::Feedback {
+                    sensitivities: calib::Sensitivities::open(&calibration.dir)?,
+                    damping: e.damping,
+                    trellis: e.trellis(),
+                    rounding: e.rounding,
+                }),
+                false => None,
+            };
+            let options = waterfill_encode::EncodeOptions {
+                tools: e.tools(),
+                widen: self.widen(),
+                escape: self.escape(),
+                feedback,
+            };
             let summary = waterfill_encode::encode(self.model.checkpoint(), &map, &options, work, self.console)?;
             write_json(&work.path("summary.json"), &summary)
         })
@@ -214,14 +250,21 @@ impl Session<'_> {
         a.rate.resident == 0.0 && a.formats.contains(&config::Format::Int8)
     }
 
-    pub(crate) fn encoding_identity(&self, allocation: String) -> Identity {
-        let settled = serde_json::json!({
-            "bitstream": waterfill_checkpoint::VERSION, "tools": self.config.encode.tools(), "widen": self.widen(),
-        });
-        self.identity("encode", 8, [("allocate", allocation)], settled)
+    /// Tiles may become lossless where that is allowed and memory has no price.
+    fn escape(&self) -> bool {
+        let a = &self.config.allocate;
+        a.rate.resident == 0.0 && a.formats.contains(&config::Format::Lossless)
     }
 
-    fn evaluation_config(&self) -> serde_json::Value {
+    pub(crate) fn encoding_identity(&self, allocation: String) -> Identity {
+        let settled = serde_json::json!({
+            "bitstream": waterfill_checkpoint::VERSION, "encode": self.config.encode, "widen": self.widen(),
+            "escape": self.escape(),
+        });
+        self.identity("encode", 9, [("allocate", allocation)], settled)
+    }
+
+    pub(crate) fn evaluation_config(&self) -> serde_json::Value {
         let m = self.config.evaluate.multiple_choice.as_ref();
         serde_json::json!({
             "context": self.config.evaluate.context, "shots": m.map(|m| m.shots), "scoring": m.map(|m| m.scoring), "batch_tokens": BATCH_TOKENS,

@@ -87,7 +87,7 @@ pub fn encode_searched(
 const SLICES: usize = 64;
 
 /// Codes the slices of a tensor side by side.
-fn encode_parallel(
+pub(crate) fn encode_parallel(
     mut encoder: TensorEncoder,
     samples_of: impl Fn(&SlicePlan) -> Result<Vec<i32>> + Sync,
 ) -> Result<Vec<u8>> {
@@ -123,7 +123,7 @@ fn search_tensor(plan: &mut TensorPlan, input: &SearchInput) -> Result<Vec<i16>>
 }
 
 /// Samples of a slice: what the search chose, patterns where the tile is lossless.
-fn slice_samples(plan: &TensorPlan, slice: &SlicePlan, weights: &[f32], samples: &[i16]) -> Vec<i32> {
+pub(crate) fn slice_samples(plan: &TensorPlan, slice: &SlicePlan, weights: &[f32], samples: &[i16]) -> Vec<i32> {
     let mut out: Vec<i32> = samples[span(plan, &slice.rows)].iter().map(|&s| s.into()).collect();
     for (n, _) in slice.tiles.iter().enumerate().filter(|(_, t)| t.format == Format::Lossless) {
         let (rows, cols) = slice.tile_range(n);

@@ -2,15 +2,15 @@
 
 use std::collections::BTreeMap;
 
-use waterfill_codec::{Kind, Predictor, TilePlan};
+use waterfill_codec::{Kind, Predictor, TensorPlan, TilePlan};
 
 /// Numbers of tiles by what they use.
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Usage(pub BTreeMap<String, u64>);
 
 impl Usage {
-    /// Counts tiles.
-    pub fn of(tiles: &[TilePlan]) -> Self {
+    /// Counts the tiles of a plan, whose own are not looked at.
+    pub fn of(tiles: &[TilePlan], plan: &TensorPlan) -> Self {
         let mut usage = Self::default();
         for tile in tiles {
             usage.count("tiles");
@@ -47,6 +47,9 @@ impl Usage {
             }
             if tile.coarse > 0 {
                 usage.count("coarse");
+            }
+            if plan.parameters.trellis.is_some() && tile.kind == Kind::Coded && tile.transform.is_identity() {
+                usage.count("trellis");
             }
         }
         usage

@@ -1,0 +1,158 @@
+//! Quantisation with error feedback: how far above the Shannon bound it is on a Gaussian source, and how
+//! fast.
+
+use std::time::Instant;
+
+use faer::linalg::matmul::matmul;
+use faer::{Accum, Mat, Par};
+use ndarray::Array2;
+use rayon::prelude::*;
+use serde::Serialize;
+use waterfill_allocate::{Factor, Importance, PlannedWeight};
+use waterfill_calibrate::SecondMomentMatrix;
+use waterfill_codec::{CodecError, CodedTensor, Dtype, Format, Lambda, TensorPlan, TilePlan, Trellis};
+use waterfill_encode::feedback::{FeedbackInput, FeedbackOptions, encode_with_feedback, quantize_with_feedback};
+
+use crate::source;
+
+/// Log2 of the states that are compared; `None` rounds every level alone.
+const STATES: [Option<u32>; 6] = [None, Some(2), Some(3), Some(4), Some(5), Some(8)];
+/// Rates that are aimed at, bits per weight.
+const RATES: [f64; 3] = [2.0, 3.0, 4.0];
+/// Mean squared error over the bound's at which the price is set.
+const AIMED: f64 = 1.1;
+/// Price of bits that levels are chosen by, over the slope: on independent Gaussians all of it.
+const ROUNDING: f32 = 1.0;
+
+/// One quantiser at one rate.
+#[derive(Debug, Clone, Serialize)]
+pub struct GaussianPoint {
+    /// States of the trellis; 0 for scalar rounding.
+    pub states: usize,
+    /// Whole coded tensor over its weights.
+    pub bits_per_weight: f64,
+    /// Mean squared error of the decoded tensor over 2^(-2 bits), dB.
+    pub gap_db: f64,
+}
+
+/// Speed of one kind of quantisation, medians.
+#[derive(Debug, Clone, Serialize)]
+pub struct QuantizerSpeed {
+    /// States of the trellis; 0 for scalar rounding.
+    pub states: usize,
+    /// Weights a second on one core, a whole tensor coded, its factor included.
+    pub weights_per_second: f64,
+    /// The same on two.
+    pub two_thread_speedup: f64,
+}
+
+/// What was measured.
+#[derive(Debug, Clone, Serialize)]
+pub struct QuantizerBench {
+    /// Gaps on independent Gaussians.
+    pub gaussian: Vec<GaussianPoint>,
+    /// Side of the matrix.
+    pub side: usize,
+    /// Products of feedback, operations a second on two cores, everything but the factor in their time.
+    pub feedback_gflops: f64,
+    /// Slowest and fastest over the median.
+    pub feedback_spread: [f64; 2],
+    /// Matrix products alone in the same run.
+    pub product_gflops: f64,
+    /// Whole tensors.
+    pub speed: Vec<QuantizerSpeed>,
+}
+
+fn options(states: Option<u32>, damping: f64) -> FeedbackOptions {
+    FeedbackOptions { trellis: states.and_then(Trellis::new), rounding: ROUNDING, widen: true, escape: false, damping }
+}
+
+/// Standard Gaussians, all as important as another.
+fn planned(side: usize, bits: f64) -> PlannedWeight {
+    let tile = TilePlan { format: Format::Int8, ..TilePlan::default() };
+    let plan = TensorPlan { spread_base: 0, ..TensorPlan::uniform(Dtype::F32, side, side, tile) };
+    let importance =
+        Importance { tiles: vec![1.0; plan.tiles.len()], rows: vec![1.0; side], cols: vec![1.0; side], lookup: vec![] };
+    let error = AIMED * (-2.0 * bits).exp2();
+    PlannedWeight { plan, importance, price: Lambda(error * 2.0 * std::f64::consts::LN_2), narrow: false }
+}
+
+/// Measures everything on matrices of `side` by `side`.
+///
+/// # Errors
+/// None unless the codec fails on what it wrote itself.
+pub fn bench_quantizer(side: usize, repeats: usize) -> Result<QuantizerBench, CodecError> {
+    let weights: Vec<f32> = source::Gaussians::new(4).take(side * side).map(|g| g as f32).collect();
+    let mut gaussian = Vec::new();
+    for states in STATES {
+        for bits in RATES {
+            let coded = encode_with_feedback(&planned(side, bits), &weights, None, &options(states, 0.0))?;
+            let (decoded, _) = CodedTensor::parse(&coded)?.decode()?;
+            let value = |b: &[u8]| f64::from(f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
+            let squares = decoded.chunks_exact(4).zip(&weights).map(|(b, &w)| (value(b) - f64::from(w)).powi(2));
+            let error = squares.sum::<f64>() / weights.len() as f64;
+            let bits_per_weight = coded.len() as f64 * 8.0 / weights.len() as f64;
+            let gap_db = 10.0 * (error.log10() + 2.0 * bits_per_weight * 2f64.log10());
+            gaussian.push(GaussianPoint { states: states.map_or(0, |s| 1 << s), bits_per_weight, gap_db });
+        }
+    }
+    let moment = correlated(side);
+    let (feedback_gflops, feedback_spread, product_gflops) = feedback_rate(side, repeats, &weights, &moment)?;
+    let weight = planned(side, 3.0);
+    let mut speed = Vec::new();
+    for states in [None, Some(3), Some(8)] {
+        let seconds = [1, 2].map(|threads| {
+            let coded = || encode_with_feedback(&weight, &weights, Some(&moment), &options(states, 0.01));
+            // Tensors are coded side by side as far as there are cores.
+            let start = Instant::now();
+            crate::pool(threads).install(|| (0..threads).into_par_iter().for_each(|_| drop(coded())));
+            start.elapsed().as_secs_f64() / threads as f64
+        });
+        speed.push(QuantizerSpeed {
+            states: states.map_or(0, |s| 1 << s),
+            weights_per_second: (side * side) as f64 / seconds[0],
+            two_thread_speedup: seconds[0] / seconds[1],
+        });
+    }
+    Ok(QuantizerBench { gaussian, side, feedback_gflops, feedback_spread, product_gflops, speed })
+}
+
+/// A second moment whose neighbours are correlated.
+fn correlated(side: usize) -> SecondMomentMatrix {
+    let h = Array2::from_shape_fn((side, side), |(i, j)| 0.95f32.powi(i.abs_diff(j).min(200) as i32));
+    SecondMomentMatrix::from_dense(&h)
+}
+
+/// Operations a second of quantisation with feedback and scalar rounding, its spread, and those of a
+/// product of the same shape; billions.
+fn feedback_rate(
+    side: usize,
+    repeats: usize,
+    weights: &[f32],
+    moment: &SecondMomentMatrix,
+) -> Result<(f64, [f64; 2], f64), CodecError> {
+    let factor = Factor::new(moment, 0.0, 0.01);
+    let weight = planned(side, 3.0);
+    let mut plan = weight.plan.clone();
+    plan.step_base = -12;
+    let input = FeedbackInput { plan: &plan, weights, importance: &weight.importance, factor: &factor, price: 0.0 };
+    let (a, b) = (Mat::<f32>::from_fn(side / 2, side, |i, j| (i + j) as f32), Mat::<f32>::full(side, side, 0.5));
+    let mut products = [(); 2].map(|()| Mat::<f32>::zeros(side / 2, side));
+    let mut failed = None;
+    let pool = crate::pool(2);
+    let timings = crate::time_together(
+        repeats,
+        &mut [&mut || pool.install(|| failed = quantize_with_feedback(&input).err()), &mut || {
+            pool.install(|| {
+                products.par_iter_mut().for_each(|c| {
+                    matmul(c.as_mut(), Accum::Replace, a.as_ref(), b.as_ref(), 1.0, Par::Seq);
+                });
+            });
+        }],
+    );
+    failed.map_or(Ok(()), Err)?;
+    let cube = (side as f64).powi(3) / 1e9;
+    let t = &timings[0];
+    // Half of the matrix is zeros: a multiplication and an addition for each of the others.
+    Ok((cube / t.median, [t.slowest / t.median, t.fastest / t.median], 2.0 * cube / timings[1].median))
+}

@@ -1,0 +1,107 @@
+//! Quantisation with error feedback: columns are decided one after the other, each towards its weights
+//! less what the errors of the columns before it make of them (see [`waterfill_allocate::Factor`]), and
+//! inside a column either every level alone or a path through a trellis.
+
+mod column;
+mod loss;
+mod steps;
+mod tensor;
+mod viterbi;
+
+use std::ops::Range;
+
+use faer::linalg::matmul::matmul;
+use faer::{Accum, MatMut, MatRef, Par};
+use rayon::prelude::*;
+use waterfill_allocate::{Factor, Importance};
+use waterfill_codec::{Result, TensorPlan, on_this_machine};
+
+use column::ColumnCoder;
+pub use loss::QuadraticLoss;
+pub use tensor::{FeedbackOptions, encode_with_feedback};
+pub use viterbi::{PathSearch, Sample};
+
+/// Columns whose feedback is one matrix product.
+const BLOCK: usize = 64;
+
+/// What is quantised.
+pub struct FeedbackInput<'a> {
+    /// Formats, steps, scales, spreads; a trellis or none.
+    pub plan: &'a TensorPlan,
+    /// Row-major weights, exact values of the plan's type.
+    pub weights: &'a [f32],
+    /// What errors cost.
+    pub importance: &'a Importance,
+    /// How errors spread.
+    pub factor: &'a Factor,
+    /// Nats for a bit where levels are chosen; zero rounds to the nearest.
+    pub price: f32,
+}
+
+/// Samples of the tensor, row-major: levels and codes; those of lossless tiles are zero. Rows do not
+/// depend on each other, so slices are quantised side by side.
+///
+/// # Errors
+/// Scales out of range.
+pub fn quantize_with_feedback(input: &FeedbackInput) -> Result<Vec<i16>> {
+    let plan = input.plan;
+    let slices = (0..plan.slices()).into_par_iter().map(|n| quantize_rows(input, plan.slice_range(n)));
+    Ok(slices.collect::<Result<Vec<_>>>()?.concat())
+}
+
+fn quantize_rows(input: &FeedbackInput, rows: Range<usize>) -> Result<Vec<i16>> {
+    let (cols, count) = (input.plan.cols, rows.len());
+    let weights = &input.weights[rows.start * cols..rows.end * cols];
+    let mut coder = ColumnCoder::new(input, rows)?;
+    // Column by column: what was made of a weight less the weight.
+    let mut errors = vec![0.0f32; count * cols];
+    let mut samples = vec![0i16; count * cols];
+    let mut targets = vec![0.0f32; count * BLOCK];
+    for first in (0..cols).step_by(BLOCK) {
+        let width = BLOCK.min(cols - first);
+        for (j, target) in targets.chunks_exact_mut(count).take(width).enumerate() {
+            target.iter_mut().zip(weights.chunks_exact(cols)).for_each(|(t, row)| *t = row[first + j]);
+        }
+        let mut at = first;
+        // A block of columns may lie in several diagonal blocks of the factor.
+        while at < first + width {
+            let Some((range, upper)) = input.factor.block(at) else {
+                for col in at..first + width {
+                    let target = &targets[(col - first) * count..][..count];
+                    coder.column(col, target, weights, &mut errors[col * count..][..count], &mut samples);
+                }
+                break;
+            };
+            let (side, end) = (range.len(), range.end.min(first + width));
+            let before = at - range.start;
+            if before > 0 {
+                let into = &mut targets[(at - first) * count..(end - first) * count];
+                matmul(
+                    MatMut::from_column_major_slice_mut(into, count, end - at),
+                    Accum::Add,
+                    MatRef::from_column_major_slice(&errors[range.start * count..at * count], count, before),
+                    MatRef::from_row_major_slice(&upper[..before * side], before, side)
+                        .get(.., before..before + end - at),
+                    -1.0f32,
+                    Par::Seq,
+                );
+            }
+            for col in at..end {
+                let (target, rest) = targets[(col - first) * count..].split_at_mut(count);
+                let error = &mut errors[col * count..][..count];
+                coder.column(col, target, weights, error, &mut samples);
+                let factors = &upper[(col - range.start) * side..][col + 1 - range.start..end - range.start];
+                on_this_machine(
+                    #[inline(always)]
+                    || {
+                        for (later, &factor) in rest.chunks_exact_mut(count).zip(factors) {
+                            later.iter_mut().zip(&*error).for_each(|(t, e)| *t -= e * factor);
+                        }
+                    },
+                );
+            }
+            at = end;
+        }
+    }
+    Ok(samples)
+}

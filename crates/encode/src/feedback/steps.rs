@@ -1,0 +1,119 @@
+//! Steps at the water level: what every weight may lose at the price of a bit.
+
+use waterfill_allocate::{Importance, water_fill};
+use waterfill_codec::scale::{UNIT, scale};
+use waterfill_codec::{Format, Lambda, TensorPlan};
+
+/// Mean squared error of a scalar quantiser in squared steps, and of a trellis in those of its union
+/// quantiser.
+const SCALAR_ERROR: f64 = 1.0 / 12.0;
+const TRELLIS_ERROR: f64 = 0.275;
+/// Eighths of an octave between steps of the same error: 8 log2(sqrt(0.275 * 12)).
+const UNION_STEP: i32 = 7;
+/// Levels that a plane of eight bits, or of four, holds with room for what feedback adds to the weights.
+const PEAK: f32 = 120.0;
+const PEAK_INT4: f32 = 7.0;
+/// Eighths of an octave that allocation's step must be below the water level's to hold: a floor did that.
+const FLOOR: i32 = 8;
+/// Quarter octaves by which a step may be too coarse: beyond, five bits more cost less than the error.
+const LOSSLESS: f32 = 6.0;
+/// Largest scale index of a tile, eighths of an octave.
+const LIMIT: f64 = 320.0;
+
+/// Loss of a weight at the water level, nats: where the slope of a Gaussian source's distortion over its
+/// rate, 2 ln 2 times the distortion, is the price (Cover & Thomas, 10.3).
+fn level(price: Lambda) -> f64 {
+    price.0 / (2.0 * std::f64::consts::LN_2)
+}
+
+/// Sets column scales and steps of a plan, whose tiles have formats and steps as allocated, so that
+/// every weight loses the same; a plan with a trellis then has planes of eight bits. Tiles whose range
+/// the planes do not hold get coarser steps, or become lossless where they may `escape` so. Returns what
+/// that costs as a share of the loss.
+pub fn set_steps(plan: &mut TensorPlan, importance: &Importance, price: Lambda, weights: &[f32], escape: bool) -> f64 {
+    let integer: Vec<usize> = (0..plan.tiles.len()).filter(|&n| plan.tiles[n].format.level_range().is_some()).collect();
+    if integer.is_empty() {
+        return 0.0;
+    }
+    let trellis = plan.parameters.trellis.is_some();
+    let allocated: Vec<i32> = plan.tiles.iter().map(|t| plan.step_base + UNIT * i32::from(t.step)).collect();
+    if !plan.col_scale.is_empty() {
+        let cols: Vec<f64> = importance.cols.iter().map(|&c| c.into()).collect();
+        plan.col_scale = water_fill(&cols, plan.rows);
+    }
+    let error = if trellis { TRELLIS_ERROR } else { SCALAR_ERROR };
+    let log_tiles = integer.iter().map(|&n| f64::from(importance.tiles[n]).max(1e-30).log2());
+    let log_tile = log_tiles.sum::<f64>() / integer.len() as f64;
+    let left = LeftToTiles::new(plan, importance);
+    // Eighths of an octave of the step, half of log2 of its square.
+    let wanted = |n: usize| {
+        let index = 4.0 * ((level(price) / error).log2() - log_tile - left.log2(n));
+        index.clamp(-LIMIT, LIMIT).round() as i32
+    };
+    let mean = integer.iter().map(|&n| i64::from(wanted(n))).sum::<i64>().div_euclid(integer.len() as i64) as i32;
+    let spread = plan.spread_base + plan.step_base.div_euclid(2);
+    plan.step_base = mean;
+    plan.spread_base = spread - mean.div_euclid(2);
+    let mut added = 0.0;
+    for &n in &integer {
+        let floor = allocated[n] - if trellis { UNION_STEP } else { 0 };
+        let index = if floor + FLOOR < wanted(n) { floor } else { wanted(n) };
+        let tile = &mut plan.tiles[n];
+        tile.step = (f64::from(index - mean) / f64::from(UNIT)).round() as i16;
+        tile.format = if trellis { Format::Int8 } else { tile.format };
+        let peak_level = if plan.tiles[n].format == Format::Int8 { PEAK } else { PEAK_INT4 };
+        let excess = (4.0 * (peak(plan, n, weights) / peak_level).log2()).ceil().max(0.0);
+        if escape && excess > LOSSLESS {
+            plan.tiles[n].format = Format::Lossless;
+        } else {
+            plan.tiles[n].step += excess as i16;
+        }
+        added += f64::from((excess.min(LOSSLESS) / 2.0).exp2() - 1.0);
+    }
+    added / integer.len() as f64
+}
+
+/// Importance that row and column scales, which end at three octaves, leave to steps of tiles.
+struct LeftToTiles {
+    rows: Vec<f64>,
+    cols: Vec<f64>,
+}
+
+impl LeftToTiles {
+    fn new(plan: &TensorPlan, importance: &Importance) -> Self {
+        let means = |by: &[f32], scales: &[i8]| {
+            let left =
+                |(i, &v): (usize, &f32)| f64::from(v) * (f64::from(scales.get(i).copied().unwrap_or(0)) / 2.0).exp2();
+            let left: Vec<f64> = by.iter().enumerate().map(left).collect();
+            left.chunks(plan.tile).map(|part| part.iter().sum::<f64>() / part.len() as f64).collect()
+        };
+        Self { rows: means(&importance.rows, &plan.row_scale), cols: means(&importance.cols, &plan.col_scale) }
+    }
+
+    fn log2(&self, n: usize) -> f64 {
+        let across = self.cols.len();
+        (self.rows[n / across] * self.cols[n % across]).max(1e-30).log2()
+    }
+}
+
+/// Largest weight of a tile in steps.
+fn peak(plan: &TensorPlan, n: usize, weights: &[f32]) -> f32 {
+    let (rows, cols) = plan.tile_range(n);
+    let tile = &plan.tiles[n];
+    let at = |row: usize, col: usize| weights[row * plan.cols + col].abs() / scale(plan.scale_index(tile, row, col));
+    rows.flat_map(|row| cols.clone().map(move |col| (row, col))).fold(0.0, |m, (row, col)| at(row, col).max(m))
+}
+
+/// What every weight may lose over what it would lose on average by being erased.
+pub fn relative_level(plan: &TensorPlan, importance: &Importance, price: Lambda, weights: &[f32]) -> f64 {
+    let across = plan.tiles_across();
+    let mut sum = 0.0;
+    for (row, line) in weights.chunks_exact(plan.cols).enumerate() {
+        let tiles = &importance.tiles[row / plan.tile * across..][..across];
+        let squares = line.iter().zip(&importance.cols).enumerate();
+        let of_row: f64 = squares.map(|(j, (w, c))| f64::from(w * w * c * tiles[j / plan.tile])).sum();
+        sum += of_row * f64::from(importance.rows[row]);
+    }
+    let mean = sum / (plan.rows * plan.cols).max(1) as f64;
+    level(price) / mean.max(f64::MIN_POSITIVE)
+}

@@ -1,0 +1,100 @@
+//! A whole tensor with error feedback: from a plan as allocated to bytes.
+
+use waterfill_allocate::{Factor, Importance, PlannedWeight};
+use waterfill_calibrate::SecondMomentMatrix;
+use waterfill_codec::{Format, Parameters, Result, TensorEncoder, TensorPlan, Trellis};
+
+use super::steps::{relative_level, set_steps};
+use super::{FeedbackInput, quantize_with_feedback};
+use crate::search::{encode_parallel, slice_samples};
+
+/// Share of predicted loss that the range of planes may add before a trellis, whose steps are finer,
+/// gives way to scalar rounding.
+const HELD_BACK: f64 = 0.25;
+
+/// How a tensor is quantised.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct FeedbackOptions {
+    /// The trellis, if any.
+    pub trellis: Option<Trellis>,
+    /// Share of the price of bits that levels are chosen by.
+    pub rounding: f32,
+    /// Whether planes may be wider than the format that allocation chose.
+    pub widen: bool,
+    /// Whether tiles may be lossless.
+    pub escape: bool,
+    /// Share of the mean of a second moment's diagonal that is added to it.
+    pub damping: f64,
+}
+
+/// Codes a weight as allocated.
+///
+/// # Errors
+/// As [`TensorEncoder`].
+pub fn encode_with_feedback(
+    weight: &PlannedWeight,
+    weights: &[f32],
+    moment: Option<&SecondMomentMatrix>,
+    options: &FeedbackOptions,
+) -> Result<Vec<u8>> {
+    let importance = &weight.importance;
+    let mut plan = weight.plan.clone();
+    // A source of finite variance is worth the same as damping by the level of the water.
+    let damping = options.damping + relative_level(&plan, importance, weight.price, weights);
+    let factor = match moment {
+        Some(moment) => Factor::new(moment, importance.lookup_share(), damping),
+        None => Factor::diagonal(importance.cols.clone()),
+    };
+    let cols = importance.cols.iter().enumerate().map(|(j, &c)| c * factor.share(j) as f32);
+    let importance = Importance { cols: cols.collect(), ..importance.clone() };
+    plan.parameters.trellis = options.trellis.filter(|_| options.widen);
+    let allocated = plan.clone();
+    let held_back = set_steps(&mut plan, &importance, weight.price, weights, options.escape);
+    if plan.parameters.trellis.is_some() && held_back > HELD_BACK {
+        plan = TensorPlan { parameters: Parameters { trellis: None, ..plan.parameters }, ..allocated };
+        set_steps(&mut plan, &importance, weight.price, weights, options.escape);
+    }
+    let price = weight.price.0 as f32 * options.rounding;
+    let quantize = |plan: &TensorPlan| {
+        quantize_with_feedback(&FeedbackInput { plan, weights, importance: &importance, factor: &factor, price })
+    };
+    let mut samples = quantize(&plan)?;
+    let change = spread_change(&plan, &samples);
+    if change != 0 {
+        plan.spread_base += change;
+        samples = quantize(&plan)?;
+    }
+    if weight.narrow {
+        narrow(&mut plan, &samples);
+    }
+    encode_parallel(TensorEncoder::of_weights(&plan, weights)?, |slice| {
+        Ok(slice_samples(&plan, slice, weights, &samples))
+    })
+}
+
+/// Gives tiles whose levels fit into four bits the format that holds them so: a runtime's memory.
+fn narrow(plan: &mut TensorPlan, samples: &[i16]) {
+    for n in 0..plan.tiles.len() {
+        let (rows, cols) = plan.tile_range(n);
+        let mut levels = rows.flat_map(|row| &samples[row * plan.cols..][cols.clone()]);
+        if plan.tiles[n].format == Format::Int8 && levels.all(|l| (-8..=7).contains(l)) {
+            plan.tiles[n].format = Format::Int4;
+        }
+    }
+}
+
+/// Quarter octaves by which levels are wider than their spreads say.
+fn spread_change(plan: &TensorPlan, samples: &[i16]) -> i32 {
+    let (mut sum, mut count) = (0.0f64, 0.0f64);
+    for (n, tile) in plan.tiles.iter().enumerate().filter(|(_, t)| t.format.level_range().is_some()) {
+        let (rows, cols) = plan.tile_range(n);
+        for row in rows {
+            for col in cols.clone() {
+                let spread = plan.spread(tile, row, col) - plan.row_col_scale(row, col) - i32::from(tile.step);
+                sum += f64::from(samples[row * plan.cols + col]).powi(2) * (-f64::from(spread) / 2.0).exp2();
+                count += 1.0;
+            }
+        }
+    }
+    if sum > 0.0 { (2.0 * (sum / count).log2()).round().clamp(-40.0, 40.0) as i32 } else { 0 }
+}

@@ -1,0 +1,64 @@
+//! From a goal to a tuned checkpoint: at a lambda in one go, for a size in several.
+
+use waterfill_artifacts::Artifact;
+use waterfill_encode::EncodeSummary;
+
+use crate::error::Result;
+use crate::results::{AllocationSummary, read_json};
+use crate::session::{Goal, Session};
+
+/// Relative distance to a size at which the search ends.
+const TOLERANCE: f64 = 1e-3;
+/// Checkpoints that are coded for one size, at most.
+const ROUNDS: usize = 8;
+
+/// A tuned checkpoint with its allocation.
+pub(crate) struct Tuned {
+    pub allocation: AllocationSummary,
+    pub encoded: Artifact,
+    pub sizes: EncodeSummary,
+}
+
+impl Session<'_> {
+    /// Allocates and codes. What error feedback and its trellis make of a size is not known before, so
+    /// that a wanted size is met by coding at one lambda after the other: the nearest is kept.
+    pub(crate) fn tune(
+        &self,
+        calibration: &Artifact,
+        points: &Artifact,
+        probes: Option<&Artifact>,
+        goal: Goal,
+    ) -> Result<Tuned> {
+        let at = |goal: Goal| -> Result<Tuned> {
+            let allocation = self.allocate(points, probes, goal)?;
+            let encoded = self.encode(calibration, &allocation)?;
+            let sizes = read_json(&encoded.path("summary.json"))?;
+            Ok(Tuned { allocation: read_json(&allocation.path("summary.json"))?, encoded, sizes })
+        };
+        let mut best = at(goal)?;
+        let (Goal::Bytes(wanted), true) = (goal, self.config.encode.feedback) else { return Ok(best) };
+        let distance = |tuned: &Tuned| tuned.sizes.bytes as f64 / wanted as f64 - 1.0;
+        // Half a bit a weight for a factor of two.
+        let slope = best.sizes.weights as f64 / wanted as f64 / (16.0 * std::f64::consts::LN_2);
+        let mut last = (best.allocation.lambda.ln(), distance(&best));
+        // Logarithms of lambdas whose files are too large, and too small, with their distances.
+        let mut bracket: [Option<(f64, f64)>; 2] = [None, None];
+        for _ in 1..ROUNDS {
+            if distance(&best).abs() < TOLERANCE {
+                break;
+            }
+            bracket[usize::from(last.1 < 0.0)] = Some(last);
+            let next = match bracket {
+                [Some((low, above)), Some((high, below))] => low + (high - low) * above / (above - below),
+                _ => last.0 + last.1 / slope,
+            };
+            let tuned = at(Goal::Lambda(next.exp()))?;
+            last = (next, distance(&tuned));
+            if last.1.abs() < distance(&best).abs() {
+                best = tuned;
+            }
+        }
+        best.allocation.target_bytes = Some(wanted);
+        Ok(best)
+    }
+}
