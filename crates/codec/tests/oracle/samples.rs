@@ -8,6 +8,8 @@ struct Streams<'a> {
     escapes: Fields<'a>,
     bits: Fields<'a>,
     symbols: Lanes<'a>,
+    /// Trellis state of every column.
+    states: Vec<i32>,
 }
 
 /// Samples of the rows `top..bottom` from the streams escapes, bits and symbols.
@@ -16,9 +18,9 @@ pub fn read(t: &Tensor, tiles: &[Tile], (top, bottom): (usize, usize), streams: 
         escapes: Fields::new(streams[0]),
         bits: Fields::new(streams[1]),
         symbols: Lanes::new(streams[2], t.lanes),
+        states: vec![0; t.cols],
     };
     let mut samples = vec![vec![0i32; t.cols]; bottom - top];
-    let mut states = vec![0; t.cols];
     let band = t.side().max(32);
     for first in (top..bottom).step_by(band) {
         for left in (0..t.cols).step_by(t.side()) {
@@ -38,8 +40,7 @@ pub fn read(t: &Tensor, tiles: &[Tile], (top, bottom): (usize, usize), streams: 
                         }
                     };
                     let neighbours = (i64::from(before(1)), i64::from(before(2)));
-                    samples[row - top][col] =
-                        sample(t, tile, row, col, (top, bottom), neighbours, &mut states[col], &mut s);
+                    samples[row - top][col] = sample(t, tile, row, col, (top, bottom), neighbours, &mut s);
                 }
             }
         }
@@ -57,7 +58,6 @@ fn sample(
     col: usize,
     (top, bottom): (usize, usize),
     (p, q): (i64, i64),
-    state: &mut i32,
     s: &mut Streams,
 ) -> i32 {
     let spread = t.spread_base + tile.spread + t.row_spread[row] + t.col_spread[col];
@@ -108,12 +108,13 @@ fn sample(
             if t.trellis == 0 || transformed {
                 return level((spread + 12).clamp(0, 40) as usize, row, col, s);
             }
-            let (class, parity) = ((spread + 8).clamp(0, 40) as usize, *state & 1);
+            let state = s.states[col];
+            let (class, parity) = ((spread + 8).clamp(0, 40) as usize, state & 1);
             let index = if parity == 0 { level(class, row, col, s) } else { odd_index(class, row, col, s) };
             let level = (2 * index + parity).clamp(-(1 << 14), 1 << 14);
             let h0 = [2, 5, 9, 18, 33, 78, 166][t.trellis - 2];
             let h1 = [1, 2, 2, 4, 10, 43, 121][t.trellis - 2];
-            *state = *state >> 1 ^ parity * h0 ^ (level >> 1 & 1) * h1;
+            s.states[col] = state >> 1 ^ parity * h0 ^ (level >> 1 & 1) * h1;
             level
         }
     }
