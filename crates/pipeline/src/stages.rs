@@ -214,7 +214,7 @@ impl Session<'_> {
         let settled = serde_json::json!({
             "goal": goal, "formats": a.formats, "policy": a.policy, "floors": a.floors, "margin": a.margin, "rate": a.rate,
         });
-        let mut identity = self.identity("allocate", 2, [("points", points)], settled);
+        let mut identity = self.identity("allocate", 3, [("points", points)], settled);
         identity.inputs.extend(probed.map(|digest| ("probes".to_string(), digest)));
         identity
     }
