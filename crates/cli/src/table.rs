@@ -84,6 +84,14 @@ pub fn render_sweep(output: &SweepOutput) -> String {
             line(format!("{}: {}", one.label, dir.join("report.html").display()));
         }
     }
+    if !output.reach.is_empty() {
+        line(format!("{:24}{:>12}{:>12}{:>12}{:>8}", "peer", "KL", "its bytes", "ours", "ratio"));
+    }
+    for reach in &output.reach {
+        let ours = reach.our_bytes.map_or("-".to_string(), |b| b.to_string());
+        let ratio = reach.ratio.map_or("-".to_string(), |r| format!("{r:.3}"));
+        line(format!("{:24}{:>12.6}{:>12}{ours:>12}{ratio:>8}", reach.peer, reach.peer_kl, reach.peer_bytes));
+    }
     let failed: Vec<_> = output.runs.iter().filter_map(|r| Some((&r.label, r.error.as_ref()?))).collect();
     if !failed.is_empty() {
         line(format!("{} of {} runs failed:", failed.len(), output.runs.len()));

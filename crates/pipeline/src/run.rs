@@ -40,7 +40,7 @@ pub struct BaseOutput {
 }
 
 /// One tuned checkpoint; measured fields are empty where a stage did not run.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Default, Serialize)]
 pub struct PointOutput {
     /// Nats of loss for one bit of the file.
     pub lambda: f64,

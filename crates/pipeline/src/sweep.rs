@@ -16,6 +16,7 @@ use crate::console::Console;
 use crate::error::{PipelineError, Result};
 use crate::estimate::{self, available_memory};
 use crate::load::{config_of, merge, merged};
+use crate::peers::{Peers, Reach};
 use crate::plan::{PlannedStage, plan};
 use crate::run::{RunOutput, run};
 use crate::session::Session;
@@ -38,6 +39,9 @@ pub struct SweepSection {
     /// theirs.
     #[serde(default)]
     pub over: Vec<String>,
+    /// File with results of other quantizers on the evaluation's tokens, relative to the working directory.
+    #[serde(default)]
+    pub peers: Option<String>,
     /// Memory that runs side by side may take, 10^9 bytes; three quarters of what is free if absent.
     #[serde(default)]
     pub memory_gb: Option<f64>,
@@ -68,6 +72,8 @@ pub struct Sweep {
     pub memory: u64,
     /// Most runs side by side.
     pub parallel: usize,
+    /// Results of other quantizers.
+    pub peers: Option<Peers>,
 }
 
 /// The object that `sweep --json` prints.
@@ -77,6 +83,8 @@ pub struct SweepOutput {
     pub sweep: String,
     /// Every run, in order.
     pub runs: Vec<SweepRunOutput>,
+    /// Our bytes at the KL of every peer, where the file names peers.
+    pub reach: Vec<Reach>,
 }
 
 /// One run's outcome.
@@ -194,12 +202,20 @@ pub fn load_sweep(path: &Path) -> Result<Sweep> {
         }
         runs.push(SweepRun { label, settings: settings.clone(), config });
     }
+    let peers = section.peers.as_deref().map(|file| Peers::read(Path::new(file))).transpose()?;
+    if let Some(peers) = &peers {
+        for run in &runs {
+            let e = &run.config.evaluate;
+            peers.check(e.sequences, e.context).map_err(|e| failed(format!("run {}: {e}", run.label)))?;
+        }
+    }
     let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
     Ok(Sweep {
         name: path.file_stem().unwrap_or_default().to_string_lossy().into_owned(),
         runs,
         memory: section.memory_gb.map_or_else(|| available_memory() / 4 * 3, |gb| (gb * 1e9) as u64),
         parallel: section.parallel.unwrap_or(cores),
+        peers,
     })
 }
 
@@ -300,7 +316,9 @@ pub fn run_sweep(sweep: &Sweep, repair: bool, device: &str, console: &Console) -
         });
     }
     console.finish("");
-    SweepOutput { sweep: sweep.name.clone(), runs }
+    let measured = runs.iter().filter_map(|r| Some((r.label.as_str(), r.output.as_ref()?.points.as_slice())));
+    let reach = sweep.peers.as_ref().map_or(vec![], |peers| peers.reach(measured));
+    SweepOutput { sweep: sweep.name.clone(), runs, reach }
 }
 
 fn one_run(one: &SweepRun, store: &Store, device: &str, console: &Console, budget: &Budget) -> Result<RunOutput> {
