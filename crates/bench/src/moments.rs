@@ -32,6 +32,9 @@ pub struct MomentsBench {
     pub moved_most: f64,
     /// With diagonal blocks of a side.
     pub blocks: BTreeMap<usize, f64>,
+    /// Of output gradients, fed back over all rows, and from blocks of that many rows to the next, by
+    /// damping.
+    pub outputs: BTreeMap<String, f64>,
     /// Bytes of the moments' files, and of the same as f32 matrices.
     pub bytes: [u64; 2],
 }
@@ -46,6 +49,17 @@ fn worth(h: &Array2<f32>) -> f64 {
     let diagonal: f64 = (0..n).map(|i| damped[(i, i)].log2()).sum();
     let determinant: f64 = (0..n).map(|i| 2.0 * lower[(i, i)].log2()).sum();
     (diagonal - determinant) / (2 * n) as f64
+}
+
+/// Bits that feedback from blocks of `side` rows to those after them is worth.
+fn worth_between(h: &Array2<f32>, side: usize, damping: f64) -> f64 {
+    let n = h.nrows();
+    let added = damping * h.diag().iter().map(|&v| f64::from(v)).sum::<f64>() / n as f64;
+    let damped = Mat::from_fn(n, n, |i, j| f64::from(h[[i, j]]) + if i == j { added } else { 0.0 });
+    let Ok(factor) = damped.llt(Side::Lower) else { return f64::NAN };
+    let lower = factor.L();
+    let left = |i: usize| (i / side * side..=i).map(|k| lower[(i, k)].powi(2)).sum::<f64>();
+    (0..n).map(|i| (damped[(i, i)] / left(i)).log2()).sum::<f64>() / (2 * n) as f64
 }
 
 /// The diagonal blocks of `side` and zeros.
@@ -71,6 +85,18 @@ pub fn bench_moments(calibration: &Path) -> Result<MomentsBench, BenchError> {
     let sensitivities = Sensitivities::open(calibration)?;
     let mut bytes = [0, 0];
     let mut rows = Vec::new();
+    let mut outputs: BTreeMap<String, Vec<f64>> = BTreeMap::new();
+    for name in sensitivities.names() {
+        let Some(moment) = sensitivities.output_moment(name)?.filter(|m| m.blocks() == 1) else { continue };
+        let h = moment.block(0);
+        let kind = name.rsplit('.').nth(1).unwrap_or(name);
+        for (side, damping) in [(1, 0.01), (16, 0.01), (32, 0.01), (64, 0.01), (1, 0.1), (16, 0.1), (64, 0.1)] {
+            let worth = worth_between(&h, side, damping);
+            for group in [kind, "all"] {
+                outputs.entry(format!("{group}, {side} rows, damping {damping}")).or_default().push(worth);
+            }
+        }
+    }
     for name in sensitivities.names() {
         // Layers that share their input share its moment: counted once.
         if ["k_proj", "v_proj", "up_proj"].iter().any(|part| name.contains(part)) {
@@ -95,5 +121,6 @@ pub fn bench_moments(calibration: &Path) -> Result<MomentsBench, BenchError> {
         moved_most: rows.iter().map(|r| (r[1] - r[0]).abs()).fold(0.0, f64::max),
         blocks: SIDES.iter().enumerate().map(|(i, &side)| (side, mean(2 + i))).collect(),
         bytes,
+        outputs: outputs.into_iter().map(|(k, v)| (k, v.iter().sum::<f64>() / v.len() as f64)).collect(),
     })
 }

@@ -56,7 +56,7 @@ impl<'a> Plan<'a> {
             MomentKind::BlockDiagonal(side) => side,
             _ => shards[0].col_x2.len(),
         };
-        Entry { name, shards, tokens: &self.tokens, moments, side, lookup: None }
+        Entry { name, shards, tokens: &self.tokens, moments, side, lookup: None, output: None }
     }
 }
 

@@ -15,9 +15,11 @@ use crate::statistics::Sums;
 
 const INDEX: &str = "index.json";
 /// Parts of a second moment beside its diagonal.
-const CORRELATIONS: &str = "second_moment_correlations";
+const INPUT: &str = "second_moment";
+const OUTPUT: &str = "output_moment";
+const CORRELATIONS: &str = "_correlations";
 const LOOKUP: &str = "lookup_row_fisher";
-const SIDE: &str = "second_moment_side";
+const SIDE: &str = "_side";
 /// Prefix of the files with second moments.
 const MOMENTS: &str = "moments-";
 
@@ -121,29 +123,41 @@ impl Sensitivities {
     /// # Errors
     /// As [`Sensitivities::read`].
     pub fn second_moment(&self, name: &str) -> Result<Option<SecondMomentMatrix>> {
+        // Layers that share their input share its plain second moment, stored with the first.
+        let first = name.replace("k_proj", "q_proj").replace("v_proj", "q_proj").replace("up_proj", "gate_proj");
+        match self.moment(name, name, INPUT)? {
+            Some(moment) => Ok(Some(moment)),
+            None => self.moment(name, &first, INPUT),
+        }
+    }
+
+    /// Second moment of a weight's output gradient, by the energy of its input; `None` where none was kept.
+    ///
+    /// # Errors
+    /// As [`Sensitivities::read`].
+    pub fn output_moment(&self, name: &str) -> Result<Option<SecondMomentMatrix>> {
+        self.moment(name, name, OUTPUT)
+    }
+
+    /// The moment `part` that is stored under `holder` in the file of `name`.
+    fn moment(&self, name: &str, holder: &str, part: &str) -> Result<Option<SecondMomentMatrix>> {
         let (path, bytes) = self.file(name, MOMENTS)?;
         if bytes.is_empty() {
             return Ok(None);
         }
         let tensors = SafeTensors::deserialize(&bytes).map_err(|e| failed(&path)(e.to_string()))?;
-        // Layers that share their input share its plain second moment, stored with the first.
-        let first = name.replace("k_proj", "q_proj").replace("v_proj", "q_proj").replace("up_proj", "gate_proj");
-        for holder in [name, &first] {
-            if let Ok(correlations) = tensors.tensor(&format!("{holder}|{CORRELATIONS}")) {
-                let wrong = |reason: &str| failed(&path)(format!("{holder}: {reason}"));
-                let (_, diagonal) = values(&tensors, holder, "second_moment").map_err(|e| failed(&path)(e))?;
-                let (_, side) = values(&tensors, holder, SIDE).map_err(|e| failed(&path)(e))?;
-                if correlations.dtype() != Dtype::I16 {
-                    return Err(wrong("correlations are not I16"));
-                }
-                let values = correlations.data().chunks_exact(2).map(|b| i16::from_le_bytes([b[0], b[1]])).collect();
-                let diagonal = diagonal.into_iter().map(|v| v as f32).collect();
-                let side = side.first().map_or(0, |&s| s as usize);
-                let matrix = SecondMomentMatrix::new(diagonal, side, values);
-                return matrix.map(Some).ok_or_else(|| wrong("correlations do not fit the diagonal"));
-            }
+        let Ok(correlations) = tensors.tensor(&format!("{holder}|{part}{CORRELATIONS}")) else { return Ok(None) };
+        let wrong = |reason: &str| failed(&path)(format!("{holder}: {reason}"));
+        let (_, diagonal) = values(&tensors, holder, part).map_err(|e| failed(&path)(e))?;
+        let (_, side) = values(&tensors, holder, &format!("{part}{SIDE}")).map_err(|e| failed(&path)(e))?;
+        if correlations.dtype() != Dtype::I16 {
+            return Err(wrong("correlations are not I16"));
         }
-        Ok(None)
+        let values = correlations.data().chunks_exact(2).map(|b| i16::from_le_bytes([b[0], b[1]])).collect();
+        let diagonal = diagonal.into_iter().map(|v| v as f32).collect();
+        let side = side.first().map_or(0, |&s| s as usize);
+        let matrix = SecondMomentMatrix::new(diagonal, side, values);
+        matrix.map(Some).ok_or_else(|| wrong("correlations do not fit the diagonal"))
     }
 
     /// Bytes of a weight's file; empty where it has no moments.
@@ -177,6 +191,8 @@ pub(crate) struct Entry<'a> {
     pub tokens: &'a [f64],
     /// The second moment, where this weight holds one.
     pub moments: Option<&'a Moments>,
+    /// The second moment of its output gradient.
+    pub output: Option<&'a Moments>,
     /// Side of its diagonal blocks.
     pub side: usize,
     /// Of an embedding, the rows' Fisher information as a lookup.
@@ -240,7 +256,8 @@ impl Writer<'_> {
                 let means = bytes(&mut lookup.iter().map(|v| v / tokens));
                 tensors.push((name(LOOKUP), Dtype::F32, vec![lookup.len()], means));
             }
-            if let Some(kept) = entry.moments {
+            for (kept, part, side) in [(entry.moments, INPUT, entry.side), (entry.output, OUTPUT, usize::MAX)] {
+                let Some(kept) = kept else { continue };
                 if !kept.is_finite() {
                     return Err(CalibrateError::NotFinite {
                         weight: entry.name.into(),
@@ -251,8 +268,9 @@ impl Writer<'_> {
                 let (width, count) = (diagonal.len(), correlations.len());
                 let f32s = |values: &[f32]| values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
                 let correlations = correlations.iter().flat_map(|v| v.to_le_bytes()).collect();
-                moments.push((name("second_moment"), Dtype::F32, vec![width], f32s(&diagonal)));
-                moments.push((name(SIDE), Dtype::F32, vec![1], f32s(&[entry.side as f32])));
+                let name = |of: &str| format!("{}|{part}{of}", entry.name);
+                moments.push((name(""), Dtype::F32, vec![width], f32s(&diagonal)));
+                moments.push((name(SIDE), Dtype::F32, vec![1], f32s(&[side.min(width) as f32])));
                 moments.push((name(CORRELATIONS), Dtype::I16, vec![count], correlations));
             }
             self.files.insert(entry.name.to_string(), file.to_string());

@@ -14,7 +14,7 @@ use crate::error::{CalibrateError, Result};
 use crate::head::{head_batch, head_bytes};
 use crate::lookup::add_lookup;
 use crate::plan::{Plan, holds_moment};
-use crate::statistics::{SecondMoment, Sums};
+use crate::statistics::{MomentKind, SecondMoment, Sums, Weighting};
 use crate::store::{Entry, Writer};
 use crate::totals::Totals;
 
@@ -38,6 +38,8 @@ pub struct Settings {
     pub shards: usize,
     /// What is kept of the inputs' second moments.
     pub second_moment: SecondMoment,
+    /// What is kept of the output gradients', weighted by the energy of the input; of linear layers.
+    pub output_moment: MomentKind,
     /// Tokens of a batch; affects rounding, so it is part of the result's identity.
     pub batch_tokens: usize,
 }
@@ -175,11 +177,12 @@ impl Pass<'_> {
         &self,
         phase: &str,
         shapes: &[([usize; 2], bool)],
+        output: Option<SecondMoment>,
         bytes: u64,
         batch: impl Fn(usize) -> Result<T> + Sync,
         fold: impl Fn(&mut Totals, usize, T) -> Result<()>,
     ) -> Result<Totals> {
-        let empty = || Totals::new(shapes, self.plan.tokens.len(), self.settings.second_moment);
+        let empty = || Totals::new(shapes, self.plan.tokens.len(), self.settings.second_moment, output);
         let mut totals = Totals::resume(self.work, phase, empty);
         self.progress.advance(totals.batches as u64);
         let mut pace = Pace::default();
@@ -213,7 +216,7 @@ impl Pass<'_> {
         };
         let bytes = head_bytes(config.vocab, plan.batch_tokens()) + 4 * config.state_bytes(plan.batch_tokens());
         let totals =
-            self.phase(HEAD, &[([config.vocab, config.hidden], true)], bytes, batch, |totals, b, result| {
+            self.phase(HEAD, &[([config.vocab, config.hidden], true)], None, bytes, batch, |totals, b, result| {
                 totals.sums[0][plan.shard[b]].add(&result.sums);
                 if let Some(moments) = &mut totals.moments[0] {
                     moments.add(&result.input, &result.energy)?;
@@ -235,6 +238,10 @@ impl Pass<'_> {
             self.progress.advance(plan.batches.len() as u64);
             return Ok(());
         }
+        let output = match settings.output_moment {
+            MomentKind::Diagonal => None,
+            kind => Some(SecondMoment { kind, weighting: Weighting::Gradient }),
+        };
         let block = self.model.block(index)?;
         let batch = |b: usize| {
             let vjp = block.vjp(&self.tensor(INPUT, index, b)?, &self.tensor(GRADIENT, index + 1, b)?)?;
@@ -242,23 +249,34 @@ impl Pass<'_> {
             let statistics = |(i, trace): (usize, LinearTrace)| {
                 let g2 = trace.gradient.sqr()?;
                 let energy = g2.sum_keepdim(1)?;
-                Ok((Sums::of(&g2, &trace.input)?, holds_moment(i, settings).then_some((trace.input, energy))))
+                let sums = Sums::of(&g2, &trace.input)?;
+                let output = match output {
+                    Some(_) => Some((trace.gradient, trace.input.sqr()?.sum_keepdim(1)?)),
+                    None => None,
+                };
+                Ok((sums, holds_moment(i, settings).then_some((trace.input, energy)), output))
             };
             vjp.linears.into_par_iter().enumerate().map(statistics).collect::<Result<Vec<_>>>()
         };
         let config = &self.model.config;
         let shapes: Vec<_> = (0..LINEARS.len()).map(|i| (config.linear_shape(i), holds_moment(i, settings))).collect();
         let bytes = config.vjp_bytes(plan.batch_tokens());
-        let totals = self.phase(&phase, &shapes, bytes, batch, |totals, b, traces| {
-            for (i, (sums, kept)) in traces.into_iter().enumerate() {
+        let totals = self.phase(&phase, &shapes, output, bytes, batch, |totals, b, traces| {
+            for (i, (sums, kept, output)) in traces.into_iter().enumerate() {
                 totals.sums[i][plan.shard[b]].add(&sums);
                 if let (Some(moments), Some((input, energy))) = (&mut totals.moments[i], kept) {
                     moments.add(&input, &energy)?;
                 }
+                if let (Some(moments), Some((gradient, energy))) = (&mut totals.outputs[i], output) {
+                    moments.add(&gradient, &energy)?;
+                }
             }
             Ok(())
         })?;
-        let entry = |i: usize| plan.entry(&names[i], &totals.sums[i], totals.moments[i].as_ref(), settings);
+        let entry = |i: usize| Entry {
+            output: totals.outputs[i].as_ref(),
+            ..plan.entry(&names[i], &totals.sums[i], totals.moments[i].as_ref(), settings)
+        };
         writer.write(&file, &(0..LINEARS.len()).map(entry).collect::<Vec<Entry>>())?;
         self.work.forget(&phase);
         for b in 0..plan.batches.len() {

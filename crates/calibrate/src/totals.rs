@@ -16,14 +16,23 @@ pub(crate) struct Totals {
     pub sums: Vec<Vec<Sums>>,
     /// By weight, where it holds one.
     pub moments: Vec<Option<Moments>>,
+    /// Second moments of output gradients, by weight, where it holds one.
+    pub outputs: Vec<Option<Moments>>,
 }
 
 impl Totals {
-    /// Zeros for weights of these shapes `[rows, cols]`, with second moments where asked for.
-    pub fn new(shapes: &[([usize; 2], bool)], shards: usize, moment: SecondMoment) -> Self {
+    /// Zeros for weights of these shapes `[rows, cols]`, with second moments where asked for; `output` is
+    /// what is kept of their output gradients'.
+    pub fn new(
+        shapes: &[([usize; 2], bool)],
+        shards: usize,
+        moment: SecondMoment,
+        output: Option<SecondMoment>,
+    ) -> Self {
         let sums = shapes.iter().map(|([rows, cols], _)| vec![Sums::zeros(*rows, *cols); shards]);
         let moments = shapes.iter().map(|([_, cols], holds)| holds.then(|| Moments::new(*cols, moment)).flatten());
-        Self { batches: 0, nll: 0.0, sums: sums.collect(), moments: moments.collect() }
+        let outputs = shapes.iter().map(|([rows, _], _)| output.and_then(|kept| Moments::new(*rows, kept)));
+        Self { batches: 0, nll: 0.0, sums: sums.collect(), moments: moments.collect(), outputs: outputs.collect() }
     }
 
     /// Keeps them as a unit.
@@ -32,7 +41,7 @@ impl Totals {
             sink(&(self.batches as u64).to_le_bytes())?;
             sink(&self.nll.to_le_bytes())?;
             self.sums.iter().flatten().try_for_each(|s| s.write(sink))?;
-            self.moments.iter().flatten().try_for_each(|m| m.write(sink))
+            self.moments.iter().chain(&self.outputs).flatten().try_for_each(|m| m.write(sink))
         };
         Ok(work.keep_parts(unit, write)?)
     }
@@ -47,7 +56,7 @@ impl Totals {
         let (nll, mut rest) = rest.split_first_chunk::<8>()?;
         (self.batches, self.nll) = (u64::from_le_bytes(*batches) as usize, f64::from_le_bytes(*nll));
         self.sums.iter_mut().flatten().try_for_each(|s| s.read(&mut rest))?;
-        self.moments.iter_mut().flatten().try_for_each(|m| m.read(&mut rest))?;
+        self.moments.iter_mut().chain(&mut self.outputs).flatten().try_for_each(|m| m.read(&mut rest))?;
         rest.is_empty().then_some(self)
     }
 }

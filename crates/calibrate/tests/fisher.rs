@@ -14,6 +14,7 @@ fn settings() -> Settings {
         seed: 3,
         shards: 2,
         second_moment: SecondMoment { kind: MomentKind::Full, weighting: Weighting::Plain },
+        output_moment: MomentKind::Full,
         batch_tokens: 24,
     }
 }
@@ -126,6 +127,17 @@ fn fisher_equals_direct_per_token_computation() {
                     (0..cols * cols).for_each(|n| want[n] += x[n / cols] * x[n % cols] / tokens as f64);
                 }
                 close(&format!("{name} second moment"), &moment, &want);
+                // Outputs by the energy of inputs.
+                let moment = sensitivities.output_moment(&name).unwrap().unwrap();
+                let moment: Vec<f64> = moment.block(0).iter().map(|&v| f64::from(v)).collect();
+                let (mut want, mut total) = (vec![0.0; rows * rows], 0.0);
+                for (g, x) in g.chunks(rows).zip(x.chunks(cols)) {
+                    let energy = x.iter().map(|x| x * x).sum::<f64>();
+                    total += energy;
+                    (0..rows * rows).for_each(|n| want[n] += energy * g[n / rows] * g[n % rows]);
+                }
+                want.iter_mut().for_each(|w| *w /= total);
+                close(&format!("{name} output moment"), &moment, &want);
             }
             gradient = vjp.input_gradient;
         }

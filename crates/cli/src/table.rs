@@ -51,7 +51,7 @@ fn cells(p: &PointOutput) -> [String; 11] {
         fixed(Some(p.resident_bits_per_weight), 3),
         small(p.kl),
         small(p.kl_se),
-        small(Some(p.predicted_loss)),
+        small(p.predicted_kl.or(Some(p.predicted_loss))),
         fixed(p.perplexity, 3),
         fixed(p.top1.map(|v| v * 100.0), 2),
         fixed(p.accuracy.map(|v| v * 100.0), 1),
@@ -264,6 +264,9 @@ pub fn render_moments(b: &MomentsBench) -> String {
     );
     for (side, worth) in b.blocks.iter().rev() {
         text.push_str(&format!("diagonal blocks of {side:4} {worth:.4}\n"));
+    }
+    for (name, worth) in &b.outputs {
+        text.push_str(&format!("outputs: {name:40} {worth:.4}\n"));
     }
     text.push_str(&format!("{} bytes, as f32 matrices {}\n", b.bytes[0], b.bytes[1]));
     text

@@ -1,5 +1,6 @@
 //! From an allocation to a tuned checkpoint, and from a tuned checkpoint to a dense one.
 
+mod baseline;
 mod dense;
 pub mod feedback;
 pub mod search;
@@ -7,6 +8,7 @@ mod tuned;
 
 use std::path::PathBuf;
 
+pub use baseline::{Baseline, encode_baseline};
 pub use dense::write_dense;
 pub use tuned::{EncodeOptions, EncodeSummary, Feedback, encode, encode_bytes, kind_of};
 

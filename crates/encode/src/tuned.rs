@@ -27,7 +27,7 @@ pub fn encode_bytes(largest: u64, all: u64) -> u64 {
 }
 
 /// Sizes of a written checkpoint.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct EncodeSummary {
     /// Bytes of all `.safetensors` files, whole.
     pub bytes: u64,

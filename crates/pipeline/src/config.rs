@@ -29,8 +29,34 @@ pub struct Config {
     /// How tiles are coded.
     #[serde(default)]
     pub encode: Encode,
+    /// A usual quantiser instead of allocation and coding, to compare with.
+    #[serde(default)]
+    pub baseline: Option<Baseline>,
     /// Quality of the decoded files.
     pub evaluate: Evaluate,
+}
+
+/// Codes of a fixed width for all matrices.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Baseline {
+    /// How codes are chosen.
+    pub method: BaselineMethod,
+    /// Widths of codes, 2 to 8; a checkpoint for each.
+    pub bits: Vec<u32>,
+    /// Columns that share a scale in a row; of `gptq`.
+    #[serde(default = "default_block")]
+    pub group: usize,
+}
+
+/// How codes of a fixed width are chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum BaselineMethod {
+    /// Rounding to the nearest, a scale for each 16x16 tile.
+    Absmax,
+    /// Error feedback in the columns' own order, a scale for each group of a row.
+    Gptq,
 }
 
 /// How sensitivities are measured.
@@ -63,6 +89,9 @@ pub struct Calibrate {
     /// Side of the blocks when block-diagonal.
     #[serde(default = "default_block")]
     pub second_moment_block: usize,
+    /// How much of the output gradients' second moments is kept.
+    #[serde(default)]
+    pub output_moment: SecondMoment,
     /// Weight of each token in the second moments.
     #[serde(default)]
     pub second_moment_weighting: Weighting,
@@ -469,6 +498,11 @@ pub(crate) fn problems(config: &Config) -> Vec<String> {
         require(false, &format!("encode.with has {}, which needs experimental: true", tool.name()));
     }
     require(a.probes == Probes::None || c.held_out > 0, "allocate.probes needs calibrate.held_out of 1 or more");
+    if let Some(b) = &config.baseline {
+        let bits = !b.bits.is_empty() && b.bits.iter().all(|bits| (2..=8).contains(bits));
+        require(bits, &format!("baseline.bits is {:?}, expected one or more of 2 to 8", b.bits));
+        require(b.group >= 1, "baseline.group is 0, expected 1 or more");
+    }
     let states = config.encode.states.unwrap_or(0);
     require(
         states == 0 || states.is_power_of_two() && (4..=256).contains(&states),

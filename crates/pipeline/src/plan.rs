@@ -5,7 +5,7 @@ use waterfill_artifacts::Identity;
 
 use crate::error::Result;
 use crate::estimate::Times;
-use crate::session::Session;
+use crate::session::{Goal, Session};
 
 /// A stage that a run needs.
 #[derive(Debug, Clone, Serialize)]
@@ -64,6 +64,9 @@ pub(crate) fn plan(session: &Session) -> Result<Vec<PlannedStage>> {
     let questions = session.questions()?;
     let base = planner.stage("evaluate the original".into(), &session.base_identity(&windows, questions.as_ref()))?;
     for goal in session.goals() {
+        if let Goal::Width(_) = goal {
+            continue;
+        }
         let allocation = planner.stage(goal.label(), &session.allocation_identity(points.clone(), None, goal))?;
         let encoded = planner.stage("encode".into(), &session.encoding_identity(allocation))?;
         planner.stage("evaluate".into(), &session.evaluation_identity(base.clone(), encoded))?;

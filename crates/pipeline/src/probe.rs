@@ -43,6 +43,8 @@ pub(crate) struct Probed {
     pub together: Probe,
     /// Factor of the predicted loss by tensor.
     pub corrections: BTreeMap<String, f64>,
+    /// Loss of all tensors together over the sum of their corrected ones: what errors make of each other.
+    pub interaction: f64,
 }
 
 /// Group of a tensor.
@@ -79,7 +81,7 @@ impl Session<'_> {
         }
         let inputs: Vec<String> = parts.values().map(Artifact::digest).collect();
         let identity =
-            self.identity("probe", 1, [("checkpoint", encoded.digest())], serde_json::json!({"parts": inputs}));
+            self.identity("probe", 2, [("checkpoint", encoded.digest())], serde_json::json!({"parts": inputs}));
         let made = self.stage("probe", &identity, |work| {
             let probe = |group: &str, names: &BTreeSet<String>| -> Result<Probe> {
                 let result: eval::TextResult = read_json(&parts[group].path("result.json"))?;
@@ -93,7 +95,11 @@ impl Session<'_> {
                 let ratio = found.measured.mean / found.predicted.max(f64::MIN_POSITIVE);
                 corrections.extend(names.iter().map(|n| (n.clone(), ratio.clamp(LEAST, MOST))));
             }
-            write_json(&work.path("probes.json"), &Probed { lambda, groups: measured, together, corrections })
+            let corrected = |(name, loss): (&String, &f64)| loss * corrections.get(name).copied().unwrap_or(1.0);
+            let sum: f64 = summary.losses.iter().map(corrected).sum();
+            let interaction = together.measured.mean / sum.max(f64::MIN_POSITIVE);
+            let probed = Probed { lambda, groups: measured, together, corrections, interaction };
+            write_json(&work.path("probes.json"), &probed)
         })?;
         Ok(Some(made))
     }

@@ -11,8 +11,9 @@ use waterfill_encode::search::Usage;
 use waterfill_report as report;
 
 use crate::error::Result;
+use crate::probe::Probed;
 use crate::results::{AllocationSummary, Evaluation, read_json};
-use crate::session::Session;
+use crate::session::{Goal, Session};
 use crate::stages::Until;
 
 /// The object that `--json` prints; these names stay.
@@ -68,6 +69,9 @@ pub struct PointOutput {
     pub predicted_loss: f64,
     /// The same model's loss of the decoded weights.
     pub decoded_loss: Option<f64>,
+    /// KL on calibration's kind of text that the decoded weights are expected to have: their loss by the
+    /// model, and what probes found errors to make of each other.
+    pub predicted_kl: Option<f64>,
     /// Numbers of tiles by coding tool, by kind of tensor.
     pub usage: BTreeMap<String, Usage>,
     /// Directory of the tuned checkpoint.
@@ -96,24 +100,35 @@ pub fn run(session: &Session, until: Until) -> Result<RunOutput> {
     artifacts.insert("calibrate".to_string(), calibration.dir.clone());
     let mut made: Vec<Made> = Vec::new();
     let mut base = None;
+    let mut interaction = 1.0;
     if until >= Until::Allocate {
-        let points = session.points(&calibration)?;
-        artifacts.insert("points".into(), points.dir.clone());
-        let probes = session.probe(&calibration, &points)?;
+        // Baselines need neither points nor allocations.
+        let points = match session.config.baseline {
+            Some(_) => None,
+            None => Some(session.points(&calibration)?),
+        };
+        let probes = points.as_ref().map(|points| session.probe(&calibration, points)).transpose()?.flatten();
         if let Some(probes) = &probes {
-            artifacts.insert("probe".into(), probes.dir.clone());
+            interaction = read_json::<Probed>(&probes.path("probes.json"))?.interaction;
+        }
+        for (name, artifact) in [("points", &points), ("probe", &probes)] {
+            artifacts.extend(artifact.iter().map(|a| (name.to_string(), a.dir.clone())));
         }
         if until >= Until::Evaluate {
             base = Some(session.evaluate_base()?);
         }
         for &goal in &goals {
-            if until < Until::Encode {
-                let allocation = session.allocate(&points, probes.as_ref(), goal)?;
-                let summary = read_json(&allocation.path("summary.json"))?;
-                made.push(Made { summary, encoded: None, evaluated: None });
-                continue;
-            }
-            let tuned = session.tune(&calibration, &points, probes.as_ref(), goal)?;
+            let tuned = match (&points, goal) {
+                (_, Goal::Width(bits)) => session.baseline(&calibration, bits)?,
+                (None, _) => continue,
+                (Some(points), _) if until < Until::Encode => {
+                    let allocation = session.allocate(points, probes.as_ref(), goal)?;
+                    let summary = read_json(&allocation.path("summary.json"))?;
+                    made.push(Made { summary, encoded: None, evaluated: None });
+                    continue;
+                }
+                (Some(points), _) => session.tune(&calibration, points, probes.as_ref(), goal)?,
+            };
             let evaluated = match &base {
                 Some(base) => Some(read_json(&session.evaluate(base, &tuned.encoded)?.path("result.json"))?),
                 None => None,
@@ -136,7 +151,7 @@ pub fn run(session: &Session, until: Until) -> Result<RunOutput> {
             perplexity: e.text.perplexity,
             accuracy: e.choice.as_ref().map(|c| c.accuracy),
         }),
-        points: made.iter().map(point_output).collect(),
+        points: made.iter().map(|one| point_output(one, interaction)).collect(),
         artifacts,
     };
     if let Some((_, base)) = base.filter(|_| until >= Until::Report) {
@@ -146,7 +161,7 @@ pub fn run(session: &Session, until: Until) -> Result<RunOutput> {
     Ok(output)
 }
 
-fn point_output(made: &Made) -> PointOutput {
+fn point_output(made: &Made, interaction: f64) -> PointOutput {
     let sizes = made.encoded.as_ref().map(|(_, sizes)| sizes);
     let text = made.evaluated.as_ref().map(|e| &e.text);
     PointOutput {
@@ -164,6 +179,7 @@ fn point_output(made: &Made) -> PointOutput {
         accuracy: made.evaluated.as_ref().and_then(|e| e.choice.as_ref()).map(|c| c.accuracy),
         predicted_loss: made.summary.predicted_loss,
         decoded_loss: sizes.map(|s| s.loss),
+        predicted_kl: sizes.map(|s| s.loss * interaction),
         usage: sizes.map(|s| s.usage.clone()).unwrap_or_default(),
         checkpoint: made.encoded.as_ref().map(|(a, _)| a.path("checkpoint")),
     }
@@ -194,7 +210,7 @@ fn write_report(session: &Session, base: &Evaluation, made: &[Made], output: &Ru
             accuracy_high: choice.map(|c| c.interval.1),
             accuracy_change: choice.map(|c| c.change.mean),
             accuracy_change_se: choice.map(|c| c.change.se),
-            predicted_loss: out.predicted_loss,
+            predicted_loss: out.predicted_kl.unwrap_or(out.predicted_loss),
             tensors: made
                 .summary
                 .tensors

@@ -23,6 +23,8 @@ const NOTABLE: u64 = 1 << 30;
 pub(crate) enum Goal {
     Lambda(f64),
     Bytes(u64),
+    /// Codes of this width, of a baseline.
+    Width(u32),
 }
 
 impl Goal {
@@ -31,6 +33,7 @@ impl Goal {
         match self {
             Self::Lambda(lambda) => format!("allocate at lambda {lambda:.1e}"),
             Self::Bytes(bytes) => format!("allocate for {bytes} bytes"),
+            Self::Width(bits) => format!("baseline of {bits} bits"),
         }
     }
 }
@@ -131,6 +134,9 @@ impl<'a> Session<'a> {
 
     /// All goals of the configuration, in its order.
     pub(crate) fn goals(&self) -> Vec<Goal> {
+        if let Some(baseline) = &self.config.baseline {
+            return baseline.bits.iter().map(|&bits| Goal::Width(bits)).collect();
+        }
         let a = &self.config.allocate;
         let weights = self.model.checkpoint().weights();
         let targets = a.targets.iter().map(|t| match *t {

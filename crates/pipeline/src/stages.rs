@@ -47,6 +47,11 @@ impl Session<'_> {
     pub(crate) fn calibrate(&self) -> Result<Artifact> {
         let c = &self.config.calibrate;
         let (windows, _) = self.source.calibration(self.config, &self.model.config)?;
+        let kind = |moment: config::SecondMoment| match moment {
+            config::SecondMoment::Full => calib::MomentKind::Full,
+            config::SecondMoment::BlockDiagonal => calib::MomentKind::BlockDiagonal(c.second_moment_block),
+            config::SecondMoment::Diagonal => calib::MomentKind::Diagonal,
+        };
         let settings = calib::Settings {
             labels: match c.labels {
                 config::Labels::Sampled => calib::Labels::Sampled,
@@ -54,12 +59,9 @@ impl Session<'_> {
             },
             seed: c.seed,
             shards: c.shards,
+            output_moment: kind(c.output_moment),
             second_moment: calib::SecondMoment {
-                kind: match c.second_moment {
-                    config::SecondMoment::Full => calib::MomentKind::Full,
-                    config::SecondMoment::BlockDiagonal => calib::MomentKind::BlockDiagonal(c.second_moment_block),
-                    config::SecondMoment::Diagonal => calib::MomentKind::Diagonal,
-                },
+                kind: kind(c.second_moment),
                 weighting: match c.second_moment_weighting {
                     config::Weighting::Plain => calib::Weighting::Plain,
                     config::Weighting::Gradient => calib::Weighting::Gradient,
@@ -78,10 +80,10 @@ impl Session<'_> {
         // The text's path does not matter, its tokens do.
         let settled = serde_json::json!({
             "context": windows.context, "labels": c.labels, "shards": c.shards, "second_moment": c.second_moment,
-            "second_moment_block": c.second_moment_block, "second_moment_weighting": c.second_moment_weighting,
+            "second_moment_block": c.second_moment_block, "second_moment_weighting": c.second_moment_weighting, "output_moment": c.output_moment,
             "batch_tokens": BATCH_TOKENS, "device": self.device,
         });
-        let mut identity = self.identity("calibrate", 5, [("tokens", tokens_digest(windows))], settled);
+        let mut identity = self.identity("calibrate", 6, [("tokens", tokens_digest(windows))], settled);
         identity.seeds.insert("labels".into(), c.seed);
         identity
     }
@@ -193,6 +195,7 @@ impl Session<'_> {
                 Goal::Bytes(bytes) => {
                     alloc::meet_target(bytes, &files, self.model.checkpoint(), &policy, overhead)?.lambda
                 }
+                Goal::Width(_) => unreachable!("baselines are not allocated"),
             };
             let sizes: Vec<u64> = files.iter().map(|(_, path)| path.metadata().map_or(0, |m| m.len())).collect();
             let selections = in_groups(&sizes, POINT_BYTES, |n| -> Result<_> {
@@ -367,7 +370,7 @@ fn summarise(
         lambda: lambda.0,
         target_bytes: match goal {
             Goal::Bytes(bytes) => Some(bytes),
-            Goal::Lambda(_) => None,
+            Goal::Lambda(_) | Goal::Width(_) => None,
         },
         predicted_loss: tensors.iter().map(|t| t.loss).sum(),
         estimated_bytes: (bits / 8.0).round() as u64,

@@ -1,10 +1,12 @@
 //! From a goal to a tuned checkpoint: at a lambda in one go, for a size in several.
 
 use waterfill_artifacts::Artifact;
-use waterfill_encode::EncodeSummary;
+use waterfill_calibrate::Sensitivities;
+use waterfill_encode::{Baseline, EncodeSummary, encode_baseline};
 
+use crate::config::BaselineMethod;
 use crate::error::Result;
-use crate::results::{AllocationSummary, read_json};
+use crate::results::{AllocationSummary, read_json, write_json};
 use crate::session::{Goal, Session};
 
 /// Relative distance to a size at which the search ends.
@@ -60,5 +62,36 @@ impl Session<'_> {
         }
         best.allocation.target_bytes = Some(wanted);
         Ok(best)
+    }
+
+    /// Codes of `bits` bits for all matrices.
+    pub(crate) fn baseline(&self, calibration: &Artifact, bits: u32) -> Result<Tuned> {
+        let settings = self.config.baseline.as_ref().expect("only baselines have widths");
+        let config = serde_json::json!({"method": settings.method, "group": settings.group, "bits": bits});
+        let identity = self.identity("baseline", 1, [("calibrate", calibration.digest())], config);
+        let names = self.model.weights().into_iter().map(|(name, _)| name).collect();
+        let encoded = self.stage(&Goal::Width(bits).label(), &identity, |work| {
+            let baseline = match settings.method {
+                BaselineMethod::Absmax => Baseline::Absmax,
+                BaselineMethod::Gptq => {
+                    let sensitivities = Sensitivities::open(&calibration.dir)?;
+                    Baseline::Gptq { group: settings.group, sensitivities }
+                }
+            };
+            let source = self.model.checkpoint();
+            let summary = encode_baseline(source, &names, &baseline, bits, work, self.console)?;
+            write_json(&work.path("summary.json"), &summary)
+        })?;
+        let sizes: EncodeSummary = read_json(&encoded.path("summary.json"))?;
+        let allocation = AllocationSummary {
+            lambda: 0.0,
+            target_bytes: None,
+            predicted_loss: 0.0,
+            estimated_bytes: sizes.bytes,
+            resident_bits: sizes.bytes as f64 * 8.0,
+            weights: sizes.weights,
+            tensors: Vec::new(),
+        };
+        Ok(Tuned { allocation, encoded, sizes })
     }
 }
