@@ -73,6 +73,33 @@ impl Factor {
         this
     }
 
+    /// Takes columns that are decided together as one: with N what the factor has inside a group,
+    /// I + U = (I + U') (I + N), and D becomes the diagonal of (I + N) D (I + N)^T. Groups lie in one
+    /// diagonal block each.
+    pub fn group(&mut self, groups: impl Iterator<Item = Range<usize>>) {
+        for group in groups.filter(|g| g.len() > 1) {
+            let Some((range, upper)) = self.blocks.iter_mut().find(|(range, _)| range.contains(&group.start)) else {
+                continue;
+            };
+            let (side, first) = (range.len(), range.start);
+            let (start, end) = (group.start - first, group.end.min(range.end) - first);
+            let (above, inside) = upper.split_at_mut(start * side);
+            let inner = |i: usize, j: usize| inside[(i - start) * side + j];
+            for row in above.chunks_exact_mut(side) {
+                for j in start + 1..end {
+                    row[j] -= (start..j).map(|i| row[i] * inner(i, j)).sum::<f32>();
+                }
+            }
+            for i in start..end {
+                let more = (i + 1..end).map(|j| inner(i, j).powi(2) * self.diagonal[first + j]);
+                self.diagonal[first + i] += more.sum::<f32>();
+            }
+            for i in start..end {
+                inside[(i - start) * side..][i + 1..end].fill(0.0);
+            }
+        }
+    }
+
     /// Without correlations: errors stay where they are.
     pub fn diagonal(diagonal: Vec<f32>) -> Self {
         Self { before: diagonal.clone(), diagonal, damping: 0.0, blocks: Vec::new() }

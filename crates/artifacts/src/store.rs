@@ -88,14 +88,22 @@ impl Store {
         progress: &dyn Progress,
         make: impl FnOnce(&Work) -> std::result::Result<(), E>,
     ) -> std::result::Result<Artifact, E> {
-        if let Some(found) = self.usable(model, identity, progress)? {
-            return Ok(found);
-        }
         let dir = self.dir(model, identity);
         let parent = dir.parent().expect("three levels below the root");
-        std::fs::create_dir_all(parent).map_err(io(parent))?;
-        let lock = Lock::take(&parent.join(format!(".lock-{}", identity.key())), progress)?;
+        let lock_path = parent.join(format!(".lock-{}", identity.key()));
         let unfinished = parent.join(format!(".unfinished-{}", identity.key()));
+        if let Some(found) = self.usable(model, identity, progress)? {
+            // Killed after the artifact was put in its place: its units are of no use any more. A store
+            // that cannot be written keeps them.
+            if unfinished.exists()
+                && let Ok(_lock) = Lock::take(&lock_path, progress)
+            {
+                let _ = std::fs::remove_dir_all(&unfinished);
+            }
+            return Ok(found);
+        }
+        std::fs::create_dir_all(parent).map_err(io(parent))?;
+        let lock = Lock::take(&lock_path, progress)?;
         if let Some(found) = self.usable(model, identity, progress)? {
             return Ok(found);
         }
@@ -197,6 +205,11 @@ mod tests {
         let again = make(&store, 1, "second").unwrap();
         assert!(again.cached);
         assert_eq!(std::fs::read_to_string(again.path("sub/data")).unwrap(), "first");
+        // A process was killed before it could tidy up.
+        let left = again.dir.with_file_name(format!(".unfinished-{}", identity(1).key()));
+        std::fs::create_dir_all(left.join("units")).unwrap();
+        std::fs::write(left.join("units/unit"), "unit").unwrap();
+        assert!(make(&store, 1, "third").unwrap().cached && !left.exists());
         assert!(!make(&store, 2, "other").unwrap().cached);
     }
 

@@ -11,7 +11,9 @@ use serde::Serialize;
 use waterfill_allocate::{Factor, Importance, PlannedWeight};
 use waterfill_calibrate::SecondMomentMatrix;
 use waterfill_codec::{CodecError, CodedTensor, Dtype, Format, Lambda, TensorPlan, TilePlan, Trellis};
-use waterfill_encode::feedback::{FeedbackInput, FeedbackOptions, encode_with_feedback, quantize_with_feedback};
+use waterfill_encode::feedback::{
+    FeedbackInput, FeedbackOptions, SecondMoments, encode_with_feedback, quantize_with_feedback,
+};
 
 use crate::source;
 
@@ -86,7 +88,8 @@ pub fn bench_quantizer(side: usize, repeats: usize) -> Result<QuantizerBench, Co
     let mut gaussian = Vec::new();
     for states in STATES {
         for bits in RATES {
-            let coded = encode_with_feedback(&planned(side, bits), &weights, None, &options(states, 0.0))?;
+            let coded =
+                encode_with_feedback(&planned(side, bits), &weights, SecondMoments::default(), &options(states, 0.0))?;
             let (decoded, _) = CodedTensor::parse(&coded)?.decode()?;
             let value = |b: &[u8]| f64::from(f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
             let squares = decoded.chunks_exact(4).zip(&weights).map(|(b, &w)| (value(b) - f64::from(w)).powi(2));
@@ -102,7 +105,14 @@ pub fn bench_quantizer(side: usize, repeats: usize) -> Result<QuantizerBench, Co
     let mut speed = Vec::new();
     for states in [None, Some(3), Some(8)] {
         let seconds = [1, 2].map(|threads| {
-            let coded = || encode_with_feedback(&weight, &weights, Some(&moment), &options(states, 0.01));
+            let coded = || {
+                encode_with_feedback(
+                    &weight,
+                    &weights,
+                    SecondMoments { input: Some(&moment), output: None },
+                    &options(states, 0.01),
+                )
+            };
             // Tensors are coded side by side as far as there are cores.
             let start = Instant::now();
             crate::pool(threads).install(|| (0..threads).into_par_iter().for_each(|_| drop(coded())));
@@ -135,7 +145,8 @@ fn feedback_rate(
     let weight = planned(side, 3.0);
     let mut plan = weight.plan.clone();
     plan.step_base = -12;
-    let input = FeedbackInput { plan: &plan, weights, importance: &weight.importance, factor: &factor, price: 0.0 };
+    let input =
+        FeedbackInput { plan: &plan, weights, importance: &weight.importance, factor: &factor, rows: None, price: 0.0 };
     let (a, b) = (Mat::<f32>::from_fn(side / 2, side, |i, j| (i + j) as f32), Mat::<f32>::full(side, side, 0.5));
     let mut products = [(); 2].map(|()| Mat::<f32>::zeros(side / 2, side));
     let mut failed = None;

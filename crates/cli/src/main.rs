@@ -196,7 +196,7 @@ fn execute_sweep(
         }
         return Ok(());
     }
-    let output = run_sweep(&sweep, options.repair, &options.device, console);
+    let output = run_sweep(&sweep, options.repair, &options.device, console)?;
     match arguments.mode() {
         Mode::Json => println!("{}", serde_json::to_string(&output)?),
         _ => print!("{}", table::render_sweep(&output)),

@@ -11,19 +11,26 @@ use waterfill_checkpoint::writer::{Data, Entry, write_checkpoint, write_file};
 use waterfill_checkpoint::{Checkpoint, CheckpointError, TensorInfo, Values};
 use waterfill_codec::{CodecError, CodedTensor, Loss, Rate, TILE, TensorPlan, TilePlan, Trellis};
 
-use crate::feedback::{FeedbackOptions, QuadraticLoss, encode_with_feedback};
+use crate::feedback::{FeedbackOptions, QuadraticLoss, SecondMoments, encode_with_feedback};
 use crate::search::{Tool, Usage, encode_searched};
 use crate::{EncodeError, Result};
 
-/// Weights that are coded side by side; a larger tensor is alone.
-const SIDE_BY_SIDE: u64 = 1 << 28;
-/// Rows that are compared together.
-const ROWS: usize = 256;
+/// Bytes that tensors hold which are coded side by side; a larger one is alone.
+const SIDE_BY_SIDE: u64 = 1 << 32;
 
-/// Bytes that coding holds at most for tensors of these numbers of weights: the weights, their
-/// samples, and what was decoded.
-pub fn encode_bytes(largest: u64, all: u64) -> u64 {
-    8 * largest.max(SIDE_BY_SIDE.min(all))
+/// Bytes that coding a matrix holds at most: weights, samples, errors and what was decoded, and with
+/// feedback the factors of its second moments, in double precision while they are computed.
+fn tensor_bytes(rows: u64, cols: u64, feedback: bool) -> u64 {
+    // Rows beyond those of any layer are a vocabulary's, whose outputs have no second moment.
+    let outputs = if rows > 32_768 { 0 } else { rows * rows };
+    16 * (rows * cols + if feedback { cols * cols + outputs } else { 0 })
+}
+
+/// Bytes that coding matrices of these rows and columns holds at most.
+pub fn encode_bytes(shapes: impl Iterator<Item = [usize; 2]>, feedback: bool) -> u64 {
+    let bytes = shapes.map(|[rows, cols]| tensor_bytes(rows as u64, cols as u64, feedback));
+    let (largest, all) = bytes.fold((0, 0), |(largest, all): (u64, u64), b| (largest.max(b), all + b));
+    largest.max(SIDE_BY_SIDE.min(all))
 }
 
 /// Sizes of a written checkpoint.
@@ -108,7 +115,15 @@ pub fn encode(
         let entry = Entry { name: info.name.clone(), shape: info.shape.clone(), plain, data: Data::File(blob), bytes };
         Ok((entry, found))
     };
-    let sizes: Vec<u64> = tensors.iter().map(|t| t.weights()).collect();
+    let shape = |info: &TensorInfo| match info.shape[..] {
+        [rows, cols] => (rows as u64, cols as u64),
+        _ => (1, info.weights()),
+    };
+    let held = |info: &&TensorInfo| match (names.contains(&info.name), shape(info)) {
+        (true, (rows, cols)) => tensor_bytes(rows, cols, options.feedback.is_some()),
+        (false, _) => info.bytes,
+    };
+    let sizes: Vec<u64> = tensors.iter().map(held).collect();
     let entries = in_groups(&sizes, SIDE_BY_SIDE, one)?;
     let (mut usage, mut loss, mut widened_bits): (BTreeMap<String, Usage>, f64, f64) = Default::default();
     let mut losses = BTreeMap::new();
@@ -139,7 +154,9 @@ fn code(source: &Checkpoint, allocation: &Allocation, info: &TensorInfo, options
     let weights = source.read_f32(&info.name, &info.shape)?;
     let search = || encode_searched(&weight, &weights, &options.tools, options.widen).map_err(failed(info));
     let Some(feedback) = &options.feedback else { return search() };
-    let moment = feedback.sensitivities.second_moment(&info.name)?;
+    let input = feedback.sensitivities.second_moment(&info.name)?;
+    let output = feedback.sensitivities.output_moment(&info.name)?;
+    let moments = SecondMoments { input: input.as_ref(), output: output.as_ref() };
     let settings = FeedbackOptions {
         trellis: feedback.trellis,
         rounding: feedback.rounding,
@@ -147,21 +164,20 @@ fn code(source: &Checkpoint, allocation: &Allocation, info: &TensorInfo, options
         escape: options.escape,
         damping: feedback.damping,
     };
-    let fed = encode_with_feedback(&weight, &weights, moment.as_ref(), &settings).map_err(failed(info))?;
+    let fed = encode_with_feedback(&weight, &weights, moments, &settings).map_err(failed(info))?;
     // Rows that are looked up may be alike, which prediction knows to use and feedback does not.
-    let looked_up = moment.is_none() || !weight.importance.lookup.is_empty();
+    let looked_up = input.is_none() || !weight.importance.lookup.is_empty();
     if options.tools.is_empty() || !looked_up {
         return Ok(fed);
     }
     let searched = search()?;
-    let model = QuadraticLoss::new(&weight.importance, TILE, moment.as_ref());
+    let model = QuadraticLoss::new(&weight.importance, TILE, moments);
     let cost = |coded: &[u8]| -> Result<f64> {
         let (decoded, _) = CodedTensor::parse(coded).and_then(|c| c.decode()).map_err(failed(info))?;
         let dtype = weight.plan.dtype;
         let mut errors = Values { dtype, bytes: decoded, tiles: vec![] }.to_f32();
         errors.iter_mut().zip(&weights).for_each(|(is, was)| *is -= was);
-        let rows = errors.chunks(ROWS * weight.plan.cols).enumerate();
-        let loss = rows.map(|(n, part)| model.of_rows(n * ROWS, part)).sum();
+        let loss = model.of(errors);
         Ok(weight.price.cost(Loss(loss), Rate(coded.len() as f64 * 8.0)))
     };
     Ok(if cost(&searched)? < cost(&fed)? { searched } else { fed })
@@ -186,21 +202,17 @@ fn read_back(
     let coded = CodedTensor::parse(&bytes).map_err(failed(info))?;
     let (decoded, tiles) = coded.decode().map_err(failed(info))?;
     let weight = read_plan(allocation, &info.name)?;
-    let (rows, cols, dtype) = (weight.plan.rows, weight.plan.cols, coded.header().dtype);
-    let original = source.rows(&info.name, &[rows, cols])?;
-    let moment = match &options.feedback {
-        Some(feedback) => feedback.sensitivities.second_moment(&info.name)?,
-        None => None,
+    let dtype = coded.header().dtype;
+    let mut errors = Values { dtype, bytes: decoded, tiles: vec![] }.to_f32();
+    errors.iter_mut().zip(source.read_f32(&info.name, &info.shape)?).for_each(|(is, was)| *is -= was);
+    let (input, output) = match &options.feedback {
+        Some(Feedback { sensitivities, .. }) => {
+            (sensitivities.second_moment(&info.name)?, sensitivities.output_moment(&info.name)?)
+        }
+        None => (None, None),
     };
-    let model = QuadraticLoss::new(&weight.importance, TILE, moment.as_ref());
-    let mut loss = 0.0;
-    for (n, part) in decoded.chunks(ROWS * cols * dtype.bytes()).enumerate() {
-        let range = n * ROWS..rows.min((n + 1) * ROWS);
-        let mut errors = Values { dtype, bytes: part.to_vec(), tiles: vec![] }.to_f32();
-        let first = range.start;
-        errors.iter_mut().zip(original.read(range)?).for_each(|(is, was)| *is -= was);
-        loss += model.of_rows(first, &errors);
-    }
+    let moments = SecondMoments { input: input.as_ref(), output: output.as_ref() };
+    let loss = QuadraticLoss::new(&weight.importance, TILE, moments).of(errors);
     let usage = Usage::of(&tiles, coded.plan());
     let widened_bits = plane_bits(&TensorPlan { tiles, ..coded.plan().clone() }) - plane_bits(&weight.plan);
     Ok(Found { usage, loss, widened_bits })

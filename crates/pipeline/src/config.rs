@@ -503,6 +503,10 @@ pub(crate) fn problems(config: &Config) -> Vec<String> {
         require(bits, &format!("baseline.bits is {:?}, expected one or more of 2 to 8", b.bits));
         require(b.group >= 1, "baseline.group is 0, expected 1 or more");
     }
+    require(
+        c.output_moment != SecondMoment::BlockDiagonal,
+        "calibrate.output_moment is block-diagonal, expected full or diagonal",
+    );
     let states = config.encode.states.unwrap_or(0);
     require(
         states == 0 || states.is_power_of_two() && (4..=256).contains(&states),

@@ -84,10 +84,10 @@ pub(crate) fn stage_memory(session: &Session, stage: &str) -> u64 {
                 head.max(block + forward.max(backward))
             }
             // Values in f32, and points twice: as they are measured and as they are written.
-            "points" => largest * 8,
+            "points" => largest * 8 + if config.encode.feedback { factor_bytes(session) } else { 0 },
             // What was chosen for every tile, and the points of the largest matrix.
             "allocate" => weights / 256 * 80 + largest * 5,
-            "encode" => encode_bytes(largest, weights),
+            "encode" => encode_bytes(session.model.weights().into_iter().map(|w| w.1), config.encode.feedback),
             "evaluate" | "evaluate-base" => {
                 let tokens = batch(config.evaluate.context);
                 let text = config.evaluate.sequences * config.evaluate.context;
@@ -103,6 +103,12 @@ pub(crate) fn stage_memory(session: &Session, stage: &str) -> u64 {
         }
 }
 
+/// Bytes of the largest factor of a second moment while it is computed.
+fn factor_bytes(session: &Session) -> u64 {
+    let widest = session.model.weights().iter().map(|(_, [_, cols])| *cols as u64).max().unwrap_or(0);
+    16 * widest * widest
+}
+
 /// Bytes of a block's second moments while they are summed.
 fn moment_bytes(session: &Session) -> u64 {
     let (model, c) = (&session.model.config, &session.config.calibrate);
@@ -116,7 +122,14 @@ fn moment_bytes(session: &Session) -> u64 {
     };
     // Plain ones are kept for four of the seven layers: the others have the same inputs.
     let layers = if c.second_moment_weighting == Weighting::Plain { vec![0, 3, 4, 6] } else { (0..7).collect() };
-    layers.into_iter().map(of).sum()
+    let outputs = |i: usize| match c.output_moment {
+        SecondMoment::Diagonal => 0,
+        _ => {
+            let rows = model.linear_shape(i)[0] as u64;
+            rows * (rows + 512) / 2 * 4
+        }
+    };
+    layers.into_iter().map(of).sum::<u64>() + (0..7).map(outputs).sum::<u64>()
 }
 
 /// Bytes that a calibration puts on the disk while it runs: states and gradients between blocks, and

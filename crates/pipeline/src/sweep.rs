@@ -72,8 +72,8 @@ pub struct Sweep {
     pub memory: u64,
     /// Most runs side by side.
     pub parallel: usize,
-    /// Results of other quantizers.
-    pub peers: Option<Peers>,
+    /// File with results of other quantizers.
+    pub peers: Option<PathBuf>,
 }
 
 /// The object that `sweep --json` prints.
@@ -202,20 +202,13 @@ pub fn load_sweep(path: &Path) -> Result<Sweep> {
         }
         runs.push(SweepRun { label, settings: settings.clone(), config });
     }
-    let peers = section.peers.as_deref().map(|file| Peers::read(Path::new(file))).transpose()?;
-    if let Some(peers) = &peers {
-        for run in &runs {
-            let e = &run.config.evaluate;
-            peers.check(e.sequences, e.context).map_err(|e| failed(format!("run {}: {e}", run.label)))?;
-        }
-    }
     let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
     Ok(Sweep {
         name: path.file_stem().unwrap_or_default().to_string_lossy().into_owned(),
         runs,
         memory: section.memory_gb.map_or_else(|| available_memory() / 4 * 3, |gb| (gb * 1e9) as u64),
         parallel: section.parallel.unwrap_or(cores),
-        peers,
+        peers: section.peers.map(PathBuf::from),
     })
 }
 
@@ -277,7 +270,18 @@ impl Budget {
 }
 
 /// Runs all runs of a sweep, several side by side; a failure ends its own run only.
-pub fn run_sweep(sweep: &Sweep, repair: bool, device: &str, console: &Console) -> SweepOutput {
+///
+/// # Errors
+/// Results of peers that cannot be read or were measured on something else; nothing has run then.
+pub fn run_sweep(sweep: &Sweep, repair: bool, device: &str, console: &Console) -> Result<SweepOutput> {
+    let peers = sweep.peers.as_deref().map(Peers::read).transpose()?;
+    for (run, (peers, path)) in sweep.runs.iter().flat_map(|run| peers.iter().zip(&sweep.peers).map(move |p| (run, p)))
+    {
+        let e = &run.config.evaluate;
+        let failed =
+            |reason| PipelineError::Config { path: path.clone(), reason: format!("run {}: {reason}", run.label) };
+        peers.check(e.sequences, e.context).map_err(failed)?;
+    }
     let budget = Budget::new(sweep.memory);
     let stores = stores(sweep, repair);
     let consoles: Vec<Console> = sweep.runs.iter().map(|r| console.row(&r.label)).collect();
@@ -317,8 +321,8 @@ pub fn run_sweep(sweep: &Sweep, repair: bool, device: &str, console: &Console) -
     }
     console.finish("");
     let measured = runs.iter().filter_map(|r| Some((r.label.as_str(), r.output.as_ref()?.points.as_slice())));
-    let reach = sweep.peers.as_ref().map_or(vec![], |peers| peers.reach(measured));
-    SweepOutput { sweep: sweep.name.clone(), runs, reach }
+    let reach = peers.map_or(vec![], |peers| peers.reach(measured));
+    Ok(SweepOutput { sweep: sweep.name.clone(), runs, reach })
 }
 
 fn one_run(one: &SweepRun, store: &Store, device: &str, console: &Console, budget: &Budget) -> Result<RunOutput> {

@@ -24,18 +24,35 @@ struct RowTile {
     importance: f32,
 }
 
+/// Rows behind those that are decided together that a path looks ahead to.
+const AHEAD: usize = 40;
+
+/// Rows that are decided together where errors are fed back over rows: a trellis' path cannot see what
+/// its own levels do to those below.
+pub(super) const fn rows_together(trellis: bool) -> usize {
+    if trellis { 8 } else { 1 }
+}
+
 /// Quantises the columns of a slice from the first to the last.
 pub(super) struct ColumnCoder<'a> {
     input: &'a FeedbackInput<'a>,
     rows: Range<usize>,
+    /// The factor that spreads errors over rows, row-major, of the whole matrix.
+    upper: Option<&'a [f32]>,
     rounding: Rounding,
     path: Option<PathSearch>,
     /// Of every row of tiles, the tile of the current column.
     tiles: Vec<RowTile>,
-    /// Samples of the current column, and the rows of those that the trellis takes.
+    /// Of the current column: samples, whose values are targets in steps, steps, levels.
     samples: Vec<Sample>,
-    walked: Vec<usize>,
+    steps: Vec<f32>,
     levels: Vec<i32>,
+    /// What rows above add to the targets.
+    offsets: Vec<f32>,
+    /// Rows that the trellis takes, their samples and levels.
+    walked: Vec<usize>,
+    run: Vec<Sample>,
+    found: Vec<i32>,
     /// Magnitudes of the two columns before.
     before: [Vec<u16>; 2],
 }
@@ -47,7 +64,7 @@ fn entry(vector: &[i8], i: usize) -> i32 {
 impl<'a> ColumnCoder<'a> {
     /// # Errors
     /// Scales out of range.
-    pub fn new(input: &'a FeedbackInput<'a>, rows: Range<usize>) -> Result<Self> {
+    pub fn new(input: &'a FeedbackInput<'a>, rows: Range<usize>, upper: Option<&'a [f32]>) -> Result<Self> {
         let plan = input.plan;
         let slice = SlicePlan::of(plan, rows.clone());
         let mut lossy = (0..slice.tiles.len()).filter(|&n| slice.tiles[n].format != Format::Lossless);
@@ -56,22 +73,42 @@ impl<'a> ColumnCoder<'a> {
         Ok(Self {
             rounding: Rounding::new(input.price, &[0; 3]),
             path,
+            upper,
             tiles: Vec::new(),
             samples: Vec::new(),
-            walked: Vec::new(),
+            steps: Vec::new(),
             levels: vec![0; rows.len()],
+            offsets: vec![0.0; rows.len()],
+            walked: Vec::new(),
+            run: Vec::new(),
+            found: Vec::new(),
             before: [vec![0; rows.len()], vec![0; rows.len()]],
             rows,
             input,
         })
     }
 
-    /// Quantises column `col`, whose weights with feedback are `target`; sets its errors, and its
-    /// samples in the row-major `samples` of the slice, whose rows of weights are `weights`.
-    pub fn column(&mut self, col: usize, target: &[f32], weights: &[f32], errors: &mut [f32], samples: &mut [i16]) {
+    /// Quantises column `col`, whose weights with feedback are `target`; sets its errors, what of them
+    /// rows below are to see (before: what rows above add), and its samples in the row-major `samples`
+    /// of the slice, whose rows of weights are `weights`.
+    pub fn column(
+        &mut self,
+        col: usize,
+        target: &[f32],
+        weights: &[f32],
+        (errors, seen): (&mut [f32], &mut [f32]),
+        samples: &mut [i16],
+    ) {
         on_this_machine(
             #[inline(always)]
-            || self.decide(col, target, weights, errors, samples),
+            || {
+                self.prepare(col, target);
+                match self.upper {
+                    None => self.decide(0..target.len(), target.len(), &mut 0),
+                    Some(upper) => self.decide_downwards(col, upper, target, seen),
+                }
+                self.keep(col, weights, errors, samples);
+            },
         );
     }
 
@@ -92,16 +129,16 @@ impl<'a> ColumnCoder<'a> {
         }
     }
 
+    /// Samples of the column without what rows add.
     #[inline(always)]
-    fn decide(&mut self, col: usize, target: &[f32], weights: &[f32], errors: &mut [f32], samples: &mut [i16]) {
+    fn prepare(&mut self, col: usize, target: &[f32]) {
         let (plan, importance) = (self.input.plan, self.input.importance);
         if col.is_multiple_of(plan.tile) {
             self.enter_tiles(col);
         }
         let (col_scale, col_spread) = (entry(&plan.col_scale, col), entry(&plan.col_spread, col));
-        let col_importance = importance.cols[col];
         self.samples.clear();
-        self.walked.clear();
+        self.steps.clear();
         for (i, row) in self.rows.clone().enumerate() {
             let tile = &self.tiles[i / plan.tile];
             let row_scale = entry(&plan.row_scale, row);
@@ -110,43 +147,99 @@ impl<'a> ColumnCoder<'a> {
             if let Some(adjust) = &plan.parameters.neighbours {
                 spread += i32::from(adjust[neighbour_bin(self.before[0][i], self.before[1][i], spread)]);
             }
-            let weight = tile.importance * importance.rows[row] * col_importance * step * step;
-            let sample = Sample { value: target[i] / step, weight, spread, range: tile.range };
-            self.levels[i] = match tile.format {
-                Format::Lossless => 0,
-                format if format.minifloat().is_some() => {
-                    format.minifloat().map_or(0, |kind| kind.encode(sample.value).into())
-                }
-                _ if self.path.is_some() => {
-                    self.samples.push(sample);
+            let weight = tile.importance * importance.rows[row] * importance.cols[col] * step * step;
+            self.samples.push(Sample { value: target[i] / step, weight, spread, range: tile.range });
+            self.steps.push(step);
+        }
+    }
+
+    /// Levels of `rows`, looking ahead to row `end`; the trellis is in `state` before and after.
+    #[inline(always)]
+    fn decide(&mut self, rows: Range<usize>, end: usize, state: &mut u8) {
+        self.run.clear();
+        self.walked.clear();
+        for i in rows.start..end {
+            let format = self.tiles[i / self.input.plan.tile].format;
+            let mut sample = self.samples[i];
+            if self.upper.is_some() {
+                sample.value -= self.offsets[i] / self.steps[i];
+            }
+            match format.level_range() {
+                Some(_) if self.path.is_some() => {
+                    self.run.push(sample);
                     self.walked.push(i);
-                    0
                 }
-                _ => self.rounding.level(sample.value, weight, class_of(spread), tile.range),
-            };
+                _ if i >= rows.end => {}
+                Some(range) => {
+                    let class = class_of(sample.spread);
+                    self.levels[i] = self.rounding.level(sample.value, sample.weight, class, range);
+                }
+                None => self.levels[i] = format.minifloat().map_or(0, |kind| kind.encode(sample.value).into()),
+            }
         }
         if let Some(path) = &mut self.path {
-            let mut found = vec![0; self.samples.len()];
-            path.search(&self.samples, &mut found);
-            self.walked.iter().zip(found).for_each(|(&i, level)| self.levels[i] = level);
-        }
-        for (i, row) in self.rows.clone().enumerate() {
-            let tile = &self.tiles[i / plan.tile];
-            let level = self.levels[i];
-            let weight = weights[i * plan.cols + col];
-            if tile.format != Format::Lossless {
-                let step = scale(tile.scale + UNIT * (entry(&plan.row_scale, row) + col_scale));
-                let value = match tile.format.minifloat() {
-                    Some(kind) => kind.decode(level as u8),
-                    None => level as f32,
-                };
-                errors[i] = decoded(plan, value * step) - weight;
+            self.found.resize(self.run.len(), 0);
+            path.search(*state, &self.run, &mut self.found);
+            let trellis = path.trellis();
+            for (&i, &level) in self.walked.iter().zip(&self.found).filter(|(i, _)| **i < rows.end) {
+                self.levels[i] = level;
+                *state = trellis.next(*state, level);
             }
-            samples[i * plan.cols + col] = level as i16;
+        }
+    }
+
+    /// Levels of the column a few rows at a time, each with what those above make of it.
+    #[inline(always)]
+    fn decide_downwards(&mut self, col: usize, upper: &[f32], target: &[f32], seen: &mut [f32]) {
+        let (count, side) = (self.rows.len(), self.input.plan.rows);
+        self.offsets.copy_from_slice(seen);
+        let together = rows_together(self.path.is_some());
+        let ahead = if self.path.is_some() { AHEAD } else { 0 };
+        let mut state = 0;
+        for start in (0..count).step_by(together) {
+            let end = count.min(start + together);
+            self.decide(start..end, count.min(end + ahead), &mut state);
+            for i in start..end {
+                seen[i] = match self.tiles[i / self.input.plan.tile].format {
+                    // The weight itself, which the target is not.
+                    Format::Lossless => self.original(i, col) - target[i],
+                    format => self.value(format, i) - target[i],
+                };
+                let factors = &upper[(self.rows.start + i) * side + self.rows.start..][..count];
+                let error = seen[i];
+                self.offsets[end..].iter_mut().zip(&factors[end..]).for_each(|(o, f)| *o += error * f);
+            }
+        }
+    }
+
+    /// The weight as it is.
+    fn original(&self, i: usize, col: usize) -> f32 {
+        self.input.weights[(self.rows.start + i) * self.input.plan.cols + col]
+    }
+
+    /// What the level of row `i` is decoded as.
+    #[inline(always)]
+    fn value(&self, format: Format, i: usize) -> f32 {
+        let value = match format.minifloat() {
+            Some(kind) => kind.decode(self.levels[i] as u8),
+            None => self.levels[i] as f32,
+        };
+        decoded(self.input.plan, value * self.steps[i])
+    }
+
+    #[inline(always)]
+    fn keep(&mut self, col: usize, weights: &[f32], errors: &mut [f32], samples: &mut [i16]) {
+        let plan = self.input.plan;
+        for i in 0..self.rows.len() {
+            let format = self.tiles[i / plan.tile].format;
+            if format != Format::Lossless {
+                errors[i] = self.value(format, i) - weights[i * plan.cols + col];
+            }
+            samples[i * plan.cols + col] = self.levels[i] as i16;
             if plan.parameters.neighbours.is_some() {
                 self.before[1][i] = self.before[0][i];
-                let counts = tile.format.level_range().is_some();
-                self.before[0][i] = if counts { level.unsigned_abs() as u16 } else { 0 };
+                let counts = format.level_range().is_some();
+                self.before[0][i] = if counts { self.levels[i].unsigned_abs() as u16 } else { 0 };
             }
         }
     }

@@ -18,7 +18,7 @@ use waterfill_codec::{Result, TensorPlan, on_this_machine};
 
 use column::ColumnCoder;
 pub use loss::QuadraticLoss;
-pub use tensor::{FeedbackOptions, encode_with_feedback};
+pub use tensor::{FeedbackOptions, SecondMoments, encode_with_feedback};
 pub use viterbi::{PathSearch, Sample};
 
 /// Columns whose feedback is one matrix product.
@@ -32,27 +32,61 @@ pub struct FeedbackInput<'a> {
     pub weights: &'a [f32],
     /// What errors cost.
     pub importance: &'a Importance,
-    /// How errors spread.
+    /// How errors spread over columns.
     pub factor: &'a Factor,
+    /// How they spread over rows; one diagonal block.
+    pub rows: Option<&'a Factor>,
     /// Nats for a bit where levels are chosen; zero rounds to the nearest.
     pub price: f32,
 }
 
-/// Samples of the tensor, row-major: levels and codes; those of lossless tiles are zero. Rows do not
-/// depend on each other, so slices are quantised side by side.
+/// Samples of the tensor, row-major: levels and codes; those of lossless tiles are zero. Without
+/// feedback over rows these do not depend on each other, and slices are quantised side by side.
 ///
 /// # Errors
 /// Scales out of range.
 pub fn quantize_with_feedback(input: &FeedbackInput) -> Result<Vec<i16>> {
     let plan = input.plan;
-    let slices = (0..plan.slices()).into_par_iter().map(|n| quantize_rows(input, plan.slice_range(n)));
-    Ok(slices.collect::<Result<Vec<_>>>()?.concat())
+    let slices = || (0..plan.slices()).map(|n| plan.slice_range(n));
+    let Some((_, upper)) = input.rows.and_then(|rows| rows.block(0)) else {
+        let all: Vec<_> = slices().collect();
+        let done = all.into_par_iter().map(|rows| Ok(quantize_rows(input, rows, None)?.0));
+        return Ok(done.collect::<Result<Vec<_>>>()?.concat());
+    };
+    // Of every slice, what columns saw of its errors, column by column.
+    let mut seen: Vec<(Range<usize>, Vec<f32>)> = Vec::new();
+    let mut samples = Vec::with_capacity(input.weights.len());
+    for rows in slices() {
+        let mut offsets = vec![0.0f32; rows.len() * plan.cols];
+        for (before, errors) in &seen {
+            let factors = MatRef::from_row_major_slice(upper, plan.rows, plan.rows);
+            matmul(
+                MatMut::from_column_major_slice_mut(&mut offsets, rows.len(), plan.cols),
+                Accum::Add,
+                factors.get(before.clone(), rows.clone()).transpose(),
+                MatRef::from_column_major_slice(errors, before.len(), plan.cols),
+                1.0f32,
+                Par::Seq,
+            );
+        }
+        let (of_slice, errors) = quantize_rows(input, rows.clone(), Some((upper, offsets)))?;
+        samples.extend(of_slice);
+        seen.push((rows, errors));
+    }
+    Ok(samples)
 }
 
-fn quantize_rows(input: &FeedbackInput, rows: Range<usize>) -> Result<Vec<i16>> {
+/// Samples of some rows, row-major, and what columns saw of their errors, column by column. With
+/// feedback over rows: the factor, and what rows before add, column by column.
+fn quantize_rows(
+    input: &FeedbackInput,
+    rows: Range<usize>,
+    above: Option<(&[f32], Vec<f32>)>,
+) -> Result<(Vec<i16>, Vec<f32>)> {
     let (cols, count) = (input.plan.cols, rows.len());
     let weights = &input.weights[rows.start * cols..rows.end * cols];
-    let mut coder = ColumnCoder::new(input, rows)?;
+    let (upper_rows, mut seen) = above.map_or((None, Vec::new()), |(upper, offsets)| (Some(upper), offsets));
+    let mut coder = ColumnCoder::new(input, rows, upper_rows)?;
     // Column by column: what was made of a weight less the weight.
     let mut errors = vec![0.0f32; count * cols];
     let mut samples = vec![0i16; count * cols];
@@ -68,7 +102,8 @@ fn quantize_rows(input: &FeedbackInput, rows: Range<usize>) -> Result<Vec<i16>> 
             let Some((range, upper)) = input.factor.block(at) else {
                 for col in at..first + width {
                     let target = &targets[(col - first) * count..][..count];
-                    coder.column(col, target, weights, &mut errors[col * count..][..count], &mut samples);
+                    let at = seen.get_mut(col * count..(col + 1) * count).unwrap_or_default();
+                    coder.column(col, target, weights, (&mut errors[col * count..][..count], at), &mut samples);
                 }
                 break;
             };
@@ -89,7 +124,8 @@ fn quantize_rows(input: &FeedbackInput, rows: Range<usize>) -> Result<Vec<i16>> 
             for col in at..end {
                 let (target, rest) = targets[(col - first) * count..].split_at_mut(count);
                 let error = &mut errors[col * count..][..count];
-                coder.column(col, target, weights, error, &mut samples);
+                let at = seen.get_mut(col * count..(col + 1) * count).unwrap_or_default();
+                coder.column(col, target, weights, (&mut *error, at), &mut samples);
                 let factors = &upper[(col - range.start) * side..][col + 1 - range.start..end - range.start];
                 on_this_machine(
                     #[inline(always)]
@@ -103,5 +139,5 @@ fn quantize_rows(input: &FeedbackInput, rows: Range<usize>) -> Result<Vec<i16>> 
             at = end;
         }
     }
-    Ok(samples)
+    Ok((samples, seen))
 }

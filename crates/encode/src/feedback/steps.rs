@@ -37,9 +37,12 @@ pub fn set_steps(plan: &mut TensorPlan, importance: &Importance, price: Lambda, 
     }
     let trellis = plan.parameters.trellis.is_some();
     let allocated: Vec<i32> = plan.tiles.iter().map(|t| plan.step_base + UNIT * i32::from(t.step)).collect();
-    if !plan.col_scale.is_empty() {
-        let cols: Vec<f64> = importance.cols.iter().map(|&c| c.into()).collect();
-        plan.col_scale = water_fill(&cols, plan.rows);
+    for (scales, importance, others) in
+        [(&mut plan.col_scale, &importance.cols, plan.rows), (&mut plan.row_scale, &importance.rows, plan.cols)]
+    {
+        if !scales.is_empty() {
+            *scales = water_fill(&alive(importance), others);
+        }
     }
     let error = if trellis { TRELLIS_ERROR } else { SCALAR_ERROR };
     let log_tiles = integer.iter().map(|&n| f64::from(importance.tiles[n]).max(1e-30).log2());
@@ -71,6 +74,13 @@ pub fn set_steps(plan: &mut TensorPlan, importance: &Importance, price: Lambda, 
         added += f64::from((excess.min(LOSSLESS) / 2.0).exp2() - 1.0);
     }
     added / integer.len() as f64
+}
+
+/// Importance of rows or columns, at least a millionth of their mean: what is dead must not get an
+/// infinite step.
+fn alive(importance: &[f32]) -> Vec<f64> {
+    let mean = importance.iter().map(|&v| f64::from(v)).sum::<f64>() / importance.len().max(1) as f64;
+    importance.iter().map(|&v| f64::from(v).max(1e-6 * mean).max(f64::MIN_POSITIVE)).collect()
 }
 
 /// Importance that row and column scales, which end at three octaves, leave to steps of tiles.

@@ -4,6 +4,7 @@ use waterfill_allocate::{Factor, Importance, PlannedWeight};
 use waterfill_calibrate::SecondMomentMatrix;
 use waterfill_codec::{Format, Parameters, Result, TensorEncoder, TensorPlan, Trellis};
 
+use super::column::rows_together;
 use super::steps::{relative_level, set_steps};
 use super::{FeedbackInput, quantize_with_feedback};
 use crate::search::{encode_parallel, slice_samples};
@@ -27,6 +28,15 @@ pub struct FeedbackOptions {
     pub damping: f64,
 }
 
+/// Second moments of a matrix's input and output gradient, as far as they are known.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct SecondMoments<'a> {
+    /// Of its input: errors of columns add up by it.
+    pub input: Option<&'a SecondMomentMatrix>,
+    /// Of its output gradient, whole: errors of rows add up by it.
+    pub output: Option<&'a SecondMomentMatrix>,
+}
+
 /// Codes a weight as allocated.
 ///
 /// # Errors
@@ -34,29 +44,51 @@ pub struct FeedbackOptions {
 pub fn encode_with_feedback(
     weight: &PlannedWeight,
     weights: &[f32],
-    moment: Option<&SecondMomentMatrix>,
+    moments: SecondMoments,
     options: &FeedbackOptions,
 ) -> Result<Vec<u8>> {
     let importance = &weight.importance;
     let mut plan = weight.plan.clone();
     // A source of finite variance is worth the same as damping by the level of the water.
     let damping = options.damping + relative_level(&plan, importance, weight.price, weights);
-    let factor = match moment {
+    let factor = match moments.input {
         Some(moment) => Factor::new(moment, importance.lookup_share(), damping),
         None => Factor::diagonal(importance.cols.clone()),
     };
-    let cols = importance.cols.iter().enumerate().map(|(j, &c)| c * factor.share(j) as f32);
-    let importance = Importance { cols: cols.collect(), ..importance.clone() };
+    let prepare = |plan: &TensorPlan| {
+        let rows = moments.output.filter(|m| m.blocks() == 1).map(|output| {
+            let mut factor = Factor::new(output, 0.0, damping);
+            let together = rows_together(plan.parameters.trellis.is_some());
+            let slices = (0..plan.slices()).map(|n| plan.slice_range(n));
+            factor.group(slices.flat_map(|s| s.clone().step_by(together).map(move |i| i..s.end.min(i + together))));
+            factor
+        });
+        let shared = |by: &[f32], factor: Option<&Factor>| {
+            by.iter().enumerate().map(|(i, &v)| v * factor.map_or(1.0, |f| f.share(i) as f32)).collect()
+        };
+        let cols = shared(&importance.cols, Some(&factor));
+        let importance = Importance { cols, rows: shared(&importance.rows, rows.as_ref()), ..importance.clone() };
+        (rows, importance)
+    };
     plan.parameters.trellis = options.trellis.filter(|_| options.widen);
     let allocated = plan.clone();
+    let (mut rows, mut importance) = prepare(&plan);
     let held_back = set_steps(&mut plan, &importance, weight.price, weights, options.escape);
     if plan.parameters.trellis.is_some() && held_back > HELD_BACK {
         plan = TensorPlan { parameters: Parameters { trellis: None, ..plan.parameters }, ..allocated };
+        (rows, importance) = prepare(&plan);
         set_steps(&mut plan, &importance, weight.price, weights, options.escape);
     }
     let price = weight.price.0 as f32 * options.rounding;
     let quantize = |plan: &TensorPlan| {
-        quantize_with_feedback(&FeedbackInput { plan, weights, importance: &importance, factor: &factor, price })
+        quantize_with_feedback(&FeedbackInput {
+            plan,
+            weights,
+            importance: &importance,
+            factor: &factor,
+            rows: rows.as_ref(),
+            price,
+        })
     };
     let mut samples = quantize(&plan)?;
     let change = spread_change(&plan, &samples);
