@@ -59,7 +59,7 @@ pub(crate) fn plan(session: &Session) -> Result<Vec<PlannedStage>> {
     let mut planner = Planner { session, times: Times::read(session), stages: Vec::new() };
     let (windows, _) = session.source.calibration(session.config, &session.model.config)?;
     let calibration = planner.stage("calibrate".into(), &session.calibration_identity(&windows))?;
-    let points = planner.stage("points".into(), &session.points_identity(calibration))?;
+    let points = planner.stage("points".into(), &session.points_identity(calibration.clone()))?;
     let windows = session.source.evaluation(session.config, session.sizes())?;
     let questions = session.questions()?;
     let base = planner.stage("evaluate the original".into(), &session.base_identity(&windows, questions.as_ref()))?;
@@ -68,7 +68,7 @@ pub(crate) fn plan(session: &Session) -> Result<Vec<PlannedStage>> {
             continue;
         }
         let allocation = planner.stage(goal.label(), &session.allocation_identity(points.clone(), None, goal))?;
-        let encoded = planner.stage("encode".into(), &session.encoding_identity(allocation))?;
+        let encoded = planner.stage("encode".into(), &session.encoding_identity(calibration.clone(), allocation))?;
         planner.stage("evaluate".into(), &session.evaluation_identity(base.clone(), encoded))?;
     }
     Ok(planner.stages)

@@ -225,7 +225,7 @@ impl Session<'_> {
     /// The tuned checkpoint of an allocation, in `checkpoint/` of the artifact.
     pub(crate) fn encode(&self, calibration: &Artifact, allocation: &Artifact) -> Result<Artifact> {
         let e = &self.config.encode;
-        self.stage("encode", &self.encoding_identity(allocation.digest()), |work| {
+        self.stage("encode", &self.encoding_identity(calibration.digest(), allocation.digest()), |work| {
             let map = alloc::Allocation::open(&allocation.path("allocation.safetensors"))?;
             let feedback = match e.feedback {
                 true => Some(waterfill_encode::Feedback {
@@ -259,12 +259,14 @@ impl Session<'_> {
         a.rate.resident == 0.0 && a.formats.contains(&config::Format::Lossless)
     }
 
-    pub(crate) fn encoding_identity(&self, allocation: String) -> Identity {
+    pub(crate) fn encoding_identity(&self, calibration: String, allocation: String) -> Identity {
         let settled = serde_json::json!({
             "bitstream": waterfill_checkpoint::VERSION, "encode": self.config.encode, "widen": self.widen(),
             "escape": self.escape(),
         });
-        self.identity("encode", 9, [("allocate", allocation)], settled)
+        // Second moments are read from the calibration, not from the allocation.
+        let inputs = [("calibrate", calibration), ("allocate", allocation)];
+        self.identity("encode", 10, inputs, settled)
     }
 
     pub(crate) fn evaluation_config(&self) -> serde_json::Value {
