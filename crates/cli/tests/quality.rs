@@ -1,0 +1,65 @@
+//! Probes, usual quantisers and comparisons with peers, on the generated model.
+
+mod common;
+
+use common::{Place, pipeline};
+
+#[test]
+fn probes_measure_what_tensors_lose() {
+    let place = Place::new();
+    let text = pipeline("lambdas: [1e-6], probes: kinds");
+    place.write("p.yaml", &text);
+    assert!(place.fails(&["validate", "p.yaml"]).contains("calibrate.held_out"));
+    place.write("p.yaml", &text.replace("sequences: 24", "sequences: 24, held_out: 6"));
+    let output = place.json(&["run", "p.yaml"]);
+    let dir = place.path(output["artifacts"]["probe"].as_str().unwrap());
+    let probed: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(dir.join("probes.json")).unwrap()).unwrap();
+    let groups = probed["groups"].as_array().unwrap();
+    // Seven kinds of linear layers, and embedding or head.
+    assert!(groups.len() >= 8, "{groups:?}");
+    for group in groups {
+        let (measured, predicted) = (group["measured"]["mean"].as_f64(), group["predicted"].as_f64());
+        assert!(measured.unwrap() > 0.0 && predicted.unwrap() > 0.0, "{group}");
+    }
+    let corrections = probed["corrections"].as_object().unwrap();
+    assert!(corrections.values().all(|c| (1.0..=8.0).contains(&c.as_f64().unwrap())));
+    // What is expected of all is in the order of what is measured.
+    let (kl, expected) = (output["points"][0]["kl"].as_f64(), output["points"][0]["predicted_kl"].as_f64());
+    let ratio = kl.unwrap() / expected.unwrap();
+    assert!((0.3..3.0).contains(&ratio), "{ratio}");
+}
+
+#[test]
+fn usual_quantisers_and_peers_compare_in_one_sweep() {
+    let place = Place::new();
+    let peers = r#"{"sequences": 16, "context": 48, "rows": [{"method": "none", "kl": 0.0},
+        {"method": "between", "tensor_bytes": 60000, "kl": KL}, {"method": "beyond", "tensor_bytes": 9, "kl": 1e9}]}"#;
+    let sweep = |file: &str| {
+        let runs = "  runs: [{baseline: {method: absmax, bits: [3, 8]}}, {baseline: {method: gptq, bits: [3, 4], group: 32}}]\n";
+        pipeline("lambdas: [1e-6]") + "sweep:\n" + &format!("  peers: {file}\n") + runs
+    };
+    place.write("s.yaml", &sweep("peers.json"));
+    assert!(place.fails(&["sweep", "s.yaml"]).contains("peers.json"));
+    // A first run without peers tells what lies between the points.
+    place.write("first.yaml", &sweep("peers.json").replace("  peers: peers.json\n", ""));
+    let first = place.json(&["sweep", "first.yaml"]);
+    let points = |run: usize| first["runs"][run]["points"].as_array().unwrap().clone();
+    let number = |point: &serde_json::Value, key: &str| point[key].as_f64().unwrap();
+    for run in [0, 1] {
+        let of = points(run);
+        assert!(number(&of[0], "kl") > number(&of[1], "kl") && number(&of[0], "bytes") < number(&of[1], "bytes"));
+    }
+    let bits = number(&points(0)[0], "bits_per_weight");
+    assert!((3.0..4.0).contains(&bits), "{bits}: three for codes, and scales and norms");
+    let middle = (number(&points(0)[0], "kl") * number(&points(0)[1], "kl")).sqrt();
+    place.write("peers.json", &peers.replace("KL", &middle.to_string()));
+    let output = place.json(&["sweep", "s.yaml"]);
+    let reach = output["reach"].as_array().unwrap();
+    assert_eq!(reach.len(), 2);
+    let half = (number(&points(0)[0], "bytes") + number(&points(0)[1], "bytes")) / 2.0;
+    assert!(number(&reach[0], "our_bytes") <= half + 1.0, "{reach:?}, {half} by the first run");
+    assert!(reach[1]["our_bytes"].is_null() && reach[1]["peer"] == "beyond");
+    place.write("peers.json", &peers.replace("KL", "0.1").replace("16", "17"));
+    assert!(place.fails(&["sweep", "s.yaml"]).contains("17 of 48"));
+}
