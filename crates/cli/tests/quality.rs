@@ -12,6 +12,8 @@ fn probes_measure_what_tensors_lose() {
     assert!(place.fails(&["validate", "p.yaml"]).contains("calibrate.held_out"));
     place.write("p.yaml", &text.replace("sequences: 24", "sequences: 24, held_out: 6"));
     let output = place.json(&["run", "p.yaml"]);
+    let planned = place.json(&["sweep", "p.yaml", "--dry-run"]);
+    assert_eq!(planned["seconds"].as_f64(), Some(0.0), "everything is there: {planned}");
     let dir = place.path(output["artifacts"]["probe"].as_str().unwrap());
     let probed: serde_json::Value =
         serde_json::from_str(&std::fs::read_to_string(dir.join("probes.json")).unwrap()).unwrap();

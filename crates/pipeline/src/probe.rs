@@ -23,6 +23,9 @@ const PROBED_LOSS: f64 = 0.02;
 const LEAST: f64 = 1.0;
 const MOST: f64 = 8.0;
 
+/// Name of all groups as one.
+pub(crate) const TOGETHER: &str = "together";
+
 /// Some tensors, tuned alone.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Probe {
@@ -64,24 +67,19 @@ impl Session<'_> {
             return Ok(None);
         }
         let (_, windows) = self.source.calibration(self.config, &self.model.config)?;
-        let weights: usize = self.model.weights().iter().map(|(_, [rows, cols])| rows * cols).sum();
-        let lambda = PROBED_LOSS * 2.0 * std::f64::consts::LN_2 / weights as f64;
+        let lambda = self.probed_lambda();
         let allocation = self.allocate(points, None, Goal::Lambda(lambda))?;
         let encoded = self.encode(calibration, &allocation)?;
         let summary: EncodeSummary = read_json(&encoded.path("summary.json"))?;
         let base = self.part_base(&windows)?;
-        let mut groups: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
-        for name in summary.losses.keys() {
-            groups.entry(group_of(name, probes)).or_default().insert(name.clone());
-        }
-        let all = summary.losses.keys().cloned().collect();
+        let groups = self.probed_groups();
+        let all: BTreeSet<String> = groups.values().flatten().cloned().collect();
         let mut parts = BTreeMap::new();
-        for (group, names) in groups.iter().chain([(&"together".to_string(), &all)]) {
+        for (group, names) in groups.iter().chain([(&TOGETHER.to_string(), &all)]) {
             parts.insert(group.clone(), self.part(group, names, &windows, &base, &encoded)?);
         }
-        let inputs: Vec<String> = parts.values().map(Artifact::digest).collect();
-        let identity =
-            self.identity("probe", 2, [("checkpoint", encoded.digest())], serde_json::json!({"parts": inputs}));
+        let digests = parts.values().map(Artifact::digest).collect();
+        let identity = self.probe_identity(encoded.digest(), digests);
         let made = self.stage("probe", &identity, |work| {
             let probe = |group: &str, names: &BTreeSet<String>| -> Result<Probe> {
                 let result: eval::TextResult = read_json(&parts[group].path("result.json"))?;
@@ -89,7 +87,7 @@ impl Session<'_> {
                 Ok(Probe { group: group.into(), predicted, measured: result.kl })
             };
             let measured = groups.iter().map(|(g, names)| probe(g, names)).collect::<Result<Vec<Probe>>>()?;
-            let together = probe("together", &all)?;
+            let together = probe(TOGETHER, &all)?;
             let mut corrections = BTreeMap::new();
             for (found, names) in measured.iter().zip(groups.values()) {
                 let ratio = found.measured.mean / found.predicted.max(f64::MIN_POSITIVE);
@@ -104,9 +102,36 @@ impl Session<'_> {
         Ok(Some(made))
     }
 
+    /// Lambda that probes are made at.
+    pub(crate) fn probed_lambda(&self) -> f64 {
+        let weights: usize = self.model.weights().iter().map(|(_, [rows, cols])| rows * cols).sum();
+        PROBED_LOSS * 2.0 * std::f64::consts::LN_2 / weights as f64
+    }
+
+    /// Names of the tensors of every group.
+    pub(crate) fn probed_groups(&self) -> BTreeMap<String, BTreeSet<String>> {
+        let mut groups: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+        for (name, _) in self.model.weights() {
+            groups.entry(group_of(&name, self.config.allocate.probes)).or_default().insert(name);
+        }
+        groups
+    }
+
+    pub(crate) fn part_base_identity(&self, windows: &Windows) -> Identity {
+        self.identity("evaluate-base", 3, [("tokens", tokens_digest(windows))], self.evaluation_config())
+    }
+
+    pub(crate) fn part_identity(&self, base: String, encoded: String, names: &BTreeSet<String>) -> Identity {
+        let inputs = [("checkpoint", encoded), ("base", base)];
+        self.identity("evaluate-part", 1, inputs, serde_json::json!({"names": names}))
+    }
+
+    pub(crate) fn probe_identity(&self, encoded: String, parts: Vec<String>) -> Identity {
+        self.identity("probe", 2, [("checkpoint", encoded)], serde_json::json!({"parts": parts}))
+    }
+
     fn part_base(&self, windows: &Windows) -> Result<Artifact> {
-        let inputs = [("tokens", tokens_digest(windows))];
-        let identity = self.identity("evaluate-base", 3, inputs, self.evaluation_config());
+        let identity = self.part_base_identity(windows);
         self.stage("evaluate the original on held-out text", &identity, |work| {
             let text = eval::evaluate_text(&self.model, windows, BATCH_TOKENS, None, work, self.console)?;
             write_json(&work.path("result.json"), &text)
@@ -122,8 +147,7 @@ impl Session<'_> {
         base: &Artifact,
         encoded: &Artifact,
     ) -> Result<Artifact> {
-        let inputs = [("checkpoint", encoded.digest()), ("base", base.digest())];
-        let identity: Identity = self.identity("evaluate-part", 1, inputs, serde_json::json!({"names": names}));
+        let identity = self.part_identity(base.digest(), encoded.digest(), names);
         self.stage(&format!("probe {group}"), &identity, |work| {
             let tuned = Checkpoint::open(encoded.path("checkpoint"))?;
             let model = Model::open(&self.source.dir, self.model.device())?.with(tuned, names.clone());

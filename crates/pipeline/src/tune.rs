@@ -1,6 +1,6 @@
 //! From a goal to a tuned checkpoint: at a lambda in one go, for a size in several.
 
-use waterfill_artifacts::Artifact;
+use waterfill_artifacts::{Artifact, Identity};
 use waterfill_calibrate::Sensitivities;
 use waterfill_encode::{Baseline, EncodeSummary, encode_baseline};
 
@@ -64,11 +64,20 @@ impl Session<'_> {
         Ok(best)
     }
 
+    pub(crate) fn baseline_identity(&self, calibration: String, bits: u32) -> Identity {
+        let settings = self.config.baseline.as_ref().map(|b| (b.method, b.group));
+        self.identity(
+            "baseline",
+            1,
+            [("calibrate", calibration)],
+            serde_json::json!({"bits": bits, "settings": settings}),
+        )
+    }
+
     /// Codes of `bits` bits for all matrices.
     pub(crate) fn baseline(&self, calibration: &Artifact, bits: u32) -> Result<Tuned> {
         let settings = self.config.baseline.as_ref().expect("only baselines have widths");
-        let config = serde_json::json!({"method": settings.method, "group": settings.group, "bits": bits});
-        let identity = self.identity("baseline", 1, [("calibrate", calibration.digest())], config);
+        let identity = self.baseline_identity(calibration.digest(), bits);
         let names = self.model.weights().into_iter().map(|(name, _)| name).collect();
         let encoded = self.stage(&Goal::Width(bits).label(), &identity, |work| {
             let baseline = match settings.method {
