@@ -41,14 +41,7 @@ pub struct MomentsBench {
 
 /// Bits that feedback is worth with this matrix.
 fn worth(h: &Array2<f32>) -> f64 {
-    let n = h.nrows();
-    let damping = DAMPING * h.diag().iter().map(|&v| f64::from(v)).sum::<f64>() / n as f64;
-    let damped = Mat::from_fn(n, n, |i, j| f64::from(h[[i, j]]) + if i == j { damping } else { 0.0 });
-    let Ok(factor) = damped.llt(Side::Lower) else { return f64::NAN };
-    let lower = factor.L();
-    let diagonal: f64 = (0..n).map(|i| damped[(i, i)].log2()).sum();
-    let determinant: f64 = (0..n).map(|i| 2.0 * lower[(i, i)].log2()).sum();
-    (diagonal - determinant) / (2 * n) as f64
+    worth_between(h, 1, DAMPING)
 }
 
 /// Bits that feedback from blocks of `side` rows to those after them is worth.

@@ -133,18 +133,23 @@ fn level(class: usize, row: usize, col: usize, s: &mut Streams) -> i32 {
     }
     let mut quotient = s.symbols.symbol(&frequencies, row, col) as i32 - 128;
     if quotient == -128 {
-        let negative = s.escapes.read(1) == 1;
-        let mut n = 0;
-        while n < 15 && s.escapes.read(1) == 1 {
-            n += 1;
-        }
-        quotient = (most + (1 << n | s.escapes.read(n) as i32)).min(1 << 14);
-        quotient = if negative { -quotient } else { quotient };
+        quotient = escaped(most, s);
     }
     if shift == 0 {
         return quotient;
     }
     (quotient * (1 << shift) + s.bits.read(shift as u32) as i32 - (1 << (shift - 1))).clamp(-(1 << 14), 1 << 14)
+}
+
+/// A quotient beyond `most`.
+fn escaped(most: i32, s: &mut Streams) -> i32 {
+    let negative = s.escapes.read(1) == 1;
+    let mut n = 0;
+    while n < 15 && s.escapes.read(1) == 1 {
+        n += 1;
+    }
+    let magnitude = (most + (1 << n | s.escapes.read(n) as i32)).min(1 << 14);
+    if negative { -magnitude } else { magnitude }
 }
 
 /// Section 7.3, odd levels.
@@ -160,13 +165,8 @@ fn odd_index(class: usize, row: usize, col: usize, s: &mut Streams) -> i32 {
     }
     let mut quotient = s.symbols.symbol(&frequencies, row, col) as i32 - 128;
     if quotient == -128 {
-        let negative = s.escapes.read(1) == 1;
-        let mut n = 0;
-        while n < 15 && s.escapes.read(1) == 1 {
-            n += 1;
-        }
-        let magnitude = (most + 1 + (1 << n | s.escapes.read(n) as i32)).min(1 << 14);
-        quotient = if negative { -magnitude } else { magnitude - 1 };
+        quotient = escaped(most + 1, s);
+        quotient -= i32::from(quotient > 0);
     }
     quotient * (1 << shift) + s.bits.read(shift as u32) as i32
 }
