@@ -34,10 +34,16 @@ impl Factor {
     /// costs, with `damping` of the mean of their diagonal more. Where rounding has left a matrix that
     /// is not positive definite, damping grows tenfold until it is.
     pub fn new(moment: &SecondMomentMatrix, lookup: f64, damping: f64) -> Self {
+        Self::with_levels(moment, lookup, damping, &[])
+    }
+
+    /// As [`Factor::new`] with a share for every column more.
+    pub fn with_levels(moment: &SecondMomentMatrix, lookup: f64, damping: f64, levels: &[f64]) -> Self {
         let cols = moment.diagonal.len();
         let sum = moment.diagonal.iter().map(|&d| f64::from(d)).sum::<f64>();
         let mean = sum / cols.max(1) as f64 / (1.0 - lookup).max(1e-3);
         let added = mean * lookup;
+        let level = |j: usize| mean * levels.get(j).copied().unwrap_or(0.0);
         let at = |j: usize| f64::from(moment.diagonal[j]) + added;
         let before: Vec<f32> = (0..cols).map(|j| at(j) as f32).collect();
         let mut this = Self { diagonal: before.clone(), before, damping, blocks: Vec::new() };
@@ -50,7 +56,7 @@ impl Factor {
                 let add = added + (share * mean).max(f64::MIN_POSITIVE);
                 let mut a = Mat::from_fn(side, side, |i, j| {
                     let (i, j) = (side - 1 - i, side - 1 - j);
-                    f64::from(block[[i, j]]) + if i == j { add } else { 0.0 }
+                    f64::from(block[[i, j]]) + if i == j { add + level(range.start + i) } else { 0.0 }
                 });
                 let mut buffer = MemBuffer::new(cholesky_in_place_scratch::<f64>(side, Par::Seq, Default::default()));
                 let stack = MemStack::new(&mut buffer);
@@ -71,33 +77,6 @@ impl Factor {
             this.blocks.push((range, upper));
         }
         this
-    }
-
-    /// Takes columns that are decided together as one: with N what the factor has inside a group,
-    /// I + U = (I + U') (I + N), and D becomes the diagonal of (I + N) D (I + N)^T. Groups lie in one
-    /// diagonal block each.
-    pub fn group(&mut self, groups: impl Iterator<Item = Range<usize>>) {
-        for group in groups.filter(|g| g.len() > 1) {
-            let Some((range, upper)) = self.blocks.iter_mut().find(|(range, _)| range.contains(&group.start)) else {
-                continue;
-            };
-            let (side, first) = (range.len(), range.start);
-            let (start, end) = (group.start - first, group.end.min(range.end) - first);
-            let (above, inside) = upper.split_at_mut(start * side);
-            let inner = |i: usize, j: usize| inside[(i - start) * side + j];
-            for row in above.chunks_exact_mut(side) {
-                for j in start + 1..end {
-                    row[j] -= (start..j).map(|i| row[i] * inner(i, j)).sum::<f32>();
-                }
-            }
-            for i in start..end {
-                let more = (i + 1..end).map(|j| inner(i, j).powi(2) * self.diagonal[first + j]);
-                self.diagonal[first + i] += more.sum::<f32>();
-            }
-            for i in start..end {
-                inside[(i - start) * side..][i + 1..end].fill(0.0);
-            }
-        }
     }
 
     /// Without correlations: errors stay where they are.

@@ -200,6 +200,11 @@ impl LevelCosts {
         self.0[0][class][(level + 128) as usize & 255]
     }
 
+    /// Bits of the indices from -128 on in the quantiser of a parity.
+    pub fn of(&self, parity: usize, class: usize) -> &[f32; 256] {
+        &self.0[parity][class]
+    }
+
     /// Bits of an index in -128..=127 in the quantiser of a parity.
     #[inline]
     pub fn index_cost(&self, parity: usize, class: usize, index: i32) -> f32 {

@@ -9,6 +9,7 @@ use waterfill_codec::table::class_of;
 use waterfill_codec::{Format, Result, TensorPlan, on_this_machine};
 
 use super::FeedbackInput;
+use super::survivors::{Kind, Survivors, WINDOW};
 use super::viterbi::{PathSearch, Sample};
 use crate::search::Rounding;
 
@@ -22,15 +23,6 @@ struct RowTile {
     /// Spread of levels without row's and column's.
     spread: i32,
     importance: f32,
-}
-
-/// Rows behind those that are decided together that a path looks ahead to.
-const AHEAD: usize = 40;
-
-/// Rows that are decided together where errors are fed back over rows: a trellis' path cannot see what
-/// its own levels do to those below.
-pub(super) const fn rows_together(trellis: bool) -> usize {
-    if trellis { 8 } else { 1 }
 }
 
 /// Quantises the columns of a slice from the first to the last.
@@ -47,12 +39,15 @@ pub(super) struct ColumnCoder<'a> {
     samples: Vec<Sample>,
     steps: Vec<f32>,
     levels: Vec<i32>,
-    /// What rows above add to the targets.
+    /// What rows above add to the targets, and those of them that are far above.
     offsets: Vec<f32>,
+    far: Vec<f32>,
     /// Rows that the trellis takes, their samples and levels.
     walked: Vec<usize>,
     run: Vec<Sample>,
     found: Vec<i32>,
+    /// The same search where rows see errors of those above.
+    survivors: Option<Survivors>,
     /// Magnitudes of the two columns before.
     before: [Vec<u16>; 2],
 }
@@ -70,6 +65,8 @@ impl<'a> ColumnCoder<'a> {
         let mut lossy = (0..slice.tiles.len()).filter(|&n| slice.tiles[n].format != Format::Lossless);
         lossy.try_for_each(|n| TileScales::new(&slice, n).map(|_| ()))?;
         let path = plan.parameters.trellis.map(|trellis| PathSearch::new(trellis, input.price));
+        let survivors = plan.parameters.trellis.filter(|_| upper.is_some());
+        let survivors = survivors.map(|trellis| Survivors::new(trellis, input.price));
         Ok(Self {
             rounding: Rounding::new(input.price, &[0; 3]),
             path,
@@ -81,7 +78,9 @@ impl<'a> ColumnCoder<'a> {
             offsets: vec![0.0; rows.len()],
             walked: Vec::new(),
             run: Vec::new(),
-            found: Vec::new(),
+            found: vec![0; rows.len()],
+            survivors,
+            far: vec![0.0; rows.len()],
             before: [vec![0; rows.len()], vec![0; rows.len()]],
             rows,
             input,
@@ -103,9 +102,10 @@ impl<'a> ColumnCoder<'a> {
             #[inline(always)]
             || {
                 self.prepare(col, target);
-                match self.upper {
-                    None => self.decide(0..target.len(), target.len(), &mut 0),
-                    Some(upper) => self.decide_downwards(col, upper, target, seen),
+                match (self.upper, self.path.is_some()) {
+                    (None, _) => self.decide(),
+                    (Some(upper), true) => self.walk_downwards(col, upper, target, seen),
+                    (Some(upper), false) => self.decide_downwards(col, upper, target, seen),
                 }
                 self.keep(col, weights, errors, samples);
             },
@@ -153,63 +153,101 @@ impl<'a> ColumnCoder<'a> {
         }
     }
 
-    /// Levels of `rows`, looking ahead to row `end`; the trellis is in `state` before and after.
+    /// Level of row `i` rounded alone, where it has `more` steps than its sample says.
     #[inline(always)]
-    fn decide(&mut self, rows: Range<usize>, end: usize, state: &mut u8) {
+    fn alone(&self, i: usize, more: f32) -> i32 {
+        let format = self.tiles[i / self.input.plan.tile].format;
+        let sample = &self.samples[i];
+        match format.level_range() {
+            Some(range) => self.rounding.level(sample.value + more, sample.weight, class_of(sample.spread), range),
+            None => format.minifloat().map_or(0, |kind| kind.encode(sample.value + more).into()),
+        }
+    }
+
+    /// Levels of all rows, which do not see each other's errors.
+    #[inline(always)]
+    fn decide(&mut self) {
         self.run.clear();
         self.walked.clear();
-        for i in rows.start..end {
-            let format = self.tiles[i / self.input.plan.tile].format;
-            let mut sample = self.samples[i];
-            if self.upper.is_some() {
-                sample.value -= self.offsets[i] / self.steps[i];
-            }
-            match format.level_range() {
+        for i in 0..self.samples.len() {
+            match self.tiles[i / self.input.plan.tile].format.level_range() {
                 Some(_) if self.path.is_some() => {
-                    self.run.push(sample);
+                    self.run.push(self.samples[i]);
                     self.walked.push(i);
                 }
-                _ if i >= rows.end => {}
-                Some(range) => {
-                    let class = class_of(sample.spread);
-                    self.levels[i] = self.rounding.level(sample.value, sample.weight, class, range);
-                }
-                None => self.levels[i] = format.minifloat().map_or(0, |kind| kind.encode(sample.value).into()),
+                _ => self.levels[i] = self.alone(i, 0.0),
             }
         }
         if let Some(path) = &mut self.path {
             self.found.resize(self.run.len(), 0);
-            path.search(*state, &self.run, &mut self.found);
-            let trellis = path.trellis();
-            for (&i, &level) in self.walked.iter().zip(&self.found).filter(|(i, _)| **i < rows.end) {
-                self.levels[i] = level;
-                *state = trellis.next(*state, level);
-            }
+            path.search(&self.run, &mut self.found);
+            self.walked.iter().zip(&self.found).for_each(|(&i, &level)| self.levels[i] = level);
         }
     }
 
-    /// Levels of the column a few rows at a time, each with what those above make of it.
+    /// What columns see of the error of row `i`.
+    #[inline(always)]
+    fn seen(&self, i: usize, col: usize, target: f32) -> f32 {
+        match self.tiles[i / self.input.plan.tile].format {
+            // The weight itself, which the target is not.
+            Format::Lossless => self.original(i, col) - target,
+            format => self.value(format, i) - target,
+        }
+    }
+
+    /// What the errors of rows of this slice make of those after them: its columns of the factor.
+    #[inline(always)]
+    fn factors<'u>(&self, upper: &'u [f32], i: usize) -> &'u [f32] {
+        let row = &upper[(self.rows.start + i) * self.input.plan.rows..][..self.input.plan.rows];
+        &row[self.rows.start..self.rows.end]
+    }
+
+    /// Levels of the column one row after the other, each with what those above make of it.
     #[inline(always)]
     fn decide_downwards(&mut self, col: usize, upper: &[f32], target: &[f32], seen: &mut [f32]) {
-        let (count, side) = (self.rows.len(), self.input.plan.rows);
         self.offsets.copy_from_slice(seen);
-        let together = rows_together(self.path.is_some());
-        let ahead = if self.path.is_some() { AHEAD } else { 0 };
-        let mut state = 0;
-        for start in (0..count).step_by(together) {
-            let end = count.min(start + together);
-            self.decide(start..end, count.min(end + ahead), &mut state);
-            for i in start..end {
-                seen[i] = match self.tiles[i / self.input.plan.tile].format {
-                    // The weight itself, which the target is not.
-                    Format::Lossless => self.original(i, col) - target[i],
-                    format => self.value(format, i) - target[i],
+        for i in 0..self.rows.len() {
+            self.levels[i] = self.alone(i, -self.offsets[i] / self.steps[i]);
+            let error = self.seen(i, col, target[i]);
+            seen[i] = error;
+            let factors = self.factors(upper, i);
+            self.offsets[i + 1..].iter_mut().zip(&factors[i + 1..]).for_each(|(o, f)| *o += error * f);
+        }
+    }
+
+    /// Levels of the column by a path through the trellis each of whose candidates carries what its own
+    /// errors make of the rows below.
+    #[inline(always)]
+    fn walk_downwards(&mut self, col: usize, upper: &[f32], target: &[f32], seen: &mut [f32]) {
+        let Some(mut survivors) = self.survivors.take() else { return };
+        let count = self.rows.len();
+        // What settled rows make of all below, and of those beyond the survivors' own account.
+        self.offsets.copy_from_slice(seen);
+        self.far.copy_from_slice(seen);
+        survivors.begin();
+        for i in 0..count {
+            let format = self.tiles[i / self.input.plan.tile].format;
+            let kind = match format {
+                Format::Lossless => Kind::Exact(self.original(i, col) - target[i]),
+                _ if format.level_range().is_some() => Kind::Level,
+                _ => Kind::Fine,
+            };
+            let factors = &self.factors(upper, i)[i + 1..];
+            survivors.advance(kind, &self.samples[i], self.steps[i], self.far[i], factors);
+            for i in survivors.settle(i + 1 == count, &mut self.found) {
+                self.levels[i] = match self.tiles[i / self.input.plan.tile].format.level_range() {
+                    Some(_) => self.found[i],
+                    None => self.alone(i, -self.offsets[i] / self.steps[i]),
                 };
-                let factors = &upper[(self.rows.start + i) * side + self.rows.start..][..count];
-                let error = seen[i];
-                self.offsets[end..].iter_mut().zip(&factors[end..]).for_each(|(o, f)| *o += error * f);
+                let error = self.seen(i, col, target[i]);
+                seen[i] = error;
+                let factors = self.factors(upper, i);
+                let beyond = count.min(i + 1 + WINDOW);
+                self.offsets[i + 1..].iter_mut().zip(&factors[i + 1..]).for_each(|(o, f)| *o += error * f);
+                self.far[beyond..].iter_mut().zip(&factors[beyond..]).for_each(|(o, f)| *o += error * f);
             }
         }
+        self.survivors = Some(survivors);
     }
 
     /// The weight as it is.

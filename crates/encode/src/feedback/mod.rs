@@ -5,6 +5,7 @@
 mod column;
 mod loss;
 mod steps;
+mod survivors;
 mod tensor;
 mod viterbi;
 

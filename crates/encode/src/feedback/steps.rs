@@ -20,6 +20,9 @@ const LOSSLESS: f32 = 6.0;
 /// Largest scale index of a tile, eighths of an octave.
 const LIMIT: f64 = 320.0;
 
+/// Largest share of the mean importance that damps a row or a column.
+const MOST: f64 = 100.0;
+
 /// Loss of a weight at the water level, nats: where the slope of a Gaussian source's distortion over its
 /// rate, 2 ln 2 times the distortion, is the price (Cover & Thomas, 10.3).
 fn level(price: Lambda) -> f64 {
@@ -114,16 +117,28 @@ fn peak(plan: &TensorPlan, n: usize, weights: &[f32]) -> f32 {
     rows.flat_map(|row| cols.clone().map(move |col| (row, col))).fold(0.0, |m, (row, col)| at(row, col).max(m))
 }
 
-/// What every weight may lose over what it would lose on average by being erased.
-pub fn relative_level(plan: &TensorPlan, importance: &Importance, price: Lambda, weights: &[f32]) -> f64 {
+/// What every weight may lose over what those of a row, and of a column, would lose on average by being
+/// erased, were each as important as the mean.
+pub fn relative_levels(
+    plan: &TensorPlan,
+    importance: &Importance,
+    price: Lambda,
+    weights: &[f32],
+) -> (Vec<f64>, Vec<f64>) {
     let across = plan.tiles_across();
-    let mut sum = 0.0;
+    let (mut by_row, mut by_col) = (vec![0.0f64; plan.rows], vec![0.0f64; plan.cols]);
     for (row, line) in weights.chunks_exact(plan.cols).enumerate() {
         let tiles = &importance.tiles[row / plan.tile * across..][..across];
-        let squares = line.iter().zip(&importance.cols).enumerate();
-        let of_row: f64 = squares.map(|(j, (w, c))| f64::from(w * w * c * tiles[j / plan.tile])).sum();
-        sum += of_row * f64::from(importance.rows[row]);
+        for (col, w) in line.iter().enumerate() {
+            let square = w * w * tiles[col / plan.tile];
+            by_row[row] += f64::from(square * importance.cols[col]);
+            by_col[col] += f64::from(square * importance.rows[row]);
+        }
     }
-    let mean = sum / (plan.rows * plan.cols).max(1) as f64;
-    level(price) / mean.max(f64::MIN_POSITIVE)
+    let share = |sums: Vec<f64>, by: &[f32], others: usize| -> Vec<f64> {
+        let mean = by.iter().map(|&v| f64::from(v)).sum::<f64>() / by.len().max(1) as f64;
+        let of = |sum: f64| (level(price) * others as f64 / (sum * mean).max(f64::MIN_POSITIVE)).min(MOST);
+        sums.into_iter().map(of).collect()
+    };
+    (share(by_row, &importance.rows, plan.cols), share(by_col, &importance.cols, plan.rows))
 }

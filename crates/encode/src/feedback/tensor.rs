@@ -4,8 +4,7 @@ use waterfill_allocate::{Factor, Importance, PlannedWeight};
 use waterfill_calibrate::SecondMomentMatrix;
 use waterfill_codec::{Format, Parameters, Result, TensorEncoder, TensorPlan, Trellis};
 
-use super::column::rows_together;
-use super::steps::{relative_level, set_steps};
+use super::steps::{relative_levels, set_steps};
 use super::{FeedbackInput, quantize_with_feedback};
 use crate::search::{encode_parallel, slice_samples};
 
@@ -50,33 +49,23 @@ pub fn encode_with_feedback(
     let importance = &weight.importance;
     let mut plan = weight.plan.clone();
     // A source of finite variance is worth the same as damping by the level of the water.
-    let damping = options.damping + relative_level(&plan, importance, weight.price, weights);
+    let (row_levels, col_levels) = relative_levels(&plan, importance, weight.price, weights);
     let factor = match moments.input {
-        Some(moment) => Factor::new(moment, importance.lookup_share(), damping),
+        Some(moment) => Factor::with_levels(moment, importance.lookup_share(), options.damping, &col_levels),
         None => Factor::diagonal(importance.cols.clone()),
     };
-    let prepare = |plan: &TensorPlan| {
-        let rows = moments.output.filter(|m| m.blocks() == 1).map(|output| {
-            let mut factor = Factor::new(output, 0.0, damping);
-            let together = rows_together(plan.parameters.trellis.is_some());
-            let slices = (0..plan.slices()).map(|n| plan.slice_range(n));
-            factor.group(slices.flat_map(|s| s.clone().step_by(together).map(move |i| i..s.end.min(i + together))));
-            factor
-        });
-        let shared = |by: &[f32], factor: Option<&Factor>| {
-            by.iter().enumerate().map(|(i, &v)| v * factor.map_or(1.0, |f| f.share(i) as f32)).collect()
-        };
-        let cols = shared(&importance.cols, Some(&factor));
-        let importance = Importance { cols, rows: shared(&importance.rows, rows.as_ref()), ..importance.clone() };
-        (rows, importance)
+    let rows = moments.output.filter(|m| m.blocks() == 1);
+    let rows = rows.map(|output| Factor::with_levels(output, 0.0, options.damping, &row_levels));
+    let shared = |by: &[f32], factor: Option<&Factor>| {
+        by.iter().enumerate().map(|(i, &v)| v * factor.map_or(1.0, |f| f.share(i) as f32)).collect()
     };
+    let (cols, by_row) = (shared(&importance.cols, Some(&factor)), shared(&importance.rows, rows.as_ref()));
+    let importance = Importance { cols, rows: by_row, ..importance.clone() };
     plan.parameters.trellis = options.trellis.filter(|_| options.widen);
     let allocated = plan.clone();
-    let (mut rows, mut importance) = prepare(&plan);
     let held_back = set_steps(&mut plan, &importance, weight.price, weights, options.escape);
     if plan.parameters.trellis.is_some() && held_back > HELD_BACK {
         plan = TensorPlan { parameters: Parameters { trellis: None, ..plan.parameters }, ..allocated };
-        (rows, importance) = prepare(&plan);
         set_steps(&mut plan, &importance, weight.price, weights, options.escape);
     }
     let price = weight.price.0 as f32 * options.rounding;
@@ -90,12 +79,13 @@ pub fn encode_with_feedback(
             price,
         })
     };
-    let mut samples = quantize(&plan)?;
-    let change = spread_change(&plan, &samples);
-    if change != 0 {
-        plan.spread_base += change;
-        samples = quantize(&plan)?;
-    }
+    // How wide levels are, the smallest trellis tells as well.
+    let mut quick = plan.clone();
+    quick.parameters.trellis = quick.parameters.trellis.and(Trellis::new(2));
+    let first = quantize(&quick)?;
+    let change = spread_change(&plan, &first);
+    plan.spread_base += change;
+    let samples = if change == 0 && quick == plan { first } else { quantize(&plan)? };
     if weight.narrow {
         narrow(&mut plan, &samples);
     }

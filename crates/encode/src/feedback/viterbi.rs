@@ -38,21 +38,16 @@ impl PathSearch {
         Self { trellis, costs: LevelCosts::get(), price, levels: Vec::new(), ways: Vec::new() }
     }
 
-    /// The state machine.
-    pub fn trellis(&self) -> Trellis {
-        self.trellis
-    }
-
-    /// Levels of samples that begin in a state; as many as there are samples.
-    pub fn search(&mut self, state: u8, samples: &[Sample], levels: &mut [i32]) {
+    /// Levels of samples, from state 0 on; as many as there are samples.
+    pub fn search(&mut self, samples: &[Sample], levels: &mut [i32]) {
         match self.trellis.log2_states() {
-            2 => self.run::<4>(state, samples, levels),
-            3 => self.run::<8>(state, samples, levels),
-            4 => self.run::<16>(state, samples, levels),
-            5 => self.run::<32>(state, samples, levels),
-            6 => self.run::<64>(state, samples, levels),
-            7 => self.run::<128>(state, samples, levels),
-            _ => self.run::<256>(state, samples, levels),
+            2 => self.run::<4>(samples, levels),
+            3 => self.run::<8>(samples, levels),
+            4 => self.run::<16>(samples, levels),
+            5 => self.run::<32>(samples, levels),
+            6 => self.run::<64>(samples, levels),
+            7 => self.run::<128>(samples, levels),
+            _ => self.run::<256>(samples, levels),
         }
     }
 
@@ -83,7 +78,7 @@ impl PathSearch {
     }
 
     #[inline(always)]
-    fn run<const N: usize>(&mut self, state: u8, samples: &[Sample], levels: &mut [i32]) {
+    fn run<const N: usize>(&mut self, samples: &[Sample], levels: &mut [i32]) {
         let words = N.div_ceil(64);
         let half = N / 2;
         // What a level's second bit and the quantiser's parity do to a state: its low bits, for the upper
@@ -91,7 +86,7 @@ impl PathSearch {
         let forward = usize::from(self.trellis.next(0, 2));
         let feedback = usize::from(self.trellis.next(1, 1)) & (half - 1);
         let mut old = [f32::INFINITY; N];
-        old[usize::from(state) % N] = 0.0;
+        old[0] = 0.0;
         self.levels.clear();
         self.ways.clear();
         for sample in samples {
@@ -158,7 +153,7 @@ mod tests {
                 (0..6).map(|i| sample(((i * 37 + log2 as i32 * 11) % 29) as f32 / 4.0 - 3.3)).collect();
             let price = 0.35;
             let mut found = [0; 6];
-            PathSearch::new(trellis, price).search(0, &samples, &mut found);
+            PathSearch::new(trellis, price).search(&samples, &mut found);
             let found = cost_of(trellis, price, &samples, &found).expect("a path");
             let mut least = f64::INFINITY;
             let mut levels = [0; 6];
@@ -178,7 +173,7 @@ mod tests {
         let samples: Vec<Sample> =
             (0..200).map(|i| Sample { range: (-8, 7), ..sample((i % 41) as f32 - 20.0) }).collect();
         let mut levels = vec![0; 200];
-        PathSearch::new(trellis, 0.1).search(0, &samples, &mut levels);
+        PathSearch::new(trellis, 0.1).search(&samples, &mut levels);
         assert!(cost_of(trellis, 0.1, &samples, &levels).is_some());
         assert!(levels.iter().all(|l| (-8..=7).contains(l)));
     }
