@@ -11,6 +11,15 @@ pub enum BenchError {
     /// The calibration.
     #[error(transparent)]
     Calibrate(#[from] waterfill_calibrate::CalibrateError),
+    /// The checkpoint.
+    #[error(transparent)]
+    Checkpoint(#[from] waterfill_checkpoint::CheckpointError),
+    /// The allocation.
+    #[error(transparent)]
+    Allocate(#[from] waterfill_allocate::AllocateError),
+    /// The codec.
+    #[error(transparent)]
+    Codec(#[from] waterfill_codec::CodecError),
     /// Nothing to compare.
     #[error("{path}: has no full second moments; calibrate with second_moment: full")]
     Moments {

@@ -8,6 +8,7 @@ mod levels;
 mod moments;
 mod packing;
 mod quantizer;
+mod rotation;
 mod source;
 
 pub use calibration::{CalibrationBench, bench_calibration};
@@ -16,6 +17,7 @@ pub use error::BenchError;
 pub use moments::{MomentsBench, bench_moments};
 pub use packing::{PackBench, bench_pack};
 pub use quantizer::{GaussianPoint, QuantizerBench, QuantizerSpeed, bench_quantizer};
+pub use rotation::{RotationBench, RotationCost, bench_rotation};
 
 use std::collections::BTreeMap;
 use std::time::Instant;

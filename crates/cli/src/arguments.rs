@@ -173,6 +173,15 @@ pub enum Bench {
         /// Artifact of a calibration with full second moments
         calibration: PathBuf,
     },
+    /// Of what rotating matrices before they are quantised would cost or save
+    Rotation {
+        /// Checkpoint that was calibrated
+        checkpoint: PathBuf,
+        /// Artifact of its calibration with full second moments
+        calibration: PathBuf,
+        /// `allocation.safetensors` of an allocation from it
+        allocation: PathBuf,
+    },
     /// Of packed files, against zstd -19
     Pack {
         /// Checkpoint of one shard

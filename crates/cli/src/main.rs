@@ -122,6 +122,10 @@ fn execute(arguments: &Arguments) -> Result<()> {
         Command::Bench { what: Bench::Moments { calibration } } => {
             show_figures(arguments, &waterfill_bench::bench_moments(calibration)?, table::render_moments)
         }
+        Command::Bench { what: Bench::Rotation { checkpoint, calibration, allocation } } => {
+            let figures = waterfill_bench::bench_rotation(checkpoint, calibration, allocation)?;
+            show_figures(arguments, &figures, table::render_rotation)
+        }
         Command::Bench { what: Bench::Pack { checkpoint } } => {
             show_figures(arguments, &waterfill_bench::bench_pack(checkpoint)?, table::render_packing)
         }

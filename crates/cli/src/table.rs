@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use waterfill_bench::{CalibrationBench, MomentsBench, QuantizerBench};
+use waterfill_bench::{CalibrationBench, MomentsBench, QuantizerBench, RotationBench};
 use waterfill_pipeline::{DryRun, OriginalOutput, PlannedStage, PointOutput, RunOutput, SweepOutput, TrainOutput};
 
 const HEADS: [&str; 11] =
@@ -269,5 +269,22 @@ pub fn render_moments(b: &MomentsBench) -> String {
         text.push_str(&format!("outputs: {name:40} {worth:.4}\n"));
     }
     text.push_str(&format!("{} bytes, as f32 matrices {}\n", b.bytes[0], b.bytes[1]));
+    text
+}
+
+pub fn render_rotation(b: &RotationBench) -> String {
+    let mut text = format!(
+        "bits per weight that rotations cost at equal loss (negative: save), {} matrices, {:.3} bits as they are\n\
+         {:12} {:>8} {:>8} {:>8} {:>9}\n",
+        b.matrices, b.bits_per_weight, "", "inputs", "outputs", "both", "reordered"
+    );
+    for (name, cost) in &b.cost {
+        text.push_str(&format!(
+            "{name:12} {:8.4} {:8.4} {:8.4} {:9.4}\n",
+            cost.inputs, cost.outputs, cost.both, cost.reordered
+        ));
+    }
+    text.push_str(&format!("{} matrices would be smaller than reordered\n", b.savings.len()));
+    b.savings.iter().for_each(|(name, bits)| text.push_str(&format!("  {name} {bits:.4}\n")));
     text
 }
