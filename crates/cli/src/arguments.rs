@@ -216,6 +216,9 @@ pub struct RunOptions {
     /// Compute damaged artifacts again
     #[arg(long)]
     pub repair: bool,
+    /// Let weights that are not coded yet make up for coded ones, as `encode.sequential` does
+    #[arg(long)]
+    pub sequential: bool,
 }
 
 impl RunOptions {
@@ -226,6 +229,9 @@ impl RunOptions {
         }
         if let Some(store) = &self.store {
             config.store = store.clone();
+        }
+        if self.sequential {
+            config.encode.sequential.get_or_insert_default();
         }
     }
 }

@@ -65,3 +65,19 @@ fn usual_quantisers_and_peers_compare_in_one_sweep() {
     place.write("peers.json", &peers.replace("KL", "0.1").replace("16", "17"));
     assert!(place.fails(&["sweep", "s.yaml"]).contains("17 of 48"));
 }
+
+#[test]
+fn blocks_make_up_for_those_before_them() {
+    let place = Place::new();
+    place.write("p.yaml", &pipeline("lambdas: [1e-6]"));
+    let plain = place.json(&["run", "p.yaml"]);
+    let sequential = place.json(&["run", "p.yaml", "--sequential"]);
+    let of = |output: &serde_json::Value, key: &str| output["points"][0][key].as_f64().unwrap();
+    assert_eq!(of(&plain, "lambda"), of(&sequential, "lambda"));
+    assert!(of(&sequential, "kl") < of(&plain, "kl"), "{} {}", of(&sequential, "kl"), of(&plain, "kl"));
+    assert!((of(&sequential, "bytes") / of(&plain, "bytes") - 1.0).abs() < 0.01);
+    let checkpoint = place.path(sequential["points"][0]["checkpoint"].as_str().unwrap());
+    assert!(place.run(&["verify", checkpoint.to_str().unwrap()]).status.success());
+    place.write("p.yaml", &(pipeline("lambdas: [1e-6]") + "encode: {sequential: {steps: 0}}\n"));
+    assert!(place.fails(&["validate", "p.yaml"]).contains("encode.sequential.steps is 0"));
+}

@@ -27,6 +27,9 @@ pub enum EncodeError {
     /// The sensitivities.
     #[error(transparent)]
     Calibrate(#[from] waterfill_calibrate::CalibrateError),
+    /// The model that weights adapt in.
+    #[error(transparent)]
+    Model(#[from] waterfill_model::ModelError),
     /// The store.
     #[error(transparent)]
     Artifact(#[from] waterfill_artifacts::ArtifactError),

@@ -4,12 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
-use waterfill_allocate::{Allocation, read_plan};
+use waterfill_adapt::{Adaptation, coding_order};
+use waterfill_allocate::{Allocation, PlannedWeight, read_plan};
 use waterfill_artifacts::{Progress, Work, in_groups};
 use waterfill_calibrate::Sensitivities;
 use waterfill_checkpoint::writer::{Data, Entry, write_checkpoint, write_file};
 use waterfill_checkpoint::{Checkpoint, CheckpointError, TensorInfo, Values};
-use waterfill_codec::{CodecError, CodedTensor, Loss, Rate, TILE, TensorPlan, TilePlan, Trellis};
+use waterfill_codec::{CodecError, CodedTensor, Format, Loss, Rate, TILE, TensorPlan, TilePlan, Trellis};
 
 use crate::feedback::{FeedbackOptions, QuadraticLoss, SecondMoments, encode_with_feedback};
 use crate::search::{Tool, Usage, encode_searched};
@@ -52,6 +53,10 @@ pub struct EncodeSummary {
     pub losses: BTreeMap<String, f64>,
     /// Numbers of tiles by tool, by kind of tensor.
     pub usage: BTreeMap<String, Usage>,
+    /// Where weights adapted to those coded before: divergence after each block was coded and after the
+    /// weights left had made up for it, nats per token of calibration text.
+    #[serde(default)]
+    pub descents: Vec<[f64; 2]>,
 }
 
 /// How tiles are coded.
@@ -81,8 +86,9 @@ pub struct Feedback {
 }
 
 /// Writes the tuned checkpoint of `source` under `allocation` into `checkpoint/` of `work`, where a
-/// tensor is a unit. Tensors without a plan are copied as they are. The result does not depend on
-/// the number of threads.
+/// tensor is a unit. Tensors without a plan are copied as they are. With an `adaptation`, blocks are
+/// coded one after the other, and what is coded are the weights that made up for those before. The
+/// result does not depend on the number of threads.
 ///
 /// # Errors
 /// Tensors that cannot be read, plans that do not fit, files that cannot be written.
@@ -90,6 +96,7 @@ pub fn encode(
     source: &Checkpoint,
     allocation: &Allocation,
     options: &EncodeOptions,
+    mut adaptation: Option<Adaptation>,
     work: &Work,
     progress: &dyn Progress,
 ) -> Result<EncodeSummary> {
@@ -101,16 +108,17 @@ pub fn encode(
     std::fs::create_dir(&out).map_err(CheckpointError::io(&out))?;
     let tensors: Vec<&TensorInfo> = source.tensors().collect();
     progress.start("encode", tensors.len() as u64);
-    let one = |i: usize| -> Result<(Entry, Option<Found>)> {
+    let one = |i: usize, adaptation: Option<&Adaptation>| -> Result<(Entry, Option<Found>)> {
         let info = tensors[i];
         let coded = names.contains(&info.name);
+        let target = || Target::read(source, allocation, info, adaptation);
         let blob = work.file(&format!("tensor-{i}"), |path| -> Result<()> {
-            let bytes = if coded { code(source, allocation, info, options)? } else { source.read_raw(&info.name)? };
+            let bytes = if coded { code(&target()?, info, options)? } else { source.read_raw(&info.name)? };
             Ok(write_file(path, &bytes)?)
         })?;
         let bytes = blob.metadata().map_err(CheckpointError::io(&blob))?.len();
         let plain = (!coded).then_some(info.element);
-        let found = if coded { Some(read_back(source, allocation, &blob, info, options)?) } else { None };
+        let found = if coded { Some(read_back(&target()?, &blob, info, options, adaptation.is_some())?) } else { None };
         progress.advance(1);
         let entry = Entry { name: info.name.clone(), shape: info.shape.clone(), plain, data: Data::File(blob), bytes };
         Ok((entry, found))
@@ -124,7 +132,25 @@ pub fn encode(
         (false, _) => info.bytes,
     };
     let sizes: Vec<u64> = tensors.iter().map(held).collect();
-    let entries = in_groups(&sizes, SIDE_BY_SIDE, one)?;
+    let mut groups: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+    for (i, info) in tensors.iter().enumerate() {
+        let group = if adaptation.is_some() { coding_order(&info.name) } else { 0 };
+        groups.entry(group).or_default().push(i);
+    }
+    let (mut made, mut descents) = (BTreeMap::new(), Vec::new());
+    for group in groups.into_values() {
+        let sizes: Vec<u64> = group.iter().map(|&i| sizes[i]).collect();
+        let mut entries = in_groups(&sizes, SIDE_BY_SIDE, |n| one(group[n], adaptation.as_ref()))?;
+        if let Some(adaptation) = &mut adaptation {
+            let decoded = |(entry, found): &mut (Entry, Option<Found>)| {
+                Some((entry.name.clone(), found.as_mut()?.decoded.take()?))
+            };
+            let descended = adaptation.coded(entries.iter_mut().filter_map(decoded).collect())?;
+            descents.extend(descended.map(|d| [d.from, d.to]));
+        }
+        made.extend(group.into_iter().zip(entries));
+    }
+    let entries: Vec<(Entry, Option<Found>)> = made.into_values().collect();
     let (mut usage, mut loss, mut widened_bits): (BTreeMap<String, Usage>, f64, f64) = Default::default();
     let mut losses = BTreeMap::new();
     for (entry, found) in entries.iter().filter_map(|(e, found)| Some((e, found.as_ref()?))) {
@@ -146,13 +172,41 @@ pub fn encode(
         loss,
         losses,
         usage,
+        descents,
     })
 }
 
-fn code(source: &Checkpoint, allocation: &Allocation, info: &TensorInfo, options: &EncodeOptions) -> Result<Vec<u8>> {
-    let weight = read_plan(allocation, &info.name)?;
-    let weights = source.read_f32(&info.name, &info.shape)?;
-    let search = || encode_searched(&weight, &weights, &options.tools, options.widen).map_err(failed(info));
+/// What a tensor is to become.
+struct Target {
+    weight: PlannedWeight,
+    weights: Vec<f32>,
+}
+
+impl Target {
+    /// The source's weights, or what adaptation made of them where tiles are not lossless.
+    fn read(
+        source: &Checkpoint,
+        allocation: &Allocation,
+        info: &TensorInfo,
+        adaptation: Option<&Adaptation>,
+    ) -> Result<Self> {
+        let weight = read_plan(allocation, &info.name)?;
+        let mut weights = source.read_f32(&info.name, &info.shape)?;
+        let plan = &weight.plan;
+        if let Some(adapted) = adaptation.and_then(|a| a.weights(&info.name)) {
+            for (i, (weight, &adapted)) in weights.iter_mut().zip(adapted).enumerate() {
+                let tile = plan.tile_index(i / plan.cols, i % plan.cols);
+                if plan.tiles[tile].format != Format::Lossless {
+                    *weight = plan.dtype.value_of(plan.dtype.pattern_of(adapted));
+                }
+            }
+        }
+        Ok(Self { weight, weights })
+    }
+}
+
+fn code(Target { weight, weights }: &Target, info: &TensorInfo, options: &EncodeOptions) -> Result<Vec<u8>> {
+    let search = || encode_searched(weight, weights, &options.tools, options.widen).map_err(failed(info));
     let Some(feedback) = &options.feedback else { return search() };
     let input = feedback.sensitivities.second_moment(&info.name)?;
     let output = feedback.sensitivities.output_moment(&info.name)?;
@@ -164,7 +218,7 @@ fn code(source: &Checkpoint, allocation: &Allocation, info: &TensorInfo, options
         escape: options.escape,
         damping: feedback.damping,
     };
-    let fed = encode_with_feedback(&weight, &weights, moments, &settings).map_err(failed(info))?;
+    let fed = encode_with_feedback(weight, weights, moments, &settings).map_err(failed(info))?;
     // Rows that are looked up may be alike, which prediction knows to use and feedback does not.
     let looked_up = input.is_none() || !weight.importance.lookup.is_empty();
     if options.tools.is_empty() || !looked_up {
@@ -176,7 +230,7 @@ fn code(source: &Checkpoint, allocation: &Allocation, info: &TensorInfo, options
         let (decoded, _) = CodedTensor::parse(coded).and_then(|c| c.decode()).map_err(failed(info))?;
         let dtype = weight.plan.dtype;
         let mut errors = Values { dtype, bytes: decoded, tiles: vec![] }.to_f32();
-        errors.iter_mut().zip(&weights).for_each(|(is, was)| *is -= was);
+        errors.iter_mut().zip(weights).for_each(|(is, was)| *is -= was);
         let loss = model.of(errors);
         Ok(weight.price.cost(Loss(loss), Rate(coded.len() as f64 * 8.0)))
     };
@@ -188,23 +242,25 @@ struct Found {
     usage: Usage,
     loss: f64,
     widened_bits: f64,
+    /// Its values, where they are asked for.
+    decoded: Option<Vec<f32>>,
 }
 
 /// Decodes what was written, which checks it; counts its tiles and measures its loss.
 fn read_back(
-    source: &Checkpoint,
-    allocation: &Allocation,
+    Target { weight, weights }: &Target,
     blob: &Path,
     info: &TensorInfo,
     options: &EncodeOptions,
+    keep: bool,
 ) -> Result<Found> {
     let bytes = std::fs::read(blob).map_err(CheckpointError::io(blob))?;
     let coded = CodedTensor::parse(&bytes).map_err(failed(info))?;
     let (decoded, tiles) = coded.decode().map_err(failed(info))?;
-    let weight = read_plan(allocation, &info.name)?;
     let dtype = coded.header().dtype;
     let mut errors = Values { dtype, bytes: decoded, tiles: vec![] }.to_f32();
-    errors.iter_mut().zip(source.read_f32(&info.name, &info.shape)?).for_each(|(is, was)| *is -= was);
+    let decoded = keep.then(|| errors.clone());
+    errors.iter_mut().zip(weights).for_each(|(is, was)| *is -= was);
     let (input, output) = match &options.feedback {
         Some(Feedback { sensitivities, .. }) => {
             (sensitivities.second_moment(&info.name)?, sensitivities.output_moment(&info.name)?)
@@ -215,7 +271,7 @@ fn read_back(
     let loss = QuadraticLoss::new(&weight.importance, TILE, moments).of(errors);
     let usage = Usage::of(&tiles, coded.plan());
     let widened_bits = plane_bits(&TensorPlan { tiles, ..coded.plan().clone() }) - plane_bits(&weight.plan);
-    Ok(Found { usage, loss, widened_bits })
+    Ok(Found { usage, loss, widened_bits, decoded })
 }
 
 /// Bits of all planes, codes and patterns in a runtime's memory.

@@ -1,6 +1,6 @@
 //! A checkpoint as a model whose parts are loaded when needed.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
@@ -46,6 +46,8 @@ pub struct Model {
     checkpoint: Checkpoint,
     /// Some tensors of another checkpoint of the same model, which stand for those of this one.
     replaced: Option<(Checkpoint, BTreeSet<String>)>,
+    /// Values that stand for those of any checkpoint.
+    values: BTreeMap<String, Vec<f32>>,
     device: Device,
     dtype: DType,
     rotary: Rotary,
@@ -68,13 +70,27 @@ impl Model {
         let config = ModelConfig::open(dir)?;
         let checkpoint = Checkpoint::open(dir)?;
         let rotary = Rotary::new(&config, &Tensor::zeros(1, dtype, device)?);
-        Ok(Self { config, checkpoint, replaced: None, device: device.clone(), dtype, rotary })
+        Ok(Self { config, checkpoint, replaced: None, values: BTreeMap::new(), device: device.clone(), dtype, rotary })
     }
 
     /// The model with some of its tensors taken from another checkpoint of it.
     pub fn with(mut self, other: Checkpoint, names: BTreeSet<String>) -> Self {
         self.replaced = Some((other, names));
         self
+    }
+
+    /// Values of one of [`Model::weights`], row-major.
+    ///
+    /// # Errors
+    /// Tensors that are missing, damaged or of another shape.
+    pub fn values(&self, name: &str) -> Result<Vec<f32>> {
+        let shape = self.weights().into_iter().find(|(n, _)| n == name).map(|(_, shape)| shape.to_vec());
+        Ok(self.source(name).read_f32(name, &shape.unwrap_or_default())?)
+    }
+
+    /// Sets the values of a tensor, row-major; shapes are checked where it is loaded.
+    pub fn set_values(&mut self, name: &str, values: Vec<f32>) {
+        self.values.insert(name.into(), values);
     }
 
     /// The checkpoint that a tensor is read from.
@@ -167,10 +183,18 @@ impl Model {
     ) -> std::result::Result<(), E> {
         let hidden = self.config.hidden;
         let used: BTreeSet<u32> = batches.iter().flatten().copied().flatten().copied().collect();
-        let table = self.source(EMBEDDING).rows(EMBEDDING, &[self.config.vocab, hidden]).map_err(ModelError::from)?;
-        let read = |id: u32| Ok((id, table.read(id as usize..id as usize + 1).map_err(ModelError::from)?));
-        let rows = used.into_iter().map(read).collect::<Result<HashMap<u32, Vec<f32>>>>()?;
-        drop(table);
+        let rows = match self.values.get(EMBEDDING) {
+            Some(table) => {
+                let row = |id: u32| Some((id, table.get(id as usize * hidden..(id as usize + 1) * hidden)?.to_vec()));
+                used.iter().filter_map(|&id| row(id)).collect()
+            }
+            None => {
+                let shape = [self.config.vocab, hidden];
+                let table = self.source(EMBEDDING).rows(EMBEDDING, &shape).map_err(ModelError::from)?;
+                let read = |id: u32| Ok((id, table.read(id as usize..id as usize + 1).map_err(ModelError::from)?));
+                used.into_iter().map(read).collect::<Result<HashMap<u32, Vec<f32>>>>()?
+            }
+        };
         for (b, batch) in batches.iter().enumerate() {
             let tokens = batch.first().map_or(0, |row| row.len());
             let mut values = Vec::with_capacity(batch.len() * tokens * hidden);
@@ -186,7 +210,10 @@ impl Model {
     }
 
     fn load(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
-        let values = self.source(name).read_f32(name, shape)?;
+        let values = match self.values.get(name) {
+            Some(values) => values.clone(),
+            None => self.source(name).read_f32(name, shape)?,
+        };
         Ok(Tensor::from_vec(values, shape, &self.device)?.to_dtype(self.dtype)?)
     }
 }

@@ -204,6 +204,25 @@ pub struct Encode {
     pub states: Option<usize>,
     /// Share of the price of bits that levels are chosen by.
     pub rounding: f32,
+    /// Whether blocks are coded one after the other, and weights that are not coded yet make up on
+    /// calibration text for what coded ones have lost; all weights are in memory then.
+    pub sequential: Option<Sequential>,
+}
+
+/// How weights that are not coded yet make up for coded ones.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Sequential {
+    /// Batches of 2048 tokens after every block.
+    pub steps: usize,
+    /// Largest step of a weight as a share of the error that coding it is likely to make.
+    pub rate: f64,
+}
+
+impl Default for Sequential {
+    fn default() -> Self {
+        Self { steps: 28, rate: 0.015 }
+    }
 }
 
 impl Default for Encode {
@@ -216,6 +235,7 @@ impl Default for Encode {
             damping: 0.03,
             states: None,
             rounding: 0.3,
+            sequential: None,
         }
     }
 }
@@ -465,6 +485,10 @@ pub(crate) fn problems(config: &Config) -> Vec<String> {
     range("evaluate.sequences", e.sequences as f64, 1.0, 1e9);
     range("encode.damping", config.encode.damping, 0.0, 100.0);
     range("encode.rounding", config.encode.rounding.into(), 0.0, 10.0);
+    if let Some(sequential) = config.encode.sequential {
+        range("encode.sequential.steps", sequential.steps as f64, 1.0, 1e6);
+        range("encode.sequential.rate", sequential.rate, 1e-9, 1.0);
+    }
     range("calibrate.held_out", c.held_out as f64, 0.0, 1e6);
     for (i, &lambda) in a.lambdas.iter().enumerate() {
         range(&format!("allocate.lambdas[{i}]"), lambda, 1e-18, 1e3);

@@ -50,7 +50,10 @@ impl Times {
             "calibrate" => (c.sequences * c.context) as f64 * weights * 8.0,
             "evaluate" | "evaluate-base" => (text + questions) * weights * 2.0,
             "points" => weights * 4e4,
-            "encode" => weights * 4e3,
+            "encode" => {
+                let steps = session.config.encode.sequential.map_or(0, |s| s.steps * session.model.config.layers);
+                weights * (4e3 + 3.0 * (steps * BATCH_TOKENS) as f64)
+            }
             _ => weights * 2e3,
         };
         (operations / (FLOPS * rayon::current_num_threads() as f64), true)
@@ -87,7 +90,16 @@ pub(crate) fn stage_memory(session: &Session, stage: &str) -> u64 {
             "points" => largest * 8 + if config.encode.feedback { factor_bytes(session) } else { 0 },
             // What was chosen for every tile, and the points of the largest matrix.
             "allocate" => weights / 256 * 80 + largest * 5,
-            "encode" => encode_bytes(session.model.weights().into_iter().map(|w| w.1), config.encode.feedback),
+            "encode" => {
+                let coding = encode_bytes(session.model.weights().into_iter().map(|w| w.1), config.encode.feedback);
+                // Values, both moments and two gradients of every weight, tensors of the blocks, final
+                // states of both models, and two batches on their way.
+                let tokens = config.calibrate.sequences * config.calibrate.context;
+                let adapting = 24 * weights
+                    + 2 * model.state_bytes(tokens)
+                    + 2 * (model.vjp_bytes(BATCH_TOKENS) + model.layers as u64 * model.state_bytes(BATCH_TOKENS));
+                if config.encode.sequential.is_some() { coding + adapting } else { coding }
+            }
             "evaluate" | "evaluate-base" => {
                 let tokens = batch(config.evaluate.context);
                 let text = config.evaluate.sequences * config.evaluate.context;

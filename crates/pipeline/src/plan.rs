@@ -1,15 +1,13 @@
 //! What a run would do, without doing it.
 
-use std::collections::BTreeMap;
-
 use serde::Serialize;
 use waterfill_artifacts::Identity;
 use waterfill_model::Windows;
 
-use crate::config::Probes;
+use crate::config::{Probes, Sequential};
 use crate::error::Result;
 use crate::estimate::Times;
-use crate::probe::TOGETHER;
+use crate::probe::{PROBED_ALONE, TOGETHER};
 use crate::session::{Goal, Session};
 
 /// A stage that a run needs.
@@ -56,26 +54,41 @@ impl Planner<'_, '_> {
     }
 
     /// Adds allocation and coding; the digest of the latter.
-    fn encoded(&mut self, calibration: &str, points: &str, probed: Option<String>, goal: Goal) -> Result<String> {
+    fn encoded(
+        &mut self,
+        calibration: &str,
+        points: &str,
+        probed: Option<String>,
+        goal: Goal,
+        sequential: Option<Sequential>,
+    ) -> Result<String> {
         let identity = self.session.allocation_identity(points.into(), probed, goal);
         let allocation = self.stage(goal.label(), &identity)?;
-        self.stage("encode".into(), &self.session.encoding_identity(calibration.into(), allocation))
+        self.stage("encode".into(), &self.session.encoding_identity(calibration.into(), allocation, sequential))
     }
 
     /// Adds probes; their digest.
     fn probes(&mut self, held_out: &Windows, calibration: &str, points: &str) -> Result<String> {
         let session = self.session;
-        let encoded = self.encoded(calibration, points, None, Goal::Lambda(session.probed_lambda()))?;
         let base =
             self.stage("evaluate the original on held-out text".into(), &session.part_base_identity(held_out))?;
-        let groups = session.probed_groups();
-        let all = groups.values().flatten().cloned().collect();
-        let mut parts = BTreeMap::new();
-        for (group, names) in groups.iter().chain([(&TOGETHER.to_string(), &all)]) {
-            let identity = session.part_identity(base.clone(), encoded.clone(), names);
-            parts.insert(group.clone(), self.stage(format!("probe {group}"), &identity)?);
+        let (mut whole, mut parts) = (Vec::new(), Vec::new());
+        for (n, lambda) in session.probed_lambdas().into_iter().enumerate() {
+            let goal = Goal::Lambda(lambda);
+            let sequential = session.config.encode.sequential;
+            let encoded = self.encoded(calibration, points, None, goal, sequential)?;
+            let all = session.probed_groups().into_values().flatten().collect();
+            let identity = session.part_identity(base.clone(), encoded, &all);
+            whole.push(self.stage(format!("probe {TOGETHER}"), &identity)?);
+            if n == PROBED_ALONE {
+                let encoded = self.encoded(calibration, points, None, goal, None)?;
+                for (group, names) in session.probed_groups() {
+                    let identity = session.part_identity(base.clone(), encoded.clone(), &names);
+                    parts.push(self.stage(format!("probe {group}"), &identity)?);
+                }
+            }
         }
-        self.stage("probe".into(), &session.probe_identity(encoded, parts.into_values().collect()))
+        self.stage("probe".into(), &session.probe_identity(whole, parts))
     }
 }
 
@@ -101,7 +114,7 @@ pub(crate) fn plan(session: &Session) -> Result<Vec<PlannedStage>> {
     for goal in session.goals() {
         let encoded = match goal {
             Goal::Width(bits) => planner.stage(goal.label(), &session.baseline_identity(calibration.clone(), bits))?,
-            _ => planner.encoded(&calibration, &points, probed.clone(), goal)?,
+            _ => planner.encoded(&calibration, &points, probed.clone(), goal, session.config.encode.sequential)?,
         };
         planner.stage("evaluate".into(), &session.evaluation_identity(base.clone(), encoded))?;
     }

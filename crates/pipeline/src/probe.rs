@@ -16,9 +16,11 @@ use crate::results::{read_json, write_json};
 use crate::session::{Goal, Session};
 use crate::stages::{BATCH_TOKENS, tokens_digest};
 
-/// Predicted loss that probes are made at, nats per token: small enough for the quadratic model, large
-/// enough to be measured.
-const PROBED_LOSS: f64 = 0.02;
+/// Predicted losses that all tensors are tuned together at, nats per token.
+const PROBED_LOSSES: [f64; 3] = [0.002, 0.015, 0.06];
+/// Of those, the one that groups are tuned alone at: small enough for the quadratic model, large enough
+/// to be measured.
+pub(crate) const PROBED_ALONE: usize = 1;
 /// Corrections are kept within these factors.
 const LEAST: f64 = 1.0;
 const MOST: f64 = 8.0;
@@ -40,14 +42,41 @@ pub(crate) struct Probe {
 /// `probes.json`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Probed {
+    /// Lambda that groups were tuned at.
     pub lambda: f64,
     pub groups: Vec<Probe>,
-    /// All tensors together.
-    pub together: Probe,
+    /// All tensors together, with growing loss; what is predicted of them is corrected.
+    pub together: Vec<Probe>,
     /// Factor of the predicted loss by tensor.
     pub corrections: BTreeMap<String, f64>,
-    /// Loss of all tensors together over the sum of their corrected ones: what errors make of each other.
+    /// Loss of all tensors together over the sum of their corrected ones, where groups were tuned: what
+    /// errors make of each other.
     pub interaction: f64,
+}
+
+impl Probed {
+    /// What decoded weights of these predicted losses are expected to cost together: on a line through
+    /// the logarithms of what was measured.
+    pub fn expected(&self, losses: &BTreeMap<String, f64>) -> f64 {
+        let loss = corrected(losses, &self.corrections).max(f64::MIN_POSITIVE);
+        let ratio = |p: &Probe| (p.measured.mean / p.predicted.max(f64::MIN_POSITIVE)).max(f64::MIN_POSITIVE).ln();
+        let (Some(first), Some(last)) = (self.together.first(), self.together.last()) else { return loss };
+        let between = self.together.windows(2).find(|pair| loss <= pair[1].predicted && loss >= pair[0].predicted);
+        let ratio = match between {
+            Some([a, b]) if b.predicted > a.predicted => {
+                let t = (loss / a.predicted).ln() / (b.predicted / a.predicted).ln();
+                ratio(a) + t * (ratio(b) - ratio(a))
+            }
+            _ if loss < first.predicted => ratio(first),
+            _ => ratio(last),
+        };
+        loss * ratio.exp()
+    }
+}
+
+/// Sum of predicted losses with their corrections.
+fn corrected(losses: &BTreeMap<String, f64>, corrections: &BTreeMap<String, f64>) -> f64 {
+    losses.iter().map(|(name, loss)| loss * corrections.get(name).copied().unwrap_or(1.0)).sum()
 }
 
 /// Group of a tensor.
@@ -67,45 +96,62 @@ impl Session<'_> {
             return Ok(None);
         }
         let (_, windows) = self.source.calibration(self.config, &self.model.config)?;
-        let lambda = self.probed_lambda();
-        let allocation = self.allocate(points, None, Goal::Lambda(lambda))?;
-        let encoded = self.encode(calibration, &allocation)?;
-        let summary: EncodeSummary = read_json(&encoded.path("summary.json"))?;
         let base = self.part_base(&windows)?;
         let groups = self.probed_groups();
         let all: BTreeSet<String> = groups.values().flatten().cloned().collect();
-        let mut parts = BTreeMap::new();
-        for (group, names) in groups.iter().chain([(&TOGETHER.to_string(), &all)]) {
-            parts.insert(group.clone(), self.part(group, names, &windows, &base, &encoded)?);
+        let sequential = self.config.encode.sequential;
+        // Each with the losses that were predicted and the measured one.
+        let (mut whole, mut parts) = (Vec::new(), Vec::new());
+        let mut lambda = 0.0;
+        for (n, at) in self.probed_lambdas().into_iter().enumerate() {
+            let allocation = self.allocate(points, None, Goal::Lambda(at))?;
+            let encoded = self.encode_as(calibration, &allocation, sequential)?;
+            let measured = self.part(TOGETHER, &all, &windows, &base, &encoded)?;
+            whole.push((encoded, measured));
+            if n == PROBED_ALONE {
+                lambda = at;
+                // Weights that made up for others are worse without them.
+                let encoded = self.encode_as(calibration, &allocation, None)?;
+                for (group, names) in &groups {
+                    parts.push((encoded.clone(), self.part(group, names, &windows, &base, &encoded)?));
+                }
+            }
         }
-        let digests = parts.values().map(Artifact::digest).collect();
-        let identity = self.probe_identity(encoded.digest(), digests);
-        let made = self.stage("probe", &identity, |work| {
-            let probe = |group: &str, names: &BTreeSet<String>| -> Result<Probe> {
-                let result: eval::TextResult = read_json(&parts[group].path("result.json"))?;
-                let predicted = names.iter().filter_map(|n| summary.losses.get(n)).sum();
-                Ok(Probe { group: group.into(), predicted, measured: result.kl })
-            };
-            let measured = groups.iter().map(|(g, names)| probe(g, names)).collect::<Result<Vec<Probe>>>()?;
-            let together = probe(TOGETHER, &all)?;
+        let digests = |parts: &[(Artifact, Artifact)]| parts.iter().map(|(_, part)| part.digest()).collect();
+        let made = self.stage("probe", &self.probe_identity(digests(&whole), digests(&parts)), |work| {
+            let probe =
+                |group: &str, names: &BTreeSet<String>, (encoded, part): &(Artifact, Artifact)| -> Result<Probe> {
+                    let summary: EncodeSummary = read_json(&encoded.path("summary.json"))?;
+                    let result: eval::TextResult = read_json(&part.path("result.json"))?;
+                    let predicted = names.iter().filter_map(|n| summary.losses.get(n)).sum();
+                    Ok(Probe { group: group.into(), predicted, measured: result.kl })
+                };
+            let measured: Vec<Probe> =
+                groups.iter().zip(&parts).map(|((g, names), part)| probe(g, names, part)).collect::<Result<_>>()?;
             let mut corrections = BTreeMap::new();
             for (found, names) in measured.iter().zip(groups.values()) {
                 let ratio = found.measured.mean / found.predicted.max(f64::MIN_POSITIVE);
                 corrections.extend(names.iter().map(|n| (n.clone(), ratio.clamp(LEAST, MOST))));
             }
-            let corrected = |(name, loss): (&String, &f64)| loss * corrections.get(name).copied().unwrap_or(1.0);
-            let sum: f64 = summary.losses.iter().map(corrected).sum();
-            let interaction = together.measured.mean / sum.max(f64::MIN_POSITIVE);
+            let mut together = Vec::new();
+            for part in &whole {
+                let summary: EncodeSummary = read_json(&part.0.path("summary.json"))?;
+                let predicted = corrected(&summary.losses, &corrections);
+                together.push(Probe { predicted, ..probe(TOGETHER, &all, part)? });
+            }
+            let of_whole = &together[PROBED_ALONE];
+            let interaction = of_whole.measured.mean / of_whole.predicted.max(f64::MIN_POSITIVE);
+            together.sort_by(|a, b| a.predicted.total_cmp(&b.predicted));
             let probed = Probed { lambda, groups: measured, together, corrections, interaction };
             write_json(&work.path("probes.json"), &probed)
         })?;
         Ok(Some(made))
     }
 
-    /// Lambda that probes are made at.
-    pub(crate) fn probed_lambda(&self) -> f64 {
+    /// Lambdas that probes are made at.
+    pub(crate) fn probed_lambdas(&self) -> [f64; 3] {
         let weights: usize = self.model.weights().iter().map(|(_, [rows, cols])| rows * cols).sum();
-        PROBED_LOSS * 2.0 * std::f64::consts::LN_2 / weights as f64
+        PROBED_LOSSES.map(|loss| loss * 2.0 * std::f64::consts::LN_2 / weights as f64)
     }
 
     /// Names of the tensors of every group.
@@ -126,8 +172,8 @@ impl Session<'_> {
         self.identity("evaluate-part", 1, inputs, serde_json::json!({"names": names}))
     }
 
-    pub(crate) fn probe_identity(&self, encoded: String, parts: Vec<String>) -> Identity {
-        self.identity("probe", 2, [("checkpoint", encoded)], serde_json::json!({"parts": parts}))
+    pub(crate) fn probe_identity(&self, whole: Vec<String>, parts: Vec<String>) -> Identity {
+        self.identity("probe", 3, [], serde_json::json!({"whole": whole, "parts": parts}))
     }
 
     fn part_base(&self, windows: &Windows) -> Result<Artifact> {

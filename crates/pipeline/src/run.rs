@@ -100,7 +100,7 @@ pub fn run(session: &Session, until: Until) -> Result<RunOutput> {
     artifacts.insert("calibrate".to_string(), calibration.dir.clone());
     let mut made: Vec<Made> = Vec::new();
     let mut base = None;
-    let mut interaction = 1.0;
+    let mut probed: Option<Probed> = None;
     if until >= Until::Allocate {
         // Baselines need neither points nor allocations.
         let points = match session.config.baseline {
@@ -109,7 +109,7 @@ pub fn run(session: &Session, until: Until) -> Result<RunOutput> {
         };
         let probes = points.as_ref().map(|points| session.probe(&calibration, points)).transpose()?.flatten();
         if let Some(probes) = &probes {
-            interaction = read_json::<Probed>(&probes.path("probes.json"))?.interaction;
+            probed = Some(read_json(&probes.path("probes.json"))?);
         }
         for (name, artifact) in [("points", &points), ("probe", &probes)] {
             artifacts.extend(artifact.iter().map(|a| (name.to_string(), a.dir.clone())));
@@ -151,7 +151,7 @@ pub fn run(session: &Session, until: Until) -> Result<RunOutput> {
             perplexity: e.text.perplexity,
             accuracy: e.choice.as_ref().map(|c| c.accuracy),
         }),
-        points: made.iter().map(|one| point_output(one, interaction)).collect(),
+        points: made.iter().map(|one| point_output(one, probed.as_ref())).collect(),
         artifacts,
     };
     if let Some((_, base)) = base.filter(|_| until >= Until::Report) {
@@ -161,7 +161,7 @@ pub fn run(session: &Session, until: Until) -> Result<RunOutput> {
     Ok(output)
 }
 
-fn point_output(made: &Made, interaction: f64) -> PointOutput {
+fn point_output(made: &Made, probed: Option<&Probed>) -> PointOutput {
     let sizes = made.encoded.as_ref().map(|(_, sizes)| sizes);
     let text = made.evaluated.as_ref().map(|e| &e.text);
     PointOutput {
@@ -179,7 +179,7 @@ fn point_output(made: &Made, interaction: f64) -> PointOutput {
         accuracy: made.evaluated.as_ref().and_then(|e| e.choice.as_ref()).map(|c| c.accuracy),
         predicted_loss: made.summary.predicted_loss,
         decoded_loss: sizes.map(|s| s.loss),
-        predicted_kl: sizes.map(|s| s.loss * interaction),
+        predicted_kl: sizes.map(|s| probed.map_or(s.loss, |p| p.expected(&s.losses))),
         usage: sizes.map(|s| s.usage.clone()).unwrap_or_default(),
         checkpoint: made.encoded.as_ref().map(|(a, _)| a.path("checkpoint")),
     }

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use rayon::prelude::*;
+use waterfill_adapt as adapt;
 use waterfill_allocate as alloc;
 use waterfill_artifacts::{Artifact, Identity, Progress, Work, in_groups};
 use waterfill_calibrate as calib;
@@ -224,8 +225,19 @@ impl Session<'_> {
 
     /// The tuned checkpoint of an allocation, in `checkpoint/` of the artifact.
     pub(crate) fn encode(&self, calibration: &Artifact, allocation: &Artifact) -> Result<Artifact> {
+        self.encode_as(calibration, allocation, self.config.encode.sequential)
+    }
+
+    /// As [`Session::encode`], whatever the configuration says of adaptation.
+    pub(crate) fn encode_as(
+        &self,
+        calibration: &Artifact,
+        allocation: &Artifact,
+        sequential: Option<config::Sequential>,
+    ) -> Result<Artifact> {
         let e = &self.config.encode;
-        self.stage("encode", &self.encoding_identity(calibration.digest(), allocation.digest()), |work| {
+        let identity = self.encoding_identity(calibration.digest(), allocation.digest(), sequential);
+        self.stage("encode", &identity, |work| {
             let map = alloc::Allocation::open(&allocation.path("allocation.safetensors"))?;
             let feedback = match e.feedback {
                 true => Some(waterfill_encode::Feedback {
@@ -242,7 +254,14 @@ impl Session<'_> {
                 escape: self.escape(),
                 feedback,
             };
-            let summary = waterfill_encode::encode(self.model.checkpoint(), &map, &options, work, self.console)?;
+            let (windows, _) = self.source.calibration(self.config, &self.model.config)?;
+            let adaptation = sequential.map(|s| {
+                let settings = adapt::Settings { steps: s.steps, rate: s.rate, batch_tokens: BATCH_TOKENS };
+                let copy = Model::open(&self.source.dir, self.model.device())?;
+                adapt::Adaptation::new(&self.model, copy, &windows, &map.names().into_iter().collect(), settings)
+            });
+            let (source, adaptation) = (self.model.checkpoint(), adaptation.transpose()?);
+            let summary = waterfill_encode::encode(source, &map, &options, adaptation, work, self.console)?;
             write_json(&work.path("summary.json"), &summary)
         })
     }
@@ -259,14 +278,19 @@ impl Session<'_> {
         a.rate.resident == 0.0 && a.formats.contains(&config::Format::Lossless)
     }
 
-    pub(crate) fn encoding_identity(&self, calibration: String, allocation: String) -> Identity {
+    pub(crate) fn encoding_identity(
+        &self,
+        calibration: String,
+        allocation: String,
+        sequential: Option<config::Sequential>,
+    ) -> Identity {
         let settled = serde_json::json!({
-            "bitstream": waterfill_checkpoint::VERSION, "encode": self.config.encode, "widen": self.widen(),
+            "bitstream": waterfill_checkpoint::VERSION, "encode": config::Encode { sequential, ..self.config.encode.clone() }, "widen": self.widen(),
             "escape": self.escape(),
         });
         // Second moments are read from the calibration, not from the allocation.
         let inputs = [("calibrate", calibration), ("allocate", allocation)];
-        self.identity("encode", 10, inputs, settled)
+        self.identity("encode", 11, inputs, settled)
     }
 
     pub(crate) fn evaluation_config(&self) -> serde_json::Value {
