@@ -128,3 +128,25 @@ impl Artifact {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Numbers have to come back exactly, or the key beside an identity is not its own.
+    #[test]
+    fn a_key_survives_reading_back() {
+        for n in 1..2000u32 {
+            let lambda = 0.002 * f64::from(n).sqrt() / 7_344_384.0;
+            let identity = Identity {
+                stage: "allocate".into(),
+                version: 1,
+                inputs: BTreeMap::new(),
+                config: serde_json::json!({"lambda": lambda}),
+                seeds: BTreeMap::new(),
+            };
+            let read: Identity = serde_json::from_str(&serde_json::to_string(&identity).unwrap()).unwrap();
+            assert_eq!(read.key(), identity.key(), "{lambda:e}");
+        }
+    }
+}

@@ -77,6 +77,8 @@ pub struct EncodeOptions {
 pub struct Feedback {
     /// Where the second moments are.
     pub sensitivities: Sensitivities,
+    /// Those of other tokens, by which losses are predicted: feedback fits its own.
+    pub held_out: Option<Sensitivities>,
     /// Share of the mean of a second moment's diagonal that is added to it.
     pub damping: f64,
     /// States of the trellis; none rounds every level alone.
@@ -262,7 +264,8 @@ fn read_back(
     let decoded = keep.then(|| errors.clone());
     errors.iter_mut().zip(weights).for_each(|(is, was)| *is -= was);
     let (input, output) = match &options.feedback {
-        Some(Feedback { sensitivities, .. }) => {
+        Some(Feedback { sensitivities, held_out, .. }) => {
+            let sensitivities = held_out.as_ref().unwrap_or(sensitivities);
             (sensitivities.second_moment(&info.name)?, sensitivities.output_moment(&info.name)?)
         }
         None => (None, None),

@@ -221,7 +221,7 @@ pub struct Sequential {
 
 impl Default for Sequential {
     fn default() -> Self {
-        Self { steps: 28, rate: 0.015 }
+        Self { steps: 20, rate: 0.015 }
     }
 }
 

@@ -27,6 +27,9 @@ pub struct PlannedStage {
     pub rough: bool,
 }
 
+/// Digests of a calibration and of one on held-out text.
+type Digests = (String, Option<String>);
+
 struct Planner<'a, 'b> {
     session: &'a Session<'b>,
     times: Times,
@@ -56,7 +59,7 @@ impl Planner<'_, '_> {
     /// Adds allocation and coding; the digest of the latter.
     fn encoded(
         &mut self,
-        calibration: &str,
+        calibration: &Digests,
         points: &str,
         probed: Option<String>,
         goal: Goal,
@@ -64,11 +67,11 @@ impl Planner<'_, '_> {
     ) -> Result<String> {
         let identity = self.session.allocation_identity(points.into(), probed, goal);
         let allocation = self.stage(goal.label(), &identity)?;
-        self.stage("encode".into(), &self.session.encoding_identity(calibration.into(), allocation, sequential))
+        self.stage("encode".into(), &self.session.encoding_identity(calibration.clone(), allocation, sequential))
     }
 
     /// Adds probes; their digest.
-    fn probes(&mut self, held_out: &Windows, calibration: &str, points: &str) -> Result<String> {
+    fn probes(&mut self, held_out: &Windows, calibration: &Digests, points: &str) -> Result<String> {
         let session = self.session;
         let base =
             self.stage("evaluate the original on held-out text".into(), &session.part_base_identity(held_out))?;
@@ -99,11 +102,15 @@ impl Planner<'_, '_> {
 pub(crate) fn plan(session: &Session) -> Result<Vec<PlannedStage>> {
     let mut planner = Planner { session, times: Times::read(session), stages: Vec::new() };
     let (windows, held_out) = session.source.calibration(session.config, &session.model.config)?;
-    let calibration = planner.stage("calibrate".into(), &session.calibration_identity(&windows))?;
+    let shards = session.config.calibrate.shards;
+    let fitted = planner.stage("calibrate".into(), &session.calibration_identity(&windows, shards))?;
+    let apart = session.predicts_held_out().then(|| session.calibration_identity(&held_out, 1));
+    let apart = apart.map(|identity| planner.stage("calibrate on held-out text".into(), &identity)).transpose()?;
+    let calibration = (fitted.clone(), apart);
     let mut points = String::new();
     let mut probed = None;
     if session.config.baseline.is_none() {
-        points = planner.stage("points".into(), &session.points_identity(calibration.clone()))?;
+        points = planner.stage("points".into(), &session.points_identity(fitted.clone()))?;
         if session.config.allocate.probes != Probes::None {
             probed = Some(planner.probes(&held_out, &calibration, &points)?);
         }
@@ -113,7 +120,7 @@ pub(crate) fn plan(session: &Session) -> Result<Vec<PlannedStage>> {
     let base = planner.stage("evaluate the original".into(), &session.base_identity(&windows, questions.as_ref()))?;
     for goal in session.goals() {
         let encoded = match goal {
-            Goal::Width(bits) => planner.stage(goal.label(), &session.baseline_identity(calibration.clone(), bits))?,
+            Goal::Width(bits) => planner.stage(goal.label(), &session.baseline_identity(fitted.clone(), bits))?,
             _ => planner.encoded(&calibration, &points, probed.clone(), goal, session.config.encode.sequential)?,
         };
         planner.stage("evaluate".into(), &session.evaluation_identity(base.clone(), encoded))?;

@@ -14,7 +14,7 @@ use crate::config::Probes;
 use crate::error::Result;
 use crate::results::{read_json, write_json};
 use crate::session::{Goal, Session};
-use crate::stages::{BATCH_TOKENS, tokens_digest};
+use crate::stages::{BATCH_TOKENS, Calibration, tokens_digest};
 
 /// Predicted losses that all tensors are tuned together at, nats per token.
 const PROBED_LOSSES: [f64; 3] = [0.002, 0.015, 0.06];
@@ -90,7 +90,7 @@ fn group_of(name: &str, probes: Probes) -> String {
 
 impl Session<'_> {
     /// Corrections of predicted losses; none where they are not asked for.
-    pub(crate) fn probe(&self, calibration: &Artifact, points: &Artifact) -> Result<Option<Artifact>> {
+    pub(crate) fn probe(&self, calibration: &Calibration, points: &Artifact) -> Result<Option<Artifact>> {
         let probes = self.config.allocate.probes;
         if probes == Probes::None {
             return Ok(None);

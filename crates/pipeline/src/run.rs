@@ -97,7 +97,7 @@ pub fn run(session: &Session, until: Until) -> Result<RunOutput> {
     session.console.steps(shared + per_goal * goals.len() as u64 + reports);
     let mut artifacts = BTreeMap::new();
     let calibration = session.calibrate()?;
-    artifacts.insert("calibrate".to_string(), calibration.dir.clone());
+    artifacts.insert("calibrate".to_string(), calibration.fitted.dir.clone());
     let mut made: Vec<Made> = Vec::new();
     let mut base = None;
     let mut probed: Option<Probed> = None;
@@ -105,7 +105,7 @@ pub fn run(session: &Session, until: Until) -> Result<RunOutput> {
         // Baselines need neither points nor allocations.
         let points = match session.config.baseline {
             Some(_) => None,
-            None => Some(session.points(&calibration)?),
+            None => Some(session.points(&calibration.fitted)?),
         };
         let probes = points.as_ref().map(|points| session.probe(&calibration, points)).transpose()?.flatten();
         if let Some(probes) = &probes {
@@ -119,7 +119,7 @@ pub fn run(session: &Session, until: Until) -> Result<RunOutput> {
         }
         for &goal in &goals {
             let tuned = match (&points, goal) {
-                (_, Goal::Width(bits)) => session.baseline(&calibration, bits)?,
+                (_, Goal::Width(bits)) => session.baseline(&calibration.fitted, bits)?,
                 (None, _) => continue,
                 (Some(points), _) if until < Until::Encode => {
                     let allocation = session.allocate(points, probes.as_ref(), goal)?;

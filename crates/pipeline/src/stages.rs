@@ -43,11 +43,39 @@ pub enum Until {
     Report,
 }
 
+/// Sensitivities that decide, and those of other tokens, by which losses are predicted.
+pub(crate) struct Calibration {
+    pub fitted: Artifact,
+    pub held_out: Option<Artifact>,
+}
+
+impl Calibration {
+    /// Digests of both.
+    pub fn digests(&self) -> (String, Option<String>) {
+        (self.fitted.digest(), self.held_out.as_ref().map(Artifact::digest))
+    }
+}
+
 impl Session<'_> {
-    /// Sensitivities of all weights.
-    pub(crate) fn calibrate(&self) -> Result<Artifact> {
+    /// Sensitivities of all weights, and those on held-out text if there is any.
+    pub(crate) fn calibrate(&self) -> Result<Calibration> {
         let c = &self.config.calibrate;
-        let (windows, _) = self.source.calibration(self.config, &self.model.config)?;
+        let (windows, held_out) = self.source.calibration(self.config, &self.model.config)?;
+        let fitted = self.calibrate_on("calibrate", &windows, c.shards)?;
+        let held_out = match self.predicts_held_out() {
+            true => Some(self.calibrate_on("calibrate on held-out text", &held_out, 1)?),
+            false => None,
+        };
+        Ok(Calibration { fitted, held_out })
+    }
+
+    /// Whether losses are predicted by second moments that feedback has not fitted.
+    pub(crate) fn predicts_held_out(&self) -> bool {
+        self.config.calibrate.held_out > 0 && self.config.encode.feedback && self.config.baseline.is_none()
+    }
+
+    fn calibrate_on(&self, label: &str, windows: &Windows, shards: usize) -> Result<Artifact> {
+        let c = &self.config.calibrate;
         let kind = |moment: config::SecondMoment| match moment {
             config::SecondMoment::Full => calib::MomentKind::Full,
             config::SecondMoment::BlockDiagonal => calib::MomentKind::BlockDiagonal(c.second_moment_block),
@@ -59,7 +87,7 @@ impl Session<'_> {
                 config::Labels::Data => calib::Labels::Data,
             },
             seed: c.seed,
-            shards: c.shards,
+            shards,
             output_moment: kind(c.output_moment),
             second_moment: calib::SecondMoment {
                 kind: kind(c.second_moment),
@@ -70,17 +98,17 @@ impl Session<'_> {
             },
             batch_tokens: BATCH_TOKENS,
         };
-        self.stage("calibrate", &self.calibration_identity(&windows), |work| {
-            let summary = calib::calibrate(&self.model, &windows, &settings, work, self.console)?;
+        self.stage(label, &self.calibration_identity(windows, shards), |work| {
+            let summary = calib::calibrate(&self.model, windows, &settings, work, self.console)?;
             write_json(&work.path("summary.json"), &summary)
         })
     }
 
-    pub(crate) fn calibration_identity(&self, windows: &Windows) -> Identity {
+    pub(crate) fn calibration_identity(&self, windows: &Windows, shards: usize) -> Identity {
         let c = &self.config.calibrate;
         // The text's path does not matter, its tokens do.
         let settled = serde_json::json!({
-            "context": windows.context, "labels": c.labels, "shards": c.shards, "second_moment": c.second_moment,
+            "context": windows.context, "labels": c.labels, "shards": shards, "second_moment": c.second_moment,
             "second_moment_block": c.second_moment_block, "second_moment_weighting": c.second_moment_weighting, "output_moment": c.output_moment,
             "batch_tokens": BATCH_TOKENS, "device": self.device,
         });
@@ -224,24 +252,25 @@ impl Session<'_> {
     }
 
     /// The tuned checkpoint of an allocation, in `checkpoint/` of the artifact.
-    pub(crate) fn encode(&self, calibration: &Artifact, allocation: &Artifact) -> Result<Artifact> {
+    pub(crate) fn encode(&self, calibration: &Calibration, allocation: &Artifact) -> Result<Artifact> {
         self.encode_as(calibration, allocation, self.config.encode.sequential)
     }
 
     /// As [`Session::encode`], whatever the configuration says of adaptation.
     pub(crate) fn encode_as(
         &self,
-        calibration: &Artifact,
+        calibration: &Calibration,
         allocation: &Artifact,
         sequential: Option<config::Sequential>,
     ) -> Result<Artifact> {
         let e = &self.config.encode;
-        let identity = self.encoding_identity(calibration.digest(), allocation.digest(), sequential);
+        let identity = self.encoding_identity(calibration.digests(), allocation.digest(), sequential);
         self.stage("encode", &identity, |work| {
             let map = alloc::Allocation::open(&allocation.path("allocation.safetensors"))?;
             let feedback = match e.feedback {
                 true => Some(waterfill_encode::Feedback {
-                    sensitivities: calib::Sensitivities::open(&calibration.dir)?,
+                    sensitivities: calib::Sensitivities::open(&calibration.fitted.dir)?,
+                    held_out: calibration.held_out.as_ref().map(|a| calib::Sensitivities::open(&a.dir)).transpose()?,
                     damping: e.damping,
                     trellis: e.trellis(),
                     rounding: e.rounding,
@@ -280,7 +309,7 @@ impl Session<'_> {
 
     pub(crate) fn encoding_identity(
         &self,
-        calibration: String,
+        (calibration, held_out): (String, Option<String>),
         allocation: String,
         sequential: Option<config::Sequential>,
     ) -> Identity {
@@ -290,7 +319,9 @@ impl Session<'_> {
         });
         // Second moments are read from the calibration, not from the allocation.
         let inputs = [("calibrate", calibration), ("allocate", allocation)];
-        self.identity("encode", 11, inputs, settled)
+        let mut identity = self.identity("encode", 11, inputs, settled);
+        identity.inputs.extend(held_out.map(|digest| ("held-out".to_string(), digest)));
+        identity
     }
 
     pub(crate) fn evaluation_config(&self) -> serde_json::Value {

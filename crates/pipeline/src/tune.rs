@@ -8,6 +8,7 @@ use crate::config::BaselineMethod;
 use crate::error::Result;
 use crate::results::{AllocationSummary, read_json, write_json};
 use crate::session::{Goal, Session};
+use crate::stages::Calibration;
 
 /// Relative distance to a size at which the search ends.
 const TOLERANCE: f64 = 1e-3;
@@ -26,7 +27,7 @@ impl Session<'_> {
     /// that a wanted size is met by coding at one lambda after the other: the nearest is kept.
     pub(crate) fn tune(
         &self,
-        calibration: &Artifact,
+        calibration: &Calibration,
         points: &Artifact,
         probes: Option<&Artifact>,
         goal: Goal,
