@@ -203,3 +203,35 @@ impl Session<'_> {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_expected_follows_what_was_measured_together() {
+        let estimate = |mean: f64| eval::Estimate { mean, se: 0.0 };
+        let probe = |predicted: f64, ratio: f64| Probe {
+            group: TOGETHER.into(),
+            predicted,
+            measured: estimate(predicted * ratio),
+        };
+        let probed = Probed {
+            lambda: 1e-9,
+            groups: vec![],
+            together: vec![probe(0.001, 1.0), probe(0.01, 2.0), probe(0.1, 2.0)],
+            corrections: [("v".to_string(), 4.0)].into(),
+            interaction: 2.0,
+        };
+        let expected = |q: f64, v: f64| probed.expected(&[("q".to_string(), q), ("v".to_string(), v)].into());
+        for (q, v, wanted) in [
+            (0.0001, 0.0, 0.0001),
+            (0.0, 0.0025, 0.02),
+            (0.01, 0.0, 0.02),
+            (1.0, 0.0, 2.0),
+            (0.001 * 10f64.sqrt(), 0.0, 0.001 * 20f64.sqrt()),
+        ] {
+            assert!((expected(q, v) / wanted - 1.0).abs() < 1e-9, "{q} {v}: {}, not {wanted}", expected(q, v));
+        }
+    }
+}
