@@ -76,18 +76,7 @@ impl<'a> Adaptation<'a> {
         settings: Settings,
     ) -> Result<Self> {
         let parts = windows.batches((settings.batch_tokens / PARTS).max(1));
-        let blocks = (0..original.config.layers).map(|i| original.block(i)).collect::<Result<Vec<_>>>()?;
-        let mut references = Vec::new();
-        original.embed(&parts, |_, x| -> Result<()> {
-            references.push(x);
-            Ok(())
-        })?;
-        references.par_iter_mut().try_for_each(|x| {
-            blocks.iter().try_for_each(|block| {
-                *x = block.forward(x)?;
-                Ok::<_, ModelError>(())
-            })
-        })?;
+        let references = states(original, &parts, original.config.layers)?;
         let mut left = BTreeMap::new();
         for (name, shape) in original.weights().into_iter().filter(|(name, _)| block_of(name).is_some()) {
             if names.contains(&name) {
@@ -97,7 +86,7 @@ impl<'a> Adaptation<'a> {
         Ok(Self { original, tuned: copy, settings, parts, references, left, taken: 0, squares: [0.0; 2] })
     }
 
-    /// Weights as they are now, those coded as they were decoded.
+    /// Weights as they are now; none of those that are coded.
     pub fn weights(&self, name: &str) -> Option<&[f32]> {
         self.left.get(name).map(Descent::values)
     }
@@ -122,7 +111,7 @@ impl<'a> Adaptation<'a> {
         let relative_error = (self.squares[0] / self.squares[1].max(f64::MIN_POSITIVE)).sqrt();
         let layers = self.tuned.config.layers;
         let Some(first) = self.left.keys().filter_map(|name| block_of(name)).min() else { return Ok(None) };
-        let inputs = self.inputs(first)?;
+        let inputs = states(&self.tuned, &self.parts, first)?;
         let [original, tuned] = [self.original.head()?, self.tuned.head()?];
         let mut losses = Vec::new();
         for step in 0..self.settings.steps {
@@ -160,23 +149,6 @@ impl<'a> Adaptation<'a> {
         n % count * apart % count
     }
 
-    /// Inputs of block `index` of every part.
-    fn inputs(&self, index: usize) -> Result<Vec<Tensor>> {
-        let blocks = (0..index).map(|i| self.tuned.block(i)).collect::<Result<Vec<_>>>()?;
-        let mut inputs = Vec::new();
-        self.tuned.embed(&self.parts, |_, x| -> Result<()> {
-            inputs.push(x);
-            Ok(())
-        })?;
-        inputs.par_iter_mut().try_for_each(|x| {
-            blocks.iter().try_for_each(|block| {
-                *x = block.forward(x)?;
-                Ok::<_, ModelError>(())
-            })
-        })?;
-        Ok(inputs)
-    }
-
     /// Divergence of a part, summed over its tokens, and its gradient by the weights that are left.
     fn gradients(
         &self,
@@ -207,6 +179,23 @@ impl<'a> Adaptation<'a> {
         }
         Ok((sum, found))
     }
+}
+
+/// Hidden states of every part behind the first `count` blocks.
+fn states(model: &Model, parts: &[Vec<&[u32]>], count: usize) -> Result<Vec<Tensor>> {
+    let blocks = (0..count).map(|i| model.block(i)).collect::<Result<Vec<_>>>()?;
+    let mut states = Vec::new();
+    model.embed(parts, |_, x| -> Result<()> {
+        states.push(x);
+        Ok(())
+    })?;
+    states.par_iter_mut().try_for_each(|x| {
+        blocks.iter().try_for_each(|block| {
+            *x = block.forward(x)?;
+            Ok::<_, ModelError>(())
+        })
+    })?;
+    Ok(states)
 }
 
 /// Order in which tensors are coded: the embedding, blocks from the first to the last, the head.

@@ -92,10 +92,10 @@ pub(crate) fn stage_memory(session: &Session, stage: &str) -> u64 {
             "allocate" => weights / 256 * 80 + largest * 5,
             "encode" => {
                 let coding = encode_bytes(session.model.weights().into_iter().map(|w| w.1), config.encode.feedback);
-                // Values, both moments and two gradients of every weight, tensors of the blocks, final
+                // Values twice, both moments and two gradients of every weight, tensors of the blocks, final
                 // states of both models, and two batches on their way.
                 let tokens = config.calibrate.sequences * config.calibrate.context;
-                let adapting = 24 * weights
+                let adapting = 28 * weights
                     + 2 * model.state_bytes(tokens)
                     + 2 * (model.vjp_bytes(BATCH_TOKENS) + model.layers as u64 * model.state_bytes(BATCH_TOKENS));
                 if config.encode.sequential.is_some() { coding + adapting } else { coding }
