@@ -31,8 +31,8 @@ pub(crate) fn divergence(original: (&Head, &Tensor), tuned: (&Head, &Tensor)) ->
             let logits = head.logits(&states.narrow(0, start, count)?)?;
             Ok(logits.to_dtype(DType::F32)?.to_device(&Device::Cpu)?.flatten_all()?.to_vec1()?)
         };
-        let (p, mut q) = (logits(original.0, &reference)?, logits(tuned.0, &normalised)?);
-        let rows = q.par_chunks_exact_mut(vocab).zip(p.par_chunks_exact(vocab));
+        let (mut p, mut q) = (logits(original.0, &reference)?, logits(tuned.0, &normalised)?);
+        let rows = q.par_chunks_exact_mut(vocab).zip(p.par_chunks_exact_mut(vocab));
         let losses: Vec<f64> = rows.map(|(q, p)| of_position(p, q)).collect();
         sum += losses.iter().sum::<f64>();
         let q = Tensor::from_vec(q, (count, vocab), &Device::Cpu)?.to_device(tuned.1.device())?;
@@ -42,20 +42,43 @@ pub(crate) fn divergence(original: (&Head, &Tensor), tuned: (&Head, &Tensor)) ->
     Ok(Divergence { sum, gradient: tuned.0.normalise_vjp(tuned.1, &gradient)? })
 }
 
-/// Divergence of one position's logits; `tuned` becomes its gradient, q - p.
-fn of_position(original: &[f32], tuned: &mut [f32]) -> f64 {
-    let norm = |logits: &[f32]| {
-        let largest = logits.iter().fold(f32::NEG_INFINITY, |m, &v| m.max(v));
-        let sum: f64 = logits.iter().map(|&l| f64::from((l - largest).exp())).sum();
-        sum.ln() + f64::from(largest)
-    };
-    let (of_original, of_tuned) = (norm(original), norm(tuned));
-    let mut kl = 0.0;
-    for (q, &p) in tuned.iter_mut().zip(original) {
-        let (log_p, log_q) = (f64::from(p) - of_original, f64::from(*q) - of_tuned);
-        let p = log_p.exp();
-        kl += p * (log_p - log_q);
-        *q = (log_q.exp() - p) as f32;
+/// Divergence of one position's logits, which are overwritten; `tuned` becomes its gradient, q - p.
+fn of_position(original: &mut [f32], tuned: &mut [f32]) -> f64 {
+    // The difference of two logits is the difference of their logarithms but for the two norms.
+    let largest = |logits: &[f32]| logits.iter().fold(f32::NEG_INFINITY, |m, &v| m.max(v));
+    let (of_original, of_tuned) = (largest(original), largest(tuned));
+    let (mut p_sum, mut q_sum, mut difference) = (0.0f64, 0.0f64, 0.0f64);
+    for (q, p) in tuned.iter_mut().zip(original.iter_mut()) {
+        let (log_p, log_q) = (*p - of_original, *q - of_tuned);
+        (*p, *q) = (log_p.exp(), log_q.exp());
+        p_sum += f64::from(*p);
+        q_sum += f64::from(*q);
+        difference += f64::from(*p) * f64::from(log_p - log_q);
     }
-    kl
+    let (p_unit, q_unit) = ((1.0 / p_sum) as f32, (1.0 / q_sum) as f32);
+    tuned.iter_mut().zip(original).for_each(|(q, p)| *q = *q * q_unit - *p * p_unit);
+    difference / p_sum + (q_sum / p_sum).ln()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn divergence_and_gradient_are_those_of_the_distributions() {
+        let (original, tuned) = ([0.5f32, -1.0, 2.0, 90.0], [0.25f32, -1.5, 3.0, 89.0]);
+        let distribution = |logits: [f32; 4]| {
+            let sum: f64 = logits.iter().map(|&l| f64::from(l - 90.0).exp()).sum();
+            logits.map(|l| f64::from(l - 90.0).exp() / sum)
+        };
+        for shift in [0.0, 88.0] {
+            let (mut a, mut b) = (original, tuned);
+            (a[3], b[3]) = (a[3] - shift, b[3] - shift);
+            let (p, q) = (distribution(a), distribution(b));
+            let expected: f64 = p.iter().zip(q).map(|(p, q)| p * (p / q).ln()).sum();
+            let kl = of_position(&mut a, &mut b);
+            assert!((kl - expected).abs() < 1e-6 * (1.0 + expected), "{kl} {expected}");
+            (0..4).for_each(|i| assert!((f64::from(b[i]) - (q[i] - p[i])).abs() < 1e-6, "{b:?}"));
+        }
+    }
 }

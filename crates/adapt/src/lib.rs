@@ -1,7 +1,7 @@
-//! Sequential tuning: after every block that is coded, the weights that are not coded yet take steps down
-//! the gradient of KL(original || partly coded) on calibration text, so that they make up for what the
-//! coded ones have lost (as AdaQuant, Hubara et al. 2021, and the fine-tuning between blocks of QuIP#,
-//! Tseng et al. 2024, do).
+//! Sequential tuning: after every part of a block that is coded, the weights that are not coded yet take
+//! steps down the gradient of KL(original || partly coded) on calibration text, so that they make up for
+//! what the coded ones have lost (as AdaQuant, Hubara et al. 2021, and the fine-tuning between blocks of
+//! QuIP#, Tseng et al. 2024, do).
 //!
 //! The whole model is in memory, its weights that are left four times: gradients come from its end.
 
@@ -9,6 +9,7 @@ mod descent;
 mod head;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
 use candle_core::Tensor;
 use rayon::prelude::*;
@@ -17,13 +18,16 @@ use waterfill_model::{Block, EMBEDDING, LINEARS, Model, ModelError, Windows, lin
 use descent::Descent;
 use head::{Divergence, divergence};
 
+/// Of what is computed here: it goes up when results change.
+pub const VERSION: u32 = 2;
+
 /// Result of adapting weights.
 pub type Result<T> = std::result::Result<T, ModelError>;
 
 /// How far weights go.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Settings {
-    /// Batches after every block.
+    /// Batches whenever something was coded.
     pub steps: usize,
     /// Largest step of a weight, as a share of the error that coding it is likely to make: of the root mean
     /// square of its matrix times the relative error of what is coded; falls to zero over the steps.
@@ -32,7 +36,7 @@ pub struct Settings {
     pub batch_tokens: usize,
 }
 
-/// Mean divergence from the original over the first and the last quarter of the steps after a block,
+/// Mean divergence from the original over the first and the last quarter of the steps after a part,
 /// nats per token.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Descended {
@@ -51,6 +55,10 @@ pub struct Adaptation<'a> {
     parts: Vec<Vec<&'a [u32]>>,
     /// Of each part, the original's final states.
     references: Vec<Tensor>,
+    /// Of each part, states before block `reached` of the partly coded model; none before the embedding is
+    /// coded.
+    inputs: Vec<Tensor>,
+    reached: usize,
     /// Weights that are not coded yet.
     left: BTreeMap<String, Descent>,
     /// Batches taken so far.
@@ -76,14 +84,26 @@ impl<'a> Adaptation<'a> {
         settings: Settings,
     ) -> Result<Self> {
         let parts = windows.batches((settings.batch_tokens / PARTS).max(1));
-        let references = states(original, &parts, original.config.layers)?;
+        let mut references = embedded(original, &parts)?;
+        advance(original, &mut references, 0..original.config.layers)?;
         let mut left = BTreeMap::new();
-        for (name, shape) in original.weights().into_iter().filter(|(name, _)| block_of(name).is_some()) {
+        for (name, shape) in original.weights().into_iter().filter(|(name, _)| place(name).is_some()) {
             if names.contains(&name) {
                 left.insert(name.clone(), Descent::new(original.checkpoint().read_f32(&name, &shape)?));
             }
         }
-        Ok(Self { original, tuned: copy, settings, parts, references, left, taken: 0, squares: [0.0; 2] })
+        Ok(Self {
+            original,
+            tuned: copy,
+            settings,
+            parts,
+            references,
+            inputs: Vec::new(),
+            reached: 0,
+            left,
+            taken: 0,
+            squares: [0.0; 2],
+        })
     }
 
     /// Weights as they are now; none of those that are coded.
@@ -110,8 +130,13 @@ impl<'a> Adaptation<'a> {
         }
         let relative_error = (self.squares[0] / self.squares[1].max(f64::MIN_POSITIVE)).sqrt();
         let layers = self.tuned.config.layers;
-        let Some(first) = self.left.keys().filter_map(|name| block_of(name)).min() else { return Ok(None) };
-        let inputs = states(&self.tuned, &self.parts, first)?;
+        let Some(first) = self.left.keys().filter_map(|name| Some(place(name)?.0)).min() else { return Ok(None) };
+        if self.inputs.is_empty() {
+            self.inputs = embedded(&self.tuned, &self.parts)?;
+        }
+        // Blocks before the first weight that is left stay as they are.
+        advance(&self.tuned, &mut self.inputs, self.reached..first)?;
+        self.reached = first;
         let [original, tuned] = [self.original.head()?, self.tuned.head()?];
         let mut losses = Vec::new();
         for step in 0..self.settings.steps {
@@ -125,7 +150,7 @@ impl<'a> Adaptation<'a> {
                 .par_iter()
                 .map(|&p| {
                     let reference = (&original, &self.references[p]);
-                    self.gradients(first, &blocks, inputs[p].clone(), |x| divergence(reference, (&tuned, x)))
+                    self.gradients(first, &blocks, self.inputs[p].clone(), |x| divergence(reference, (&tuned, x)))
                 })
                 .collect::<Result<Vec<_>>>()?;
             self.taken += 1;
@@ -181,37 +206,45 @@ impl<'a> Adaptation<'a> {
     }
 }
 
-/// Hidden states of every part behind the first `count` blocks.
-fn states(model: &Model, parts: &[Vec<&[u32]>], count: usize) -> Result<Vec<Tensor>> {
-    let blocks = (0..count).map(|i| model.block(i)).collect::<Result<Vec<_>>>()?;
+/// States of every part before the first block.
+fn embedded(model: &Model, parts: &[Vec<&[u32]>]) -> Result<Vec<Tensor>> {
     let mut states = Vec::new();
     model.embed(parts, |_, x| -> Result<()> {
         states.push(x);
         Ok(())
     })?;
+    Ok(states)
+}
+
+/// Takes states of every part through some blocks.
+fn advance(model: &Model, states: &mut [Tensor], blocks: Range<usize>) -> Result<()> {
+    let blocks = blocks.map(|i| model.block(i)).collect::<Result<Vec<_>>>()?;
     states.par_iter_mut().try_for_each(|x| {
         blocks.iter().try_for_each(|block| {
             *x = block.forward(x)?;
             Ok::<_, ModelError>(())
         })
-    })?;
-    Ok(states)
+    })
 }
 
-/// Order in which tensors are coded: the embedding, blocks from the first to the last, the head.
+/// Order in which tensors are coded: the embedding, blocks from the first to the last and in each what
+/// does not depend on the other's output together, the head.
 pub fn coding_order(name: &str) -> usize {
-    match (name, block_of(name)) {
+    match (name, place(name)) {
         (EMBEDDING, _) => 0,
-        (_, Some(block)) => block + 1,
+        (_, Some((block, linear))) => 1 + (1 + STAGE[LINEARS.len() - 1]) * block + STAGE[linear],
         _ => usize::MAX,
     }
 }
 
-/// Block of a linear layer.
-fn block_of(name: &str) -> Option<usize> {
+/// Of [`LINEARS`]: q, k and v; o; gate and up; down.
+const STAGE: [usize; LINEARS.len()] = [0, 0, 0, 1, 2, 2, 3];
+
+/// Block of a linear layer, and which of [`LINEARS`] it is.
+fn place(name: &str) -> Option<(usize, usize)> {
     let (block, rest) = name.strip_prefix("model.layers.")?.split_once('.')?;
     let linear = rest.strip_suffix(".weight")?;
-    if LINEARS.contains(&linear) { block.parse().ok() } else { None }
+    Some((block.parse().ok()?, LINEARS.iter().position(|l| *l == linear)?))
 }
 
 fn gcd(a: usize, b: usize) -> usize {

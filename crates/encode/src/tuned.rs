@@ -53,7 +53,7 @@ pub struct EncodeSummary {
     pub losses: BTreeMap<String, f64>,
     /// Numbers of tiles by tool, by kind of tensor.
     pub usage: BTreeMap<String, Usage>,
-    /// Where weights adapted to those coded before: divergence after each block was coded and after the
+    /// Where weights adapted to those coded before: divergence after each part was coded and after the
     /// weights left had made up for it, nats per token of calibration text.
     #[serde(default)]
     pub descents: Vec<[f64; 2]>,
@@ -88,7 +88,7 @@ pub struct Feedback {
 }
 
 /// Writes the tuned checkpoint of `source` under `allocation` into `checkpoint/` of `work`, where a
-/// tensor is a unit. Tensors without a plan are copied as they are. With an `adaptation`, blocks are
+/// tensor is a unit. Tensors without a plan are copied as they are. With an `adaptation`, parts of blocks are
 /// coded one after the other, and what is coded are the weights that made up for those before. The
 /// result does not depend on the number of threads.
 ///

@@ -313,10 +313,13 @@ impl Session<'_> {
         allocation: String,
         sequential: Option<config::Sequential>,
     ) -> Identity {
-        let settled = serde_json::json!({
+        let mut settled = serde_json::json!({
             "bitstream": waterfill_checkpoint::VERSION, "encode": config::Encode { sequential, ..self.config.encode.clone() }, "widen": self.widen(),
             "escape": self.escape(),
         });
+        if sequential.is_some() {
+            settled["adaptation"] = waterfill_adapt::VERSION.into();
+        }
         // Second moments are read from the calibration, not from the allocation.
         let inputs = [("calibrate", calibration), ("allocate", allocation)];
         let mut identity = self.identity("encode", 11, inputs, settled);
