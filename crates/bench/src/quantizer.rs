@@ -42,7 +42,9 @@ pub struct GaussianPoint {
 pub struct QuantizerSpeed {
     /// States of the trellis; 0 for scalar rounding.
     pub states: usize,
-    /// Weights a second on one core, a whole tensor coded, its factor included.
+    /// Whether errors are fed back over rows too.
+    pub rows: bool,
+    /// Weights a second on one core, a whole tensor coded, its factors included.
     pub weights_per_second: f64,
     /// The same on two.
     pub two_thread_speedup: f64,
@@ -103,13 +105,13 @@ pub fn bench_quantizer(side: usize, repeats: usize) -> Result<QuantizerBench, Co
     let (feedback_gflops, feedback_spread, product_gflops) = feedback_rate(side, repeats, &weights, &moment)?;
     let weight = planned(side, 3.0);
     let mut speed = Vec::new();
-    for states in [None, Some(3), Some(8)] {
+    for (rows, states) in [false, true].into_iter().flat_map(|rows| [None, Some(3), Some(8)].map(|s| (rows, s))) {
         let seconds = [1, 2].map(|threads| {
             let coded = || {
                 encode_with_feedback(
                     &weight,
                     &weights,
-                    SecondMoments { input: Some(&moment), output: None },
+                    SecondMoments { input: Some(&moment), output: rows.then_some(&moment) },
                     &options(states, 0.01),
                 )
             };
@@ -120,6 +122,7 @@ pub fn bench_quantizer(side: usize, repeats: usize) -> Result<QuantizerBench, Co
         });
         speed.push(QuantizerSpeed {
             states: states.map_or(0, |s| 1 << s),
+            rows,
             weights_per_second: (side * side) as f64 / seconds[0],
             two_thread_speedup: seconds[0] / seconds[1],
         });

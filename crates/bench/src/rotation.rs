@@ -1,6 +1,6 @@
 //! What rotating a matrix before it is quantised would be worth: randomised Hadamard transforms of its
 //! rows, its columns or both (incoherence processing: QuIP#, Tseng et al. 2024), beside the matrix as it
-//! is, and beside one whose rows are only in another order.
+//! is, and beside ones whose rows or columns are only in another order.
 //!
 //! A rotated matrix is quantised under its rotated second moments, so that its loss by the quadratic
 //! model is that of the matrix it is rotated back to.
@@ -37,6 +37,10 @@ pub struct RotationCost {
     /// Of an order in which rows that are decided together come from all over the matrix: the simplest
     /// orthogonal matrix of all.
     pub reordered: f64,
+    /// Of deciding the inputs of the largest second moment first (GPTQ's order by activations).
+    pub largest_first: f64,
+    /// Of deciding those of the smallest first.
+    pub smallest_first: f64,
 }
 
 /// What was measured on one allocation.
@@ -56,8 +60,8 @@ pub struct RotationBench {
 enum Rotation {
     /// Random signs, then normalised Hadamard transforms of the largest power of two that divides the side.
     Hadamard { signs: Vec<f32>, block: usize },
-    /// Every so manieth row after the other.
-    Stride(usize),
+    /// Another order: which comes where.
+    Order(Vec<usize>),
 }
 
 impl Rotation {
@@ -69,16 +73,24 @@ impl Rotation {
     /// Steps of about an eighth of the side, without a factor in common with it.
     fn stride(side: usize) -> Self {
         let common = |step: usize| (2..=step).any(|d| step.is_multiple_of(d) && side.is_multiple_of(d));
-        Self::Stride((side / 8 + 1..).find(|&step| !common(step)).unwrap_or(1))
+        let step = (side / 8 + 1..).find(|&step| !common(step)).unwrap_or(1);
+        Self::Order((0..side).map(|i| i * step % side).collect())
+    }
+
+    /// Largest first.
+    fn sorted(values: &[f32]) -> Vec<usize> {
+        let mut order: Vec<usize> = (0..values.len()).collect();
+        order.sort_by(|&a, &b| values[b].total_cmp(&values[a]));
+        order
     }
 
     /// Rotates a vector in place.
     fn apply(&self, line: &mut [f32]) {
         let (signs, block) = match self {
             Self::Hadamard { signs, block } => (signs, *block),
-            Self::Stride(step) => {
+            Self::Order(order) => {
                 let old = line.to_vec();
-                line.iter_mut().enumerate().for_each(|(i, v)| *v = old[i * step % old.len()]);
+                line.iter_mut().zip(order).for_each(|(v, &from)| *v = old[from]);
                 return;
             }
         };
@@ -199,6 +211,7 @@ pub fn bench_rotation(checkpoint: &Path, calibration: &Path, allocation: &Path) 
         let values = source.read_f32(name, &[shape.0, shape.1])?;
         let weights = Array2::from_shape_vec(shape, values).expect("as many as the shape says");
         let (inputs, outputs) = (Rotation::hadamard(shape.1, 1), Rotation::hadamard(shape.0, 2));
+        let by_moment = Rotation::sorted(&moments[0].diag().to_vec());
         let count = weights.len() as f64;
         let plain = code(&planned, &weights, moments, [None, None])?;
         // Six decibels a bit: half of log2 of the loss.
@@ -211,6 +224,8 @@ pub fn bench_rotation(checkpoint: &Path, calibration: &Path, allocation: &Path) 
             outputs: cost([None, Some(&outputs)])?,
             both: cost([Some(&inputs), Some(&outputs)])?,
             reordered: cost([None, Some(&Rotation::stride(shape.0))])?,
+            smallest_first: cost([Some(&Rotation::Order(by_moment.iter().rev().copied().collect())), None])?,
+            largest_first: cost([Some(&Rotation::Order(by_moment)), None])?,
         };
         Ok(Some((name.clone(), count, plain.bits, cost)))
     };
@@ -237,6 +252,8 @@ pub fn bench_rotation(checkpoint: &Path, calibration: &Path, allocation: &Path) 
             outputs: of(|c| c.outputs),
             both: of(|c| c.both),
             reordered: of(|c| c.reordered),
+            largest_first: of(|c| c.largest_first),
+            smallest_first: of(|c| c.smallest_first),
         };
         (name.clone(), cost)
     });
@@ -256,6 +273,8 @@ mod tests {
     #[test]
     fn rotations_keep_products() {
         for side in [8, 48] {
+            let by_value = Rotation::Order(Rotation::sorted(&[1.0, 3.0, 2.0]));
+            assert!(matches!(&by_value, Rotation::Order(order) if *order == [1, 2, 0]));
             for rotation in [Rotation::hadamard(side, 3), Rotation::stride(side)] {
                 let mut vectors: Vec<Vec<f32>> =
                     (0..2).map(|n| Gaussians::new(n).take(side).map(|g| g as f32).collect()).collect();

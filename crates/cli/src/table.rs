@@ -246,8 +246,9 @@ pub fn render_quantizer(b: &QuantizerBench) -> String {
     ));
     for speed in &b.speed {
         text.push_str(&format!(
-            "{:10} {:6.3} M weights a second on one core, {:.2} times that on two\n",
+            "{:10} over {:16} {:6.3} M weights a second on one core, {:.2} times that on two\n",
             name(speed.states),
+            if speed.rows { "columns and rows" } else { "columns" },
             speed.weights_per_second / 1e6,
             speed.two_thread_speedup
         ));
@@ -274,14 +275,22 @@ pub fn render_moments(b: &MomentsBench) -> String {
 
 pub fn render_rotation(b: &RotationBench) -> String {
     let mut text = format!(
-        "bits per weight that rotations cost at equal loss (negative: save), {} matrices, {:.3} bits as they are\n\
-         {:12} {:>8} {:>8} {:>8} {:>9}\n",
-        b.matrices, b.bits_per_weight, "", "inputs", "outputs", "both", "reordered"
+        "bits per weight that rotations and orders cost at equal loss (negative: save), {} matrices, {:.3} bits as they are\n\
+         {:12} {:>8} {:>8} {:>8} {:>12} {:>14} {:>15}\n",
+        b.matrices,
+        b.bits_per_weight,
+        "",
+        "inputs",
+        "outputs",
+        "both",
+        "rows strided",
+        "largest inputs",
+        "smallest inputs"
     );
     for (name, cost) in &b.cost {
         text.push_str(&format!(
-            "{name:12} {:8.4} {:8.4} {:8.4} {:9.4}\n",
-            cost.inputs, cost.outputs, cost.both, cost.reordered
+            "{name:12} {:8.4} {:8.4} {:8.4} {:12.4} {:14.4} {:15.4}\n",
+            cost.inputs, cost.outputs, cost.both, cost.reordered, cost.largest_first, cost.smallest_first
         ));
     }
     text.push_str(&format!("{} matrices would be smaller than reordered\n", b.savings.len()));
