@@ -65,10 +65,13 @@ pub enum BaselineMethod {
 pub struct Calibrate {
     /// A UTF-8 text file, or `fixture` for the generated one.
     pub text: String,
+    /// From which to which share of its tokens.
+    #[serde(default = "default_part")]
+    pub part: [f64; 2],
     /// Tokens of a sequence.
     #[serde(default = "default_context")]
     pub context: usize,
-    /// Sequences, spread evenly over the text.
+    /// Sequences, spread evenly over the part.
     #[serde(default = "default_calibration_sequences")]
     pub sequences: usize,
     /// Seed of sampled labels.
@@ -204,7 +207,7 @@ pub struct Encode {
     pub states: Option<usize>,
     /// Share of the price of bits that levels are chosen by.
     pub rounding: f32,
-    /// Whether blocks are coded one after the other, and weights that are not coded yet make up on
+    /// Whether tensors are coded one after the other, and weights that are not coded yet make up on
     /// calibration text for what coded ones have lost; all weights are in memory then.
     pub sequential: Option<Sequential>,
 }
@@ -213,7 +216,7 @@ pub struct Encode {
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Sequential {
-    /// Batches of 2048 tokens after every block.
+    /// Batches of 2048 tokens after every part of a block: q, k and v; o; gate and up; down.
     pub steps: usize,
     /// Largest step of a weight as a share of the error that coding it is likely to make.
     pub rate: f64,
@@ -221,7 +224,7 @@ pub struct Sequential {
 
 impl Default for Sequential {
     fn default() -> Self {
-        Self { steps: 20, rate: 0.015 }
+        Self { steps: 10, rate: 0.015 }
     }
 }
 
@@ -381,10 +384,13 @@ pub struct Evaluate {
     /// A file of little-endian u16 token ids.
     #[serde(default)]
     pub tokens: Option<String>,
+    /// From which to which share of its tokens.
+    #[serde(default = "default_part")]
+    pub part: [f64; 2],
     /// Inputs of a sequence; sequences do not overlap (stride = context + 1).
     #[serde(default = "default_context")]
     pub context: usize,
-    /// Sequences, from the start of the text.
+    /// Sequences, from the start of the part.
     #[serde(default = "default_evaluation_sequences")]
     pub sequences: usize,
     /// Questions in MMLU's layout.
@@ -429,6 +435,9 @@ pub enum Scoring {
 
 fn default_store() -> String {
     "results".into()
+}
+fn default_part() -> [f64; 2] {
+    [0.0, 1.0]
 }
 fn default_context() -> usize {
     256
@@ -492,6 +501,10 @@ pub(crate) fn problems(config: &Config) -> Vec<String> {
     range("calibrate.held_out", c.held_out as f64, 0.0, 1e6);
     for (i, &lambda) in a.lambdas.iter().enumerate() {
         range(&format!("allocate.lambdas[{i}]"), lambda, 1e-18, 1e3);
+    }
+    for (key, [from, to]) in [("calibrate.part", c.part), ("evaluate.part", e.part)] {
+        range(&format!("{key}[0]"), from, 0.0, 1.0);
+        range(&format!("{key}[1]"), to, from, 1.0);
     }
     for (i, target) in a.targets.iter().enumerate() {
         match target {

@@ -227,6 +227,10 @@ mod tests {
         assert!(message.contains("allocate.lambdas[0] is 5000") && message.contains("1000"), "{message}");
         let message = load_text(&GOOD.replace("lambdas: [1e-8]", "lambdas: []")).unwrap_err();
         assert!(message.contains("at least one entry"), "{message}");
+        let message =
+            load_text(&GOOD.replace("evaluate: {text: fixture", "evaluate: {text: fixture, part: [0.8, 0.5]"))
+                .unwrap_err();
+        assert!(message.contains("evaluate.part[1] is 0.5, expected 0.8 to 1"), "{message}");
         assert!(load_text(&GOOD.replace("fixture:1", "somewhere")).unwrap_err().contains("path:DIR"));
     }
 

@@ -56,19 +56,19 @@ impl Source {
         Ok(Self { dir: fixture.model.clone(), commit: None, fixture: Some(fixture) })
     }
 
-    /// Windows for calibration, spread over the text, and those held out among them.
+    /// Windows for calibration, spread over its part of the text, and those held out among them.
     pub fn calibration(&self, config: &Config, model: &ModelConfig) -> Result<(Windows, Windows)> {
         let c = &config.calibrate;
         let path = self.resolve(&c.text, |f| f.calibration.clone(), "calibrate.text")?;
         let (prefix, ids) = self.encode(&path, model.vocab)?;
         let sizes = (model.vocab, model.positions);
         let wanted = c.sequences + c.held_out;
-        let all = Windows::cut((&prefix, &ids), c.context, wanted, Layout::Spread, sizes, &path)?;
+        let all = Windows::cut((&prefix, part_of(&ids, c.part)), c.context, wanted, Layout::Spread, sizes, &path)?;
         let apart = c.held_out * all.rows.len() / wanted;
         Ok(all.split(apart))
     }
 
-    /// Windows for evaluation, from the start of the text, for a model of a vocabulary and a number of
+    /// Windows for evaluation, from the start of its part of the text, for a model of a vocabulary and a number of
     /// positions. Files of token ids are taken as they are.
     pub fn evaluation(&self, config: &Config, sizes: (usize, usize)) -> Result<Windows> {
         let e = &config.evaluate;
@@ -81,7 +81,7 @@ impl Source {
                 (path, encoded)
             }
         };
-        Ok(Windows::cut((&prefix, &ids), e.context, e.sequences, Layout::FromStart, sizes, &path)?)
+        Ok(Windows::cut((&prefix, part_of(&ids, e.part)), e.context, e.sequences, Layout::FromStart, sizes, &path)?)
     }
 
     /// Configured questions.
@@ -106,5 +106,26 @@ impl Source {
         let text = std::fs::read_to_string(path).map_err(|source| PipelineError::Io { path: path.into(), source })?;
         let tokenizer = Text::open_sized(&self.dir, vocab)?;
         Ok((tokenizer.prefix().to_vec(), tokenizer.encode(&text)?))
+    }
+}
+
+/// The tokens between two shares of them.
+fn part_of(ids: &[u32], part: [f64; 2]) -> &[u32] {
+    let [from, to] = part.map(|share| (share.clamp(0.0, 1.0) * ids.len() as f64).round() as usize);
+    &ids[from.min(to)..to]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_of_a_text_meet_without_overlap() {
+        let ids: Vec<u32> = (0..10).collect();
+        let (first, rest) = (part_of(&ids, [0.0, 0.77]), part_of(&ids, [0.77, 1.0]));
+        assert_eq!([first, rest].concat(), ids);
+        assert_eq!(first.len(), 8);
+        assert!(part_of(&ids, [1.0, 1.0]).is_empty());
+        assert!(part_of(&[], [0.0, 1.0]).is_empty());
     }
 }

@@ -54,12 +54,17 @@ pub(crate) fn all_svg(report: &Report) -> Result<Vec<(String, String)>> {
     Ok(figures)
 }
 
-/// The rate-distortion curve as PNG, at twice the size.
-pub(crate) fn curve_png(report: &Report, path: &Path) -> Result<()> {
+/// `curve.png` and `predicted.png`.
+pub(crate) fn all_png(report: &Report, dir: &Path) -> Result<()> {
+    png(&dir.join("curve.png"), |a| curve(a, report))?;
+    png(&dir.join("predicted.png"), |a| predicted(a, report))
+}
+
+fn png(path: &Path, draw: impl Fn(&DrawingArea<BitMapBackend, Shift>) -> Drawn) -> Result<()> {
     register_fonts();
     let failed = |reason| ReportError::Figure { figure: path.display().to_string(), reason };
     let area = BitMapBackend::new(path, SIZE).into_drawing_area();
-    curve(&area, report).map_err(failed)?;
+    draw(&area).map_err(failed)?;
     area.present().map_err(text_error).map_err(failed)
 }
 
@@ -186,11 +191,18 @@ fn predicted<DB: DrawingBackend>(area: &DrawingArea<DB, Shift>, report: &Report)
         .label("equal")
         .legend(move |(x, y)| PathElement::new(vec![(x, y), (x + 18, y)], grey.stroke_width(1)));
     chart
+        .draw_series(points.iter().map(|p| {
+            let (below, above) = ((p.kl - Z * p.kl_se).max(low), (p.kl + Z * p.kl_se).min(high));
+            ErrorBar::new_vertical(p.predicted_loss, below, p.kl, above, BLUE.stroke_width(1), 8)
+        }))
+        .map_err(text_error)?;
+    chart
         .draw_series(points.iter().map(|p| Circle::new((p.predicted_loss, p.kl), 4, BLUE.filled())))
         .map_err(text_error)?
         .label("tuned checkpoints")
         .legend(|(x, y)| Circle::new((x + 9, y), 4, BLUE.filled()));
-    legend(&mut chart, SeriesLabelPosition::UpperLeft)
+    legend(&mut chart, SeriesLabelPosition::UpperLeft)?;
+    note(area, &format!("bars: 95 % over {} sequences of {} tokens", report.sequences, report.context))
 }
 
 fn formats<DB: DrawingBackend>(area: &DrawingArea<DB, Shift>, report: &Report) -> Drawn {

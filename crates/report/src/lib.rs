@@ -42,13 +42,13 @@ pub enum ReportError {
 }
 
 /// Writes into the empty directory `dir`: `points` and `tensors` as CSV and Parquet, the
-/// rate-distortion curve as SVG and PNG, the other figures as SVG, and `report.html`.
+/// rate-distortion curve and predicted against measured loss as SVG and PNG, the other figures as SVG, and `report.html`.
 ///
 /// # Errors
 /// Files that cannot be written.
 pub fn write(report: &Report, dir: &Path) -> Result<()> {
     tables::write(report, dir)?;
-    figures::curve_png(report, &dir.join("curve.png"))?;
+    figures::all_png(report, dir)?;
     let figures = figures::all_svg(report)?;
     for (name, svg) in &figures {
         save(&dir.join(format!("{name}.svg")), svg)?;
