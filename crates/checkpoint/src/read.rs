@@ -165,7 +165,7 @@ impl Checkpoint {
         let info = self.tensor(name)?;
         match info.shape == shape {
             true => Ok(info),
-            false => Err(self.wrong(info, format!("shape {:?}, config.json asks for {shape:?}", info.shape))),
+            false => Err(self.wrong(info, format!("shape {:?}, expected {shape:?}", info.shape))),
         }
     }
 

@@ -7,7 +7,7 @@ use waterfill_model::Windows;
 use crate::config::{Probes, Sequential};
 use crate::error::Result;
 use crate::estimate::Times;
-use crate::probe::{PROBED_ALONE, TOGETHER};
+use crate::probe::TOGETHER;
 use crate::session::{Goal, Session};
 
 /// A stage that a run needs.
@@ -75,23 +75,23 @@ impl Planner<'_, '_> {
         let session = self.session;
         let base =
             self.stage("evaluate the original on held-out text".into(), &session.part_base_identity(held_out))?;
-        let (mut whole, mut parts) = (Vec::new(), Vec::new());
-        for (n, lambda) in session.probed_lambdas().into_iter().enumerate() {
-            let goal = Goal::Lambda(lambda);
+        let lambdas = session.probed_lambdas();
+        let encoded = self.encoded(calibration, points, None, Goal::Lambda(lambdas[0]), None)?;
+        let mut parts = Vec::new();
+        for (group, names) in session.probed_groups() {
+            let identity = session.part_identity(base.clone(), encoded.clone(), &names);
+            parts.push(self.stage(format!("probe {group}"), &identity)?);
+        }
+        let alone = self.stage("probe-alone".into(), &session.probe_identity("probe-alone", parts))?;
+        let all = session.probed_groups().into_values().flatten().collect();
+        let mut whole = Vec::new();
+        for lambda in lambdas {
             let sequential = session.config.encode.sequential;
-            let encoded = self.encoded(calibration, points, None, goal, sequential)?;
-            let all = session.probed_groups().into_values().flatten().collect();
+            let encoded = self.encoded(calibration, points, Some(alone.clone()), Goal::Lambda(lambda), sequential)?;
             let identity = session.part_identity(base.clone(), encoded, &all);
             whole.push(self.stage(format!("probe {TOGETHER}"), &identity)?);
-            if n == PROBED_ALONE {
-                let encoded = self.encoded(calibration, points, None, goal, None)?;
-                for (group, names) in session.probed_groups() {
-                    let identity = session.part_identity(base.clone(), encoded.clone(), &names);
-                    parts.push(self.stage(format!("probe {group}"), &identity)?);
-                }
-            }
         }
-        self.stage("probe".into(), &session.probe_identity(whole, parts))
+        self.stage("probe".into(), &session.probe_identity("probe", whole))
     }
 }
 

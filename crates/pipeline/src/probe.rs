@@ -16,11 +16,9 @@ use crate::results::{read_json, write_json};
 use crate::session::{Goal, Session};
 use crate::stages::{BATCH_TOKENS, Calibration, tokens_digest};
 
-/// Predicted losses that all tensors are tuned together at, nats per token.
+/// Predicted losses that all tensors are tuned together at, nats per token; groups are tuned alone at the
+/// first, where the quadratic model holds: what grows beyond it, all together tell.
 const PROBED_LOSSES: [f64; 3] = [0.002, 0.015, 0.06];
-/// Of those, the one that groups are tuned alone at: small enough for the quadratic model, large enough
-/// to be measured.
-pub(crate) const PROBED_ALONE: usize = 1;
 /// Corrections are kept within these factors.
 const LEAST: f64 = 1.0;
 const MOST: f64 = 8.0;
@@ -45,13 +43,11 @@ pub(crate) struct Probed {
     /// Lambda that groups were tuned at.
     pub lambda: f64,
     pub groups: Vec<Probe>,
-    /// All tensors together, with growing loss; what is predicted of them is corrected.
+    /// All tensors together, with growing loss, allocated by corrected losses; measured over predicted is
+    /// what errors make of each other.
     pub together: Vec<Probe>,
     /// Factor of the predicted loss by tensor.
     pub corrections: BTreeMap<String, f64>,
-    /// Loss of all tensors together over the sum of their corrected ones, where groups were tuned: what
-    /// errors make of each other.
-    pub interaction: f64,
 }
 
 impl Probed {
@@ -97,55 +93,59 @@ impl Session<'_> {
         }
         let (_, windows) = self.source.calibration(self.config, &self.model.config)?;
         let base = self.part_base(&windows)?;
-        let groups = self.probed_groups();
-        let all: BTreeSet<String> = groups.values().flatten().cloned().collect();
+        let alone = self.probe_alone(calibration, points, (&windows, &base))?;
+        let all: BTreeSet<String> = self.probed_groups().into_values().flatten().collect();
         let sequential = self.config.encode.sequential;
-        // Each with the losses that were predicted and the measured one.
-        let (mut whole, mut parts) = (Vec::new(), Vec::new());
-        let mut lambda = 0.0;
-        for (n, at) in self.probed_lambdas().into_iter().enumerate() {
-            let allocation = self.allocate(points, None, Goal::Lambda(at))?;
+        let mut whole = Vec::new();
+        for lambda in self.probed_lambdas() {
+            let allocation = self.allocate(points, Some(&alone), Goal::Lambda(lambda))?;
             let encoded = self.encode_as(calibration, &allocation, sequential)?;
             let measured = self.part(TOGETHER, &all, &windows, &base, &encoded)?;
             whole.push((encoded, measured));
-            if n == PROBED_ALONE {
-                lambda = at;
-                // Weights that made up for others are worse without them.
-                let encoded = self.encode_as(calibration, &allocation, None)?;
-                for (group, names) in &groups {
-                    parts.push((encoded.clone(), self.part(group, names, &windows, &base, &encoded)?));
-                }
-            }
         }
-        let digests = |parts: &[(Artifact, Artifact)]| parts.iter().map(|(_, part)| part.digest()).collect();
-        let made = self.stage("probe", &self.probe_identity(digests(&whole), digests(&parts)), |work| {
-            let probe =
-                |group: &str, names: &BTreeSet<String>, (encoded, part): &(Artifact, Artifact)| -> Result<Probe> {
-                    let summary: EncodeSummary = read_json(&encoded.path("summary.json"))?;
-                    let result: eval::TextResult = read_json(&part.path("result.json"))?;
-                    let predicted = names.iter().filter_map(|n| summary.losses.get(n)).sum();
-                    Ok(Probe { group: group.into(), predicted, measured: result.kl })
-                };
-            let measured: Vec<Probe> =
-                groups.iter().zip(&parts).map(|((g, names), part)| probe(g, names, part)).collect::<Result<_>>()?;
-            let mut corrections = BTreeMap::new();
-            for (found, names) in measured.iter().zip(groups.values()) {
-                let ratio = found.measured.mean / found.predicted.max(f64::MIN_POSITIVE);
-                corrections.extend(names.iter().map(|n| (n.clone(), ratio.clamp(LEAST, MOST))));
+        let digests = whole.iter().map(|(_, part)| part.digest()).collect();
+        let made = self.stage("probe", &self.probe_identity("probe", digests), |work| {
+            let mut probed: Probed = read_json(&alone.path("probes.json"))?;
+            for (encoded, part) in &whole {
+                let summary: EncodeSummary = read_json(&encoded.path("summary.json"))?;
+                let predicted = corrected(&summary.losses, &probed.corrections);
+                let result: eval::TextResult = read_json(&part.path("result.json"))?;
+                probed.together.push(Probe { group: TOGETHER.into(), predicted, measured: result.kl });
             }
-            let mut together = Vec::new();
-            for part in &whole {
-                let summary: EncodeSummary = read_json(&part.0.path("summary.json"))?;
-                let predicted = corrected(&summary.losses, &corrections);
-                together.push(Probe { predicted, ..probe(TOGETHER, &all, part)? });
-            }
-            let of_whole = &together[PROBED_ALONE];
-            let interaction = of_whole.measured.mean / of_whole.predicted.max(f64::MIN_POSITIVE);
-            together.sort_by(|a, b| a.predicted.total_cmp(&b.predicted));
-            let probed = Probed { lambda, groups: measured, together, corrections, interaction };
+            probed.together.sort_by(|a, b| a.predicted.total_cmp(&b.predicted));
             write_json(&work.path("probes.json"), &probed)
         })?;
         Ok(Some(made))
+    }
+
+    /// What groups lose that are tuned alone, and what that corrects.
+    fn probe_alone(
+        &self,
+        calibration: &Calibration,
+        points: &Artifact,
+        (windows, base): (&Windows, &Artifact),
+    ) -> Result<Artifact> {
+        let lambda = self.probed_lambdas()[0];
+        let allocation = self.allocate(points, None, Goal::Lambda(lambda))?;
+        // Weights that made up for others are worse without them.
+        let encoded = self.encode_as(calibration, &allocation, None)?;
+        let groups = self.probed_groups();
+        let part = |(group, names): (&String, &BTreeSet<String>)| self.part(group, names, windows, base, &encoded);
+        let parts: Vec<Artifact> = groups.iter().map(part).collect::<Result<_>>()?;
+        let identity = self.probe_identity("probe-alone", parts.iter().map(Artifact::digest).collect());
+        self.stage("probe-alone", &identity, |work| {
+            let summary: EncodeSummary = read_json(&encoded.path("summary.json"))?;
+            let (mut probes, mut corrections) = (Vec::new(), BTreeMap::new());
+            for ((group, names), part) in groups.iter().zip(&parts) {
+                let result: eval::TextResult = read_json(&part.path("result.json"))?;
+                let predicted: f64 = names.iter().filter_map(|n| summary.losses.get(n)).sum();
+                let ratio = result.kl.mean / predicted.max(f64::MIN_POSITIVE);
+                corrections.extend(names.iter().map(|n| (n.clone(), ratio.clamp(LEAST, MOST))));
+                probes.push(Probe { group: group.clone(), predicted, measured: result.kl });
+            }
+            let probed = Probed { lambda, groups: probes, together: Vec::new(), corrections };
+            write_json(&work.path("probes.json"), &probed)
+        })
     }
 
     /// Lambdas that probes are made at.
@@ -172,8 +172,8 @@ impl Session<'_> {
         self.identity("evaluate-part", 1, inputs, serde_json::json!({"names": names}))
     }
 
-    pub(crate) fn probe_identity(&self, whole: Vec<String>, parts: Vec<String>) -> Identity {
-        self.identity("probe", 3, [], serde_json::json!({"whole": whole, "parts": parts}))
+    pub(crate) fn probe_identity(&self, stage: &str, parts: Vec<String>) -> Identity {
+        self.identity(stage, 4, [], serde_json::json!({"parts": parts}))
     }
 
     fn part_base(&self, windows: &Windows) -> Result<Artifact> {
@@ -221,7 +221,6 @@ mod tests {
             groups: vec![],
             together: vec![probe(0.001, 1.0), probe(0.01, 2.0), probe(0.1, 2.0)],
             corrections: [("v".to_string(), 4.0)].into(),
-            interaction: 2.0,
         };
         let expected = |q: f64, v: f64| probed.expected(&[("q".to_string(), q), ("v".to_string(), v)].into());
         for (q, v, wanted) in [
