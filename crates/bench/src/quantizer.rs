@@ -42,7 +42,7 @@ pub struct GaussianPoint {
 pub struct QuantizerSpeed {
     /// States of the trellis; 0 for scalar rounding.
     pub states: usize,
-    /// Whether errors are fed back over rows too.
+    /// Whether errors are fed back over rows too; of a matrix with an eighth of the rows.
     pub rows: bool,
     /// Weights a second on one core, a whole tensor coded, its factors included.
     pub weights_per_second: f64,
@@ -72,11 +72,11 @@ fn options(states: Option<u32>, damping: f64) -> FeedbackOptions {
 }
 
 /// Standard Gaussians, all as important as another.
-fn planned(side: usize, bits: f64) -> PlannedWeight {
+fn planned((rows, cols): (usize, usize), bits: f64) -> PlannedWeight {
     let tile = TilePlan { format: Format::Int8, ..TilePlan::default() };
-    let plan = TensorPlan { spread_base: 0, ..TensorPlan::uniform(Dtype::F32, side, side, tile) };
+    let plan = TensorPlan { spread_base: 0, ..TensorPlan::uniform(Dtype::F32, rows, cols, tile) };
     let importance =
-        Importance { tiles: vec![1.0; plan.tiles.len()], rows: vec![1.0; side], cols: vec![1.0; side], lookup: vec![] };
+        Importance { tiles: vec![1.0; plan.tiles.len()], rows: vec![1.0; rows], cols: vec![1.0; cols], lookup: vec![] };
     let error = AIMED * (-2.0 * bits).exp2();
     PlannedWeight { plan, importance, price: Lambda(error * 2.0 * std::f64::consts::LN_2), narrow: false }
 }
@@ -90,8 +90,12 @@ pub fn bench_quantizer(side: usize, repeats: usize) -> Result<QuantizerBench, Co
     let mut gaussian = Vec::new();
     for states in STATES {
         for bits in RATES {
-            let coded =
-                encode_with_feedback(&planned(side, bits), &weights, SecondMoments::default(), &options(states, 0.0))?;
+            let coded = encode_with_feedback(
+                &planned((side, side), bits),
+                &weights,
+                SecondMoments::default(),
+                &options(states, 0.0),
+            )?;
             let (decoded, _) = CodedTensor::parse(&coded)?.decode()?;
             let value = |b: &[u8]| f64::from(f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
             let squares = decoded.chunks_exact(4).zip(&weights).map(|(b, &w)| (value(b) - f64::from(w)).powi(2));
@@ -103,15 +107,19 @@ pub fn bench_quantizer(side: usize, repeats: usize) -> Result<QuantizerBench, Co
     }
     let moment = correlated(side);
     let (feedback_gflops, feedback_spread, product_gflops) = feedback_rate(side, repeats, &weights, &moment)?;
-    let weight = planned(side, 3.0);
+    // Rows that see each other's errors take a while: an eighth of them.
+    let (whole, part) = (planned((side, side), 3.0), planned(((side / 8).max(1), side), 3.0));
+    let moment_of_rows = correlated(part.plan.rows);
     let mut speed = Vec::new();
     for (rows, states) in [false, true].into_iter().flat_map(|rows| [None, Some(3), Some(8)].map(|s| (rows, s))) {
+        let weight = if rows { &part } else { &whole };
+        let weights = &weights[..weight.plan.rows * side];
         let seconds = [1, 2].map(|threads| {
             let coded = || {
                 encode_with_feedback(
-                    &weight,
-                    &weights,
-                    SecondMoments { input: Some(&moment), output: rows.then_some(&moment) },
+                    weight,
+                    weights,
+                    SecondMoments { input: Some(&moment), output: rows.then_some(&moment_of_rows) },
                     &options(states, 0.01),
                 )
             };
@@ -123,7 +131,7 @@ pub fn bench_quantizer(side: usize, repeats: usize) -> Result<QuantizerBench, Co
         speed.push(QuantizerSpeed {
             states: states.map_or(0, |s| 1 << s),
             rows,
-            weights_per_second: (side * side) as f64 / seconds[0],
+            weights_per_second: weights.len() as f64 / seconds[0],
             two_thread_speedup: seconds[0] / seconds[1],
         });
     }
@@ -145,7 +153,7 @@ fn feedback_rate(
     moment: &SecondMomentMatrix,
 ) -> Result<(f64, [f64; 2], f64), CodecError> {
     let factor = Factor::new(moment, 0.0, 0.01);
-    let weight = planned(side, 3.0);
+    let weight = planned((side, side), 3.0);
     let mut plan = weight.plan.clone();
     plan.step_base = -12;
     let input =
