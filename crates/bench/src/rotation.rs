@@ -166,18 +166,16 @@ fn code(
     let mut plan = TensorPlan { dtype: Dtype::F32, ..planned.plan.clone() };
     plan.row_scale = vec![0; rows];
     plan.col_scale = vec![0; cols];
-    {
-        // What spreads say of the matrix as it is does not hold of the rotated one: both get their own.
-        let level = |squares: f32, count: usize| 2.0 * (squares / count as f32).max(1e-30).log2();
-        let all = level(weights.iter().map(|w| w * w).sum(), rows * cols);
-        let relative = |axis: Axis, count: usize| -> Vec<i8> {
-            let of = |line: ndarray::ArrayView1<f32>| level(line.iter().map(|w| w * w).sum(), count) - all;
-            weights.axis_iter(axis).map(|line| of(line).round().clamp(-40.0, 40.0) as i8).collect()
-        };
-        (plan.row_spread, plan.col_spread) = (relative(Axis(0), cols), relative(Axis(1), rows));
-        plan.spread_base = all.round() as i32;
-        plan.tiles.iter_mut().for_each(|t| t.spread = 0);
-    }
+    // What spreads say of the matrix as it is does not hold of the rotated one: both get their own.
+    let level = |squares: f32, count: usize| 2.0 * (squares / count as f32).max(1e-30).log2();
+    let all = level(weights.iter().map(|w| w * w).sum(), rows * cols);
+    let relative = |axis: Axis, count: usize| -> Vec<i8> {
+        let of = |line: ndarray::ArrayView1<f32>| level(line.iter().map(|w| w * w).sum(), count) - all;
+        weights.axis_iter(axis).map(|line| of(line).round().clamp(-40.0, 40.0) as i8).collect()
+    };
+    (plan.row_spread, plan.col_spread) = (relative(Axis(0), cols), relative(Axis(1), rows));
+    plan.spread_base = all.round() as i32;
+    plan.tiles.iter_mut().for_each(|t| t.spread = 0);
     let planned = PlannedWeight { plan, importance: importance.clone(), price: planned.price, narrow: false };
     let (input, output) = (SecondMomentMatrix::from_dense(&input), SecondMomentMatrix::from_dense(&output));
     let moments = SecondMoments { input: Some(&input), output: Some(&output) };

@@ -109,10 +109,10 @@ impl Source {
     }
 }
 
-/// The tokens between two shares of them.
+/// The tokens between two shares of them, in order and of 0 to 1 as configurations are checked to have.
 fn part_of(ids: &[u32], part: [f64; 2]) -> &[u32] {
-    let [from, to] = part.map(|share| (share.clamp(0.0, 1.0) * ids.len() as f64).round() as usize);
-    &ids[from.min(to)..to]
+    let [from, to] = part.map(|share| (share * ids.len() as f64).round() as usize);
+    &ids[from..to]
 }
 
 #[cfg(test)]

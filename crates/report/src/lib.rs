@@ -42,7 +42,8 @@ pub enum ReportError {
 }
 
 /// Writes into the empty directory `dir`: `points` and `tensors` as CSV and Parquet, the
-/// rate-distortion curve and predicted against measured loss as SVG and PNG, the other figures as SVG, and `report.html`.
+/// rate-distortion curve and predicted against measured loss as SVG and PNG, the other figures as SVG,
+/// and `report.html`.
 ///
 /// # Errors
 /// Files that cannot be written.
