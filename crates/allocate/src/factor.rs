@@ -56,7 +56,8 @@ impl Factor {
                 let add = added + (share * mean).max(f64::MIN_POSITIVE);
                 let mut a = Mat::from_fn(side, side, |i, j| {
                     let (i, j) = (side - 1 - i, side - 1 - j);
-                    f64::from(block[[i, j]]) + if i == j { add + level(range.start + i) } else { 0.0 }
+                    // The same as [i, j], which lies apart.
+                    f64::from(block[[j, i]]) + if i == j { add + level(range.start + i) } else { 0.0 }
                 });
                 let mut buffer = MemBuffer::new(cholesky_in_place_scratch::<f64>(side, Par::Seq, Default::default()));
                 let stack = MemStack::new(&mut buffer);

@@ -5,9 +5,11 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
 use ndarray::{Array1, Array2};
+use safetensors::SafeTensorError;
 use safetensors::tensor::{Dtype, TensorView};
-use safetensors::{SafeTensorError, SafeTensors};
 use waterfill_artifacts::Work;
+use waterfill_checkpoint::SafetensorsFile;
+use waterfill_model::ModelError;
 
 use crate::error::{CalibrateError, Result};
 use crate::moments::{Moments, SecondMomentMatrix};
@@ -82,24 +84,18 @@ impl Sensitivities {
     /// # Errors
     /// A weight that was not calibrated, or statistics of another shape.
     pub fn read(&self, name: &str, rows: usize, cols: usize) -> Result<Sensitivity> {
-        let (path, bytes) = self.file(name, "")?;
-        let tensors = SafeTensors::deserialize(&bytes).map_err(|e| failed(&path)(e.to_string()))?;
-        let get = |statistic: &str| values(&tensors, name, statistic).map_err(|e| failed(&path)(e));
+        let file = Statistics::open(self.path(name, "")?)?;
+        let get = |statistic: &str| file.values(&format!("{name}|{statistic}"));
         let vector = |statistic: &str, length: usize| -> Result<Array1<f64>> {
             let (_, values) = get(statistic)?;
-            match values.len() == length {
-                true => Ok(Array1::from(values)),
-                false => {
-                    Err(failed(&path)(format!("{name}|{statistic} has {} entries, expected {length}", values.len())))
-                }
-            }
+            let found = values.len();
+            let wrong = || file.wrong(format!("{name}|{statistic} has {found} entries, expected {length}"));
+            (found == length).then(|| Array1::from(values)).ok_or_else(wrong)
         };
         let (shape, tiles) = get("tile_fisher")?;
         let (down, across) = (rows.div_ceil(16), cols.div_ceil(16));
         if shape.len() != 3 || shape[1..] != [down, across] || shape[0] == 0 {
-            return Err(failed(&path)(format!(
-                "{name}|tile_fisher has shape {shape:?}, expected [_, {down}, {across}]"
-            )));
+            return Err(file.wrong(format!("{name}|tile_fisher has shape {shape:?}, expected [_, {down}, {across}]")));
         }
         let tile_fisher = tiles
             .chunks_exact(down * across)
@@ -111,9 +107,9 @@ impl Sensitivities {
             col_fisher: vector("col_fisher", cols)?,
             row_g2: vector("row_g2", rows)?,
             col_x2: vector("col_x2", cols)?,
-            lookup_row_fisher: match tensors.tensor(&format!("{name}|{LOOKUP}")) {
-                Ok(_) => Some(vector(LOOKUP, rows)?),
-                Err(_) => None,
+            lookup_row_fisher: match file.contains(&format!("{name}|{LOOKUP}")) {
+                true => Some(vector(LOOKUP, rows)?),
+                false => None,
             },
         })
     }
@@ -141,45 +137,68 @@ impl Sensitivities {
 
     /// The moment `part` that is stored under `holder` in the file of `name`.
     fn moment(&self, name: &str, holder: &str, part: &str) -> Result<Option<SecondMomentMatrix>> {
-        let (path, bytes) = self.file(name, MOMENTS)?;
-        if bytes.is_empty() {
+        let path = self.path(name, MOMENTS)?;
+        if !path.exists() {
             return Ok(None);
         }
-        let tensors = SafeTensors::deserialize(&bytes).map_err(|e| failed(&path)(e.to_string()))?;
-        let Ok(correlations) = tensors.tensor(&format!("{holder}|{part}{CORRELATIONS}")) else { return Ok(None) };
-        let wrong = |reason: &str| failed(&path)(format!("{holder}: {reason}"));
-        let (_, diagonal) = values(&tensors, holder, part).map_err(|e| failed(&path)(e))?;
-        let (_, side) = values(&tensors, holder, &format!("{part}{SIDE}")).map_err(|e| failed(&path)(e))?;
-        if correlations.dtype() != Dtype::I16 {
-            return Err(wrong("correlations are not I16"));
+        let file = Statistics::open(path)?;
+        let correlations = format!("{holder}|{part}{CORRELATIONS}");
+        if !file.contains(&correlations) {
+            return Ok(None);
         }
-        let values = correlations.data().chunks_exact(2).map(|b| i16::from_le_bytes([b[0], b[1]])).collect();
+        let (_, diagonal) = file.values(&format!("{holder}|{part}"))?;
+        let (_, side) = file.values(&format!("{holder}|{part}{SIDE}"))?;
+        let (_, bytes) = file.read(&correlations, Dtype::I16)?;
+        let values = bytes.chunks_exact(2).map(|b| i16::from_le_bytes([b[0], b[1]])).collect();
         let diagonal = diagonal.into_iter().map(|v| v as f32).collect();
         let side = side.first().map_or(0, |&s| s as usize);
         let matrix = SecondMomentMatrix::new(diagonal, side, values);
-        matrix.map(Some).ok_or_else(|| wrong("correlations do not fit the diagonal"))
+        matrix.map(Some).ok_or_else(|| file.wrong(format!("{holder}: correlations do not fit the diagonal")))
     }
 
-    /// Bytes of a weight's file; empty where it has no moments.
-    fn file(&self, name: &str, prefix: &str) -> Result<(PathBuf, Vec<u8>)> {
+    /// A weight's file of one kind.
+    fn path(&self, name: &str, prefix: &str) -> Result<PathBuf> {
         let index = self.dir.join(INDEX);
         let file = self.files.get(name).ok_or_else(|| failed(&index)(format!("has no weight {name}")))?;
-        let path = self.dir.join(format!("{prefix}{file}"));
-        if prefix == MOMENTS && !path.exists() {
-            return Ok((path, Vec::new()));
-        }
-        let bytes = std::fs::read(&path).map_err(|e| failed(&path)(e.to_string()))?;
-        Ok((path, bytes))
+        Ok(self.dir.join(format!("{prefix}{file}")))
     }
 }
 
-fn values(tensors: &SafeTensors, name: &str, statistic: &str) -> std::result::Result<(Vec<usize>, Vec<f64>), String> {
-    let view = tensors.tensor(&format!("{name}|{statistic}")).map_err(|e| e.to_string())?;
-    if view.dtype() != Dtype::F32 {
-        return Err(format!("{name}|{statistic} is {:?}, expected F32", view.dtype()));
+/// A file of statistics, of which tensors are read one at a time: second moments of a block take hundreds of
+/// megabytes.
+struct Statistics {
+    path: PathBuf,
+    file: SafetensorsFile,
+}
+
+impl Statistics {
+    fn open(path: PathBuf) -> Result<Self> {
+        Ok(Self { file: SafetensorsFile::open(&path).map_err(ModelError::from)?, path })
     }
-    let number = |b: &[u8]| f64::from(f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
-    Ok((view.shape().to_vec(), view.data().chunks_exact(4).map(number).collect()))
+
+    fn contains(&self, name: &str) -> bool {
+        self.file.metadata().info(name).is_some()
+    }
+
+    /// Shape and bytes of a tensor of type `dtype`.
+    fn read(&self, name: &str, dtype: Dtype) -> Result<(&[usize], Vec<u8>)> {
+        let info = self.file.metadata().info(name).ok_or_else(|| self.wrong(format!("has no tensor {name}")))?;
+        if info.dtype != dtype {
+            return Err(self.wrong(format!("{name} is {:?}, expected {dtype:?}", info.dtype)));
+        }
+        Ok((&info.shape, self.file.read(info).map_err(ModelError::from)?))
+    }
+
+    /// Shape and values of a tensor of type F32.
+    fn values(&self, name: &str) -> Result<(&[usize], Vec<f64>)> {
+        let (shape, bytes) = self.read(name, Dtype::F32)?;
+        let number = |b: &[u8]| f64::from(f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
+        Ok((shape, bytes.chunks_exact(4).map(number).collect()))
+    }
+
+    fn wrong(&self, reason: String) -> CalibrateError {
+        failed(&self.path)(reason)
+    }
 }
 
 /// Accumulated sums of one weight, ready to be written.

@@ -6,6 +6,7 @@
 
 mod decode;
 mod error;
+mod file;
 mod mark;
 mod open;
 pub mod pack;
@@ -15,6 +16,7 @@ pub mod writer;
 pub use error::{CheckpointError, Result};
 pub use safetensors::Dtype as Element;
 
+pub use file::SafetensorsFile;
 pub use mark::{ShardMark, VERSION};
 pub use open::{Checkpoint, Storage, TensorInfo};
 pub use read::{Rows, Values};

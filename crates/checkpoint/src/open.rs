@@ -5,17 +5,14 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use safetensors::tensor::Metadata;
 use waterfill_codec::CodedTensor;
 use waterfill_codec::header::MAGIC;
 
 use crate::error::{CheckpointError, Result};
+use crate::file::SafetensorsFile;
 use crate::mark::{ShardMark, file_check};
 use crate::writer::INDEX;
 use crate::{Element, MARK_KEY, QUANT_METHOD};
-
-/// Largest safetensors header accepted, the limit of the reference implementation.
-const MAX_HEADER: u64 = 100_000_000;
 
 /// How a tensor lies in its shard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -186,33 +183,12 @@ impl Checkpoint {
     }
 
     fn add_shard(&mut self, name: &str, tuned: bool) -> Result<()> {
-        let path = self.dir.join(name);
-        let file = File::open(&path).map_err(CheckpointError::io(&path))?;
-        let size = file.metadata().map_err(CheckpointError::io(&path))?.len();
-        let mut prefix = [0; 8];
-        let short = |_| CheckpointError::file(&path, format!("{size} bytes are too few for a safetensors file"));
-        file.read_exact_at(&mut prefix, 0).map_err(short)?;
-        let length = u64::from_le_bytes(prefix);
-        if length > MAX_HEADER || length + 8 > size {
-            let reason = format!("truncated or not safetensors: header of {length} bytes in a file of {size}");
-            return Err(CheckpointError::file(&path, reason));
-        }
-        let mut whole = prefix.to_vec();
-        whole.resize(8 + length as usize, 0);
-        file.read_exact_at(&mut whole[8..], 8).map_err(CheckpointError::io(&path))?;
-        // Deserialising checks that offsets are contiguous and fit shapes and types.
-        let metadata: Metadata = serde_json::from_slice(&whole[8..])
-            .map_err(|e| CheckpointError::file(&path, format!("malformed safetensors header: {e}")))?;
-        let start = 8 + length;
-        if start + metadata.data_len() as u64 != size {
-            let expected = start + metadata.data_len() as u64;
-            let advice = if size < expected { ": the file is incomplete, download it again" } else { "" };
-            return Err(CheckpointError::file(&path, format!("{size} bytes, its header describes {expected}{advice}")));
-        }
+        let SafetensorsFile { path, file, size, header, metadata } = SafetensorsFile::open(&self.dir.join(name))?;
+        let start = header.len() as u64;
         let mark = match metadata.metadata().as_ref().and_then(|m| m.get(MARK_KEY)) {
             Some(text) => {
                 let mark = ShardMark::parse(text).map_err(|e| CheckpointError::file(&path, e))?;
-                mark.check_header(&whole).map_err(|e| CheckpointError::file(&path, e))?;
+                mark.check_header(&header).map_err(|e| CheckpointError::file(&path, e))?;
                 Some(mark)
             }
             None => None,

@@ -10,8 +10,11 @@ use crate::results::{AllocationSummary, read_json, write_json};
 use crate::session::{Goal, Session};
 use crate::stages::Calibration;
 
-/// Relative distance to a size at which the search ends.
+/// Relative distance to a size at which the search ends, and that for models of which every try takes hours.
 const TOLERANCE: f64 = 1e-3;
+const TOLERANCE_LARGE: f64 = 4e-3;
+/// Weights of a large model.
+const LARGE: u64 = 1 << 30;
 /// Checkpoints that are coded for one size, at most.
 const ROUNDS: usize = 8;
 
@@ -46,8 +49,9 @@ impl Session<'_> {
         let mut last = (best.allocation.lambda.ln(), distance(&best));
         // Logarithms of lambdas whose files are too large, and too small, with their distances.
         let mut bracket: [Option<(f64, f64)>; 2] = [None, None];
+        let tolerance = if best.sizes.weights < LARGE { TOLERANCE } else { TOLERANCE_LARGE };
         for _ in 1..ROUNDS {
-            if distance(&best).abs() < TOLERANCE {
+            if distance(&best).abs() < tolerance {
                 break;
             }
             bracket[usize::from(last.1 < 0.0)] = Some(last);

@@ -2,8 +2,9 @@
 //! the output gradient and of the input independent of each other (Martens & Grosse 2015).
 
 use faer::linalg::matmul::matmul;
-use faer::{Accum, Mat, MatMut, MatRef, Par};
+use faer::{Accum, MatMut, MatRef, Par};
 use ndarray::Array2;
+use rayon::prelude::*;
 use waterfill_allocate::Importance;
 
 use super::SecondMoments;
@@ -57,8 +58,9 @@ impl<'a> QuadraticLoss<'a> {
             let squares = line.iter().zip(&self.importance.cols).map(|(e, c)| f64::from(e * e * c));
             loss += apart(i) * squares.sum::<f64>();
         }
-        for first in (0..rows).step_by(ROWS) {
+        let block = |first: usize| {
             let count = ROWS.min(rows - first);
+            let mut loss = 0.0;
             for (start, h) in &self.blocks {
                 let side = h.nrows();
                 let all = MatRef::from_row_major_slice(&errors, rows, cols).get(.., *start..start + side);
@@ -75,15 +77,19 @@ impl<'a> QuadraticLoss<'a> {
                     continue;
                 };
                 let product = MatRef::from_row_major_slice(&product, count, side);
-                let mut between = Mat::<f32>::zeros(count, rows);
-                matmul(between.as_mut(), Accum::Replace, product, all.transpose(), 1.0f32, Par::Seq);
-                for i in 0..count {
-                    let sum: f64 =
-                        (0..rows).map(|k| f64::from(between[(i, k)]) * f64::from(outputs[[first + i, k]])).sum();
+                let mut between = vec![0.0f32; count * rows];
+                let into = MatMut::from_row_major_slice_mut(&mut between, count, rows);
+                matmul(into, Accum::Replace, product, all.transpose(), 1.0f32, Par::Seq);
+                for (i, line) in between.chunks_exact(rows).enumerate() {
+                    let outputs = outputs.row(first + i);
+                    let sum: f64 = line.iter().zip(outputs).map(|(&b, &o)| f64::from(b) * f64::from(o)).sum();
                     loss += (1.0 - apart(first + i)) * sum;
                 }
             }
-        }
-        loss
+            loss
+        };
+        // Summed in order, whatever the number of threads.
+        let losses: Vec<f64> = (0..rows.div_ceil(ROWS)).into_par_iter().map(|n| block(n * ROWS)).collect();
+        loss + losses.iter().sum::<f64>()
     }
 }

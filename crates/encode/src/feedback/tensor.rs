@@ -50,12 +50,13 @@ pub fn encode_with_feedback(
     let mut plan = weight.plan.clone();
     // A source of finite variance is worth the same as damping by the level of the water.
     let (row_levels, col_levels) = relative_levels(&plan, importance, weight.price, weights);
-    let factor = match moments.input {
+    let over_columns = || match moments.input {
         Some(moment) => Factor::with_levels(moment, importance.lookup_share(), options.damping, &col_levels),
         None => Factor::diagonal(importance.cols.clone()),
     };
-    let rows = moments.output.filter(|m| m.blocks() == 1);
-    let rows = rows.map(|output| Factor::with_levels(output, 0.0, options.damping, &row_levels));
+    let whole = moments.output.filter(|m| m.blocks() == 1);
+    let over_rows = || whole.map(|output| Factor::with_levels(output, 0.0, options.damping, &row_levels));
+    let (factor, rows) = rayon::join(over_columns, over_rows);
     let shared = |by: &[f32], factor: Option<&Factor>| {
         by.iter().enumerate().map(|(i, &v)| v * factor.map_or(1.0, |f| f.share(i) as f32)).collect()
     };

@@ -1,0 +1,69 @@
+//! One safetensors file, whose header was checked and whose tensors are read one at a time.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use safetensors::tensor::{Metadata, TensorInfo};
+
+use crate::error::{CheckpointError, Result};
+
+/// Largest safetensors header accepted, the limit of the reference implementation.
+const MAX_HEADER: u64 = 100_000_000;
+
+/// An open file whose header fits its size.
+#[derive(Debug)]
+pub struct SafetensorsFile {
+    pub(crate) path: PathBuf,
+    pub(crate) file: File,
+    /// Bytes of the whole file.
+    pub(crate) size: u64,
+    /// The header with its length before it.
+    pub(crate) header: Vec<u8>,
+    pub(crate) metadata: Metadata,
+}
+
+impl SafetensorsFile {
+    /// # Errors
+    /// A file that cannot be read, is no safetensors file, or has another size than its header says.
+    pub fn open(path: &Path) -> Result<Self> {
+        let file = File::open(path).map_err(CheckpointError::io(path))?;
+        let size = file.metadata().map_err(CheckpointError::io(path))?.len();
+        let mut prefix = [0; 8];
+        let short = |_| CheckpointError::file(path, format!("{size} bytes are too few for a safetensors file"));
+        file.read_exact_at(&mut prefix, 0).map_err(short)?;
+        let length = u64::from_le_bytes(prefix);
+        if length > MAX_HEADER || length + 8 > size {
+            let reason = format!("truncated or not safetensors: header of {length} bytes in a file of {size}");
+            return Err(CheckpointError::file(path, reason));
+        }
+        let mut header = prefix.to_vec();
+        header.resize(8 + length as usize, 0);
+        file.read_exact_at(&mut header[8..], 8).map_err(CheckpointError::io(path))?;
+        // Deserialising checks that offsets are contiguous and fit shapes and types.
+        let metadata: Metadata = serde_json::from_slice(&header[8..])
+            .map_err(|e| CheckpointError::file(path, format!("malformed safetensors header: {e}")))?;
+        let expected = 8 + length + metadata.data_len() as u64;
+        if size != expected {
+            let advice = if size < expected { ": the file is incomplete, download it again" } else { "" };
+            return Err(CheckpointError::file(path, format!("{size} bytes, its header describes {expected}{advice}")));
+        }
+        Ok(Self { path: path.to_path_buf(), file, size, header, metadata })
+    }
+
+    /// What its header says.
+    pub fn metadata(&self) -> &Metadata {
+        &self.metadata
+    }
+
+    /// Bytes of a tensor of this file.
+    ///
+    /// # Errors
+    /// Bytes that cannot be read.
+    pub fn read(&self, info: &TensorInfo) -> Result<Vec<u8>> {
+        let mut bytes = vec![0; info.data_offsets.1 - info.data_offsets.0];
+        let offset = self.header.len() as u64 + info.data_offsets.0 as u64;
+        self.file.read_exact_at(&mut bytes, offset).map_err(CheckpointError::io(&self.path))?;
+        Ok(bytes)
+    }
+}
