@@ -1,8 +1,6 @@
 //! Quantisation with error feedback: how far above the Shannon bound it is on a Gaussian source, and how
 //! fast.
 
-use std::time::Instant;
-
 use faer::linalg::matmul::matmul;
 use faer::{Accum, Mat, Par};
 use ndarray::Array2;
@@ -46,7 +44,9 @@ pub struct QuantizerSpeed {
     pub rows: bool,
     /// Weights a second on one core, a whole tensor coded, its factors included.
     pub weights_per_second: f64,
-    /// The same on two.
+    /// Slowest and fastest over the median.
+    pub spread: [f64; 2],
+    /// Two tensors side by side on two cores over one after the other on one.
     pub two_thread_speedup: f64,
 }
 
@@ -114,25 +114,27 @@ pub fn bench_quantizer(side: usize, repeats: usize) -> Result<QuantizerBench, Co
     for (rows, states) in [false, true].into_iter().flat_map(|rows| [None, Some(3), Some(8)].map(|s| (rows, s))) {
         let weight = if rows { &part } else { &whole };
         let weights = &weights[..weight.plan.rows * side];
-        let seconds = [1, 2].map(|threads| {
-            let coded = || {
-                encode_with_feedback(
-                    weight,
-                    weights,
-                    SecondMoments { input: Some(&moment), output: rows.then_some(&moment_of_rows) },
-                    &options(states, 0.01),
-                )
-            };
-            // Tensors are coded side by side as far as there are cores.
-            let start = Instant::now();
-            crate::pool(threads).install(|| (0..threads).into_par_iter().for_each(|_| drop(coded())));
-            start.elapsed().as_secs_f64() / threads as f64
-        });
+        let moments = SecondMoments { input: Some(&moment), output: rows.then_some(&moment_of_rows) };
+        let options = options(states, 0.01);
+        let coded = || encode_with_feedback(weight, weights, moments, &options);
+        // Tensors are coded side by side as far as there are cores.
+        let pools = [1, 2].map(crate::pool);
+        let mut failed = [None, None];
+        let [first, second] = &mut failed;
+        let timings = crate::time_together(
+            repeats,
+            &mut [&mut || *first = pools[0].install(|| coded().err()), &mut || {
+                *second = pools[1].install(|| [(); 2].into_par_iter().find_map_any(|()| coded().err()));
+            }],
+        );
+        failed.into_iter().flatten().next().map_or(Ok(()), Err)?;
+        let [alone, pair] = [&timings[0], &timings[1]];
         speed.push(QuantizerSpeed {
             states: states.map_or(0, |s| 1 << s),
             rows,
-            weights_per_second: weights.len() as f64 / seconds[0],
-            two_thread_speedup: seconds[0] / seconds[1],
+            weights_per_second: weights.len() as f64 / alone.median,
+            spread: [alone.slowest / alone.median, alone.fastest / alone.median],
+            two_thread_speedup: 2.0 * alone.median / pair.median,
         });
     }
     Ok(QuantizerBench { gaussian, side, feedback_gflops, feedback_spread, product_gflops, speed })

@@ -246,10 +246,12 @@ pub fn render_quantizer(b: &QuantizerBench) -> String {
     ));
     for speed in &b.speed {
         text.push_str(&format!(
-            "{:10} over {:16} {:6.3} M weights a second on one core, {:.2} times that on two\n",
+            "{:10} over {:16} {:6.3} M weights a second on one core ({:+.0} % {:+.0} %), {:.2} times that on two\n",
             name(speed.states),
             if speed.rows { "columns and rows" } else { "columns" },
             speed.weights_per_second / 1e6,
+            100.0 * (1.0 / speed.spread[1] - 1.0),
+            100.0 * (1.0 / speed.spread[0] - 1.0),
             speed.two_thread_speedup
         ));
     }

@@ -28,7 +28,7 @@ fn probes_measure_what_tensors_lose() {
     }
     let together: Vec<f64> =
         probed["together"].as_array().unwrap().iter().map(|p| p["predicted"].as_f64().unwrap()).collect();
-    assert!(together.len() == 3 && together.is_sorted(), "{together:?}");
+    assert!(together.len() == 4 && together.is_sorted(), "{together:?}");
     let corrections = probed["corrections"].as_object().unwrap();
     assert!(corrections.values().all(|c| (1.0..=8.0).contains(&c.as_f64().unwrap())));
     // What is expected of all is in the order of what is measured.

@@ -7,7 +7,7 @@ use waterfill_model::Windows;
 use crate::config::{Probes, Sequential};
 use crate::error::Result;
 use crate::estimate::Times;
-use crate::probe::TOGETHER;
+use crate::probe::{ALONE, TOGETHER};
 use crate::session::{Goal, Session};
 
 /// A stage that a run needs.
@@ -76,7 +76,7 @@ impl Planner<'_, '_> {
         let base =
             self.stage("evaluate the original on held-out text".into(), &session.part_base_identity(held_out))?;
         let lambdas = session.probed_lambdas();
-        let encoded = self.encoded(calibration, points, None, Goal::Lambda(lambdas[0]), None)?;
+        let encoded = self.encoded(calibration, points, None, Goal::Lambda(lambdas[ALONE]), None)?;
         let mut parts = Vec::new();
         for (group, names) in session.probed_groups() {
             let identity = session.part_identity(base.clone(), encoded.clone(), &names);

@@ -16,9 +16,11 @@ use crate::results::{read_json, write_json};
 use crate::session::{Goal, Session};
 use crate::stages::{BATCH_TOKENS, Calibration, tokens_digest};
 
-/// Predicted losses that all tensors are tuned together at, nats per token; groups are tuned alone at the
-/// first, where the quadratic model holds: what grows beyond it, all together tell.
-const PROBED_LOSSES: [f64; 3] = [0.002, 0.015, 0.06];
+/// Predicted losses that all tensors are tuned together at, nats per token.
+const PROBED_LOSSES: [f64; 4] = [0.0002, 0.002, 0.015, 0.06];
+/// Which of them groups are tuned alone at: where the quadratic model holds (what grows beyond it, all together
+/// tell) and parts of it stand out of the noise.
+pub(crate) const ALONE: usize = 1;
 /// Corrections are kept within these factors.
 const LEAST: f64 = 1.0;
 const MOST: f64 = 8.0;
@@ -125,7 +127,7 @@ impl Session<'_> {
         points: &Artifact,
         (windows, base): (&Windows, &Artifact),
     ) -> Result<Artifact> {
-        let lambda = self.probed_lambdas()[0];
+        let lambda = self.probed_lambdas()[ALONE];
         let allocation = self.allocate(points, None, Goal::Lambda(lambda))?;
         // Weights that made up for others are worse without them.
         let encoded = self.encode_as(calibration, &allocation, None)?;
@@ -149,7 +151,7 @@ impl Session<'_> {
     }
 
     /// Lambdas that probes are made at.
-    pub(crate) fn probed_lambdas(&self) -> [f64; 3] {
+    pub(crate) fn probed_lambdas(&self) -> [f64; PROBED_LOSSES.len()] {
         let weights: usize = self.model.weights().iter().map(|(_, [rows, cols])| rows * cols).sum();
         PROBED_LOSSES.map(|loss| loss * 2.0 * std::f64::consts::LN_2 / weights as f64)
     }
@@ -173,7 +175,7 @@ impl Session<'_> {
     }
 
     pub(crate) fn probe_identity(&self, stage: &str, parts: Vec<String>) -> Identity {
-        self.identity(stage, 4, [], serde_json::json!({"parts": parts}))
+        self.identity(stage, 5, [], serde_json::json!({"parts": parts}))
     }
 
     fn part_base(&self, windows: &Windows) -> Result<Artifact> {
