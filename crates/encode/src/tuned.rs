@@ -16,9 +16,6 @@ use crate::feedback::{FeedbackOptions, QuadraticLoss, SecondMoments, encode_with
 use crate::search::{Tool, Usage, encode_searched};
 use crate::{EncodeError, Result};
 
-/// Bytes that tensors hold which are coded side by side; a larger one is alone.
-const SIDE_BY_SIDE: u64 = 1 << 32;
-
 /// Bytes that coding a matrix holds at most: weights, samples, errors and what was decoded, and with
 /// feedback the factors of its second moments, in double precision while they are computed.
 fn tensor_bytes(rows: u64, cols: u64, feedback: bool) -> u64 {
@@ -27,11 +24,11 @@ fn tensor_bytes(rows: u64, cols: u64, feedback: bool) -> u64 {
     16 * (rows * cols + if feedback { cols * cols + outputs } else { 0 })
 }
 
-/// Bytes that coding matrices of these rows and columns holds at most.
-pub fn encode_bytes(shapes: impl Iterator<Item = [usize; 2]>, feedback: bool) -> u64 {
+/// Bytes that coding matrices of these rows and columns holds at most, within `memory` side by side.
+pub fn encode_bytes(shapes: impl Iterator<Item = [usize; 2]>, feedback: bool, memory: u64) -> u64 {
     let bytes = shapes.map(|[rows, cols]| tensor_bytes(rows as u64, cols as u64, feedback));
     let (largest, all) = bytes.fold((0, 0), |(largest, all): (u64, u64), b| (largest.max(b), all + b));
-    largest.max(SIDE_BY_SIDE.min(all))
+    largest.max(memory.min(all))
 }
 
 /// Sizes of a written checkpoint.
@@ -70,6 +67,8 @@ pub struct EncodeOptions {
     pub escape: bool,
     /// Error feedback, with the sensitivities that it needs.
     pub feedback: Option<Feedback>,
+    /// Bytes that tensors hold which are coded side by side; a larger one is alone.
+    pub memory: u64,
 }
 
 /// Error feedback of all tensors.
@@ -142,7 +141,7 @@ pub fn encode(
     let (mut made, mut descents) = (BTreeMap::new(), Vec::new());
     for group in groups.into_values() {
         let sizes: Vec<u64> = group.iter().map(|&i| sizes[i]).collect();
-        let mut entries = in_groups(&sizes, SIDE_BY_SIDE, |n| one(group[n], adaptation.as_ref()))?;
+        let mut entries = in_groups(&sizes, options.memory, |n| one(group[n], adaptation.as_ref()))?;
         if let Some(adaptation) = &mut adaptation {
             let decoded = |(entry, found): &mut (Entry, Option<Found>)| {
                 Some((entry.name.clone(), found.as_mut()?.decoded.take()?))

@@ -173,6 +173,11 @@ fn feedback_over_rows_pays() {
             let loss = QuadraticLoss::new(&weight.importance, 16, both).of(errors);
             fed.len() as f64 * 8.0 / (ROWS * COLS) as f64 + loss.log2() / 2.0
         };
+        let with_threads = |threads: usize| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| encode_with_feedback(&weight, &weights(), both, &options(states)).unwrap())
+        };
+        assert!(with_threads(1) == with_threads(3), "{states:?}: slices side by side see each other's errors");
         let (columns, all) = (equivalent(inputs(&input)), equivalent(both));
         // The others foretell seven tenths of a row: half of log2(1 / 0.3) is 0.87 bits, less damping.
         assert!(columns - all > 0.5, "{states:?}: {all} bits, {columns} with feedback over columns alone");

@@ -91,7 +91,8 @@ pub(crate) fn stage_memory(session: &Session, stage: &str) -> u64 {
             // What was chosen for every tile, and the points of the largest matrix.
             "allocate" => weights / 256 * 80 + largest * 5,
             "encode" => {
-                let coding = encode_bytes(session.model.weights().into_iter().map(|w| w.1), config.encode.feedback);
+                let shapes = session.model.weights().into_iter().map(|w| w.1);
+                let coding = encode_bytes(shapes, config.encode.feedback, coding_memory());
                 // Values twice, both moments and two gradients of every weight, tensors of the blocks, final
                 // states of both models, and two batches on their way.
                 let tokens = config.calibrate.sequences * config.calibrate.context;
@@ -156,6 +157,12 @@ pub(crate) fn calibration_disk(session: &Session) -> u64 {
 /// A size for people.
 pub(crate) fn gigabytes(bytes: u64) -> String {
     format!("{:.1} GB", bytes as f64 / 1e9)
+}
+
+/// Bytes for tensors that are coded side by side: half of what is free, within bounds that large and small
+/// machines have.
+pub(crate) fn coding_memory() -> u64 {
+    (available_memory() / 2).clamp(4 << 30, 10 << 30)
 }
 
 /// Memory that the system has to give, bytes; 8 GB where it does not tell.

@@ -18,6 +18,7 @@ use waterfill_model::{EMBEDDING, Model, Text, Windows, lm_head_name};
 
 use crate::config::{self, PolicyName};
 use crate::error::Result;
+use crate::estimate::coding_memory;
 use crate::probe::Probed;
 use crate::results::{AllocationSummary, Choice, Evaluation, TensorSummary, read_json, write_json};
 use crate::session::{Goal, Session};
@@ -282,6 +283,7 @@ impl Session<'_> {
                 widen: self.widen(),
                 escape: self.escape(),
                 feedback,
+                memory: coding_memory(),
             };
             let (windows, _) = self.source.calibration(self.config, &self.model.config)?;
             let adaptation = sequential.map(|s| {
