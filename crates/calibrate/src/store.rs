@@ -84,18 +84,20 @@ impl Sensitivities {
     /// # Errors
     /// A weight that was not calibrated, or statistics of another shape.
     pub fn read(&self, name: &str, rows: usize, cols: usize) -> Result<Sensitivity> {
-        let file = Statistics::open(self.path(name, "")?)?;
-        let get = |statistic: &str| file.values(&format!("{name}|{statistic}"));
+        let path = self.path(name, "")?;
+        let file = SafetensorsFile::open(&path).map_err(ModelError::from)?;
+        let wrong = failed(&path);
+        let get = |statistic: &str| values(&file, &format!("{name}|{statistic}"));
         let vector = |statistic: &str, length: usize| -> Result<Array1<f64>> {
             let (_, values) = get(statistic)?;
             let found = values.len();
-            let wrong = || file.wrong(format!("{name}|{statistic} has {found} entries, expected {length}"));
-            (found == length).then(|| Array1::from(values)).ok_or_else(wrong)
+            let reason = || wrong(format!("{name}|{statistic} has {found} entries, expected {length}"));
+            (found == length).then(|| Array1::from(values)).ok_or_else(reason)
         };
         let (shape, tiles) = get("tile_fisher")?;
         let (down, across) = (rows.div_ceil(16), cols.div_ceil(16));
         if shape.len() != 3 || shape[1..] != [down, across] || shape[0] == 0 {
-            return Err(file.wrong(format!("{name}|tile_fisher has shape {shape:?}, expected [_, {down}, {across}]")));
+            return Err(wrong(format!("{name}|tile_fisher has shape {shape:?}, expected [_, {down}, {across}]")));
         }
         let tile_fisher = tiles
             .chunks_exact(down * across)
@@ -141,19 +143,19 @@ impl Sensitivities {
         if !path.exists() {
             return Ok(None);
         }
-        let file = Statistics::open(path)?;
+        let file = SafetensorsFile::open(&path).map_err(ModelError::from)?;
         let correlations = format!("{holder}|{part}{CORRELATIONS}");
         if !file.contains(&correlations) {
             return Ok(None);
         }
-        let (_, diagonal) = file.values(&format!("{holder}|{part}"))?;
-        let (_, side) = file.values(&format!("{holder}|{part}{SIDE}"))?;
-        let (_, bytes) = file.read(&correlations, Dtype::I16)?;
+        let (_, diagonal) = values(&file, &format!("{holder}|{part}"))?;
+        let (_, side) = values(&file, &format!("{holder}|{part}{SIDE}"))?;
+        let (_, bytes) = file.read(&correlations, Dtype::I16).map_err(ModelError::from)?;
         let values = bytes.chunks_exact(2).map(|b| i16::from_le_bytes([b[0], b[1]])).collect();
         let diagonal = diagonal.into_iter().map(|v| v as f32).collect();
         let side = side.first().map_or(0, |&s| s as usize);
         let matrix = SecondMomentMatrix::new(diagonal, side, values);
-        matrix.map(Some).ok_or_else(|| file.wrong(format!("{holder}: correlations do not fit the diagonal")))
+        matrix.map(Some).ok_or_else(|| failed(&path)(format!("{holder}: correlations do not fit the diagonal")))
     }
 
     /// A weight's file of one kind.
@@ -164,41 +166,11 @@ impl Sensitivities {
     }
 }
 
-/// A file of statistics, of which tensors are read one at a time: second moments of a block take hundreds of
-/// megabytes.
-struct Statistics {
-    path: PathBuf,
-    file: SafetensorsFile,
-}
-
-impl Statistics {
-    fn open(path: PathBuf) -> Result<Self> {
-        Ok(Self { file: SafetensorsFile::open(&path).map_err(ModelError::from)?, path })
-    }
-
-    fn contains(&self, name: &str) -> bool {
-        self.file.metadata().info(name).is_some()
-    }
-
-    /// Shape and bytes of a tensor of type `dtype`.
-    fn read(&self, name: &str, dtype: Dtype) -> Result<(&[usize], Vec<u8>)> {
-        let info = self.file.metadata().info(name).ok_or_else(|| self.wrong(format!("has no tensor {name}")))?;
-        if info.dtype != dtype {
-            return Err(self.wrong(format!("{name} is {:?}, expected {dtype:?}", info.dtype)));
-        }
-        Ok((&info.shape, self.file.read(info).map_err(ModelError::from)?))
-    }
-
-    /// Shape and values of a tensor of type F32.
-    fn values(&self, name: &str) -> Result<(&[usize], Vec<f64>)> {
-        let (shape, bytes) = self.read(name, Dtype::F32)?;
-        let number = |b: &[u8]| f64::from(f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
-        Ok((shape, bytes.chunks_exact(4).map(number).collect()))
-    }
-
-    fn wrong(&self, reason: String) -> CalibrateError {
-        failed(&self.path)(reason)
-    }
+/// Shape and values of a statistic; second moments of a block take hundreds of megabytes, so that tensors are
+/// read one at a time.
+fn values(file: &SafetensorsFile, name: &str) -> Result<(Vec<usize>, Vec<f64>)> {
+    let (shape, values) = file.read_f32(name).map_err(ModelError::from)?;
+    Ok((shape.to_vec(), values.into_iter().map(f64::from).collect()))
 }
 
 /// Accumulated sums of one weight, ready to be written.

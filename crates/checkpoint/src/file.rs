@@ -4,8 +4,9 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use safetensors::tensor::{Metadata, TensorInfo};
+use safetensors::tensor::Metadata;
 
+use crate::Element;
 use crate::error::{CheckpointError, Result};
 
 /// Largest safetensors header accepted, the limit of the reference implementation.
@@ -51,19 +52,34 @@ impl SafetensorsFile {
         Ok(Self { path: path.to_path_buf(), file, size, header, metadata })
     }
 
-    /// What its header says.
-    pub fn metadata(&self) -> &Metadata {
-        &self.metadata
+    /// Whether there is a tensor of this name.
+    pub fn contains(&self, name: &str) -> bool {
+        self.metadata.info(name).is_some()
     }
 
-    /// Bytes of a tensor of this file.
+    /// Shape and bytes of a tensor of type `element`.
     ///
     /// # Errors
-    /// Bytes that cannot be read.
-    pub fn read(&self, info: &TensorInfo) -> Result<Vec<u8>> {
-        let mut bytes = vec![0; info.data_offsets.1 - info.data_offsets.0];
-        let offset = self.header.len() as u64 + info.data_offsets.0 as u64;
+    /// A tensor that is missing or of another type, and bytes that cannot be read.
+    pub fn read(&self, name: &str, element: Element) -> Result<(&[usize], Vec<u8>)> {
+        let failed = |reason: String| CheckpointError::file(&self.path, reason);
+        let info = self.metadata.info(name).ok_or_else(|| failed(format!("has no tensor {name}")))?;
+        if info.dtype != element {
+            return Err(failed(format!("{name} is {:?}, expected {element:?}", info.dtype)));
+        }
+        let (start, end) = info.data_offsets;
+        let mut bytes = vec![0; end - start];
+        let offset = self.header.len() as u64 + start as u64;
         self.file.read_exact_at(&mut bytes, offset).map_err(CheckpointError::io(&self.path))?;
-        Ok(bytes)
+        Ok((&info.shape, bytes))
+    }
+
+    /// Shape and values of a tensor of type F32.
+    ///
+    /// # Errors
+    /// As [`SafetensorsFile::read`].
+    pub fn read_f32(&self, name: &str) -> Result<(&[usize], Vec<f32>)> {
+        let (shape, bytes) = self.read(name, Element::F32)?;
+        Ok((shape, bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()))
     }
 }

@@ -25,14 +25,6 @@ pub enum EvaluateError {
         /// What was found and what was expected.
         reason: String,
     },
-    /// A file of this stage is missing or malformed.
-    #[error("{path}: {reason}")]
-    File {
-        /// The file.
-        path: PathBuf,
-        /// What was found and what was expected.
-        reason: String,
-    },
     /// A context too short to hold even the end of a prompt.
     #[error(
         "question {question:?}: {tokens} tokens without examples, the model takes {context}, too few for an answer"

@@ -1,15 +1,13 @@
 //! Final hidden states, one block in memory at a time.
 
 use std::collections::HashMap;
-use std::fs::File;
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
-use safetensors::tensor::Metadata;
 use waterfill_artifacts::{Pace, Progress, Work};
+use waterfill_checkpoint::SafetensorsFile;
 use waterfill_model::{Model, ModelConfig, pack, side_by_side, unpack};
 
 use crate::error::{EvaluateError, Result};
@@ -129,13 +127,7 @@ pub(crate) fn write_states(states: &[Tensor], path: &Path) -> Result<()> {
 }
 
 /// States that [`write_states`] wrote, read when they are needed.
-pub(crate) struct States {
-    path: PathBuf,
-    file: File,
-    metadata: Metadata,
-    /// Where data begin.
-    start: u64,
-}
+pub(crate) struct States(SafetensorsFile);
 
 impl States {
     /// Opens a file.
@@ -143,19 +135,7 @@ impl States {
     /// # Errors
     /// A file that is missing or malformed.
     pub fn open(path: &Path) -> Result<Self> {
-        let failed = |reason: String| EvaluateError::File { path: path.to_path_buf(), reason };
-        let file = File::open(path).map_err(|e| failed(e.to_string()))?;
-        let size = file.metadata().map_err(|e| failed(e.to_string()))?.len();
-        let mut length = [0; 8];
-        file.read_exact_at(&mut length, 0).map_err(|e| failed(e.to_string()))?;
-        let length = u64::from_le_bytes(length);
-        if length > size {
-            return Err(failed(format!("header of {length} bytes in a file of {size}")));
-        }
-        let mut header = vec![0; length as usize];
-        file.read_exact_at(&mut header, 8).map_err(|e| failed(e.to_string()))?;
-        let metadata = serde_json::from_slice(&header).map_err(|e| failed(e.to_string()))?;
-        Ok(Self { path: path.to_path_buf(), file, metadata, start: 8 + length })
+        Ok(Self(SafetensorsFile::open(path)?))
     }
 
     /// States of batch `i`.
@@ -163,15 +143,7 @@ impl States {
     /// # Errors
     /// A state that is missing or of another type.
     pub fn read(&self, i: usize, device: &Device) -> Result<Tensor> {
-        let failed = |reason: String| EvaluateError::File { path: self.path.clone(), reason };
-        let info = self.metadata.info(&format!("{i:06}")).ok_or_else(|| failed(format!("has no state {i}")))?;
-        if info.dtype != safetensors::Dtype::F32 {
-            return Err(failed(format!("state {i} is {:?}, expected F32", info.dtype)));
-        }
-        let (begin, end) = info.data_offsets;
-        let mut bytes = vec![0; end - begin];
-        self.file.read_exact_at(&mut bytes, self.start + begin as u64).map_err(|e| failed(e.to_string()))?;
-        let values = bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
-        Ok(Tensor::from_vec::<_, f32>(values, info.shape.as_slice(), device)?)
+        let (shape, values) = self.0.read_f32(&format!("{i:06}"))?;
+        Ok(Tensor::from_vec(values, shape, device)?)
     }
 }
