@@ -3,7 +3,9 @@
 use std::fmt::Write;
 
 use waterfill_bench::{CalibrationBench, MomentsBench, QuantizerBench, RotationBench};
-use waterfill_pipeline::{DryRun, OriginalOutput, PlannedStage, PointOutput, RunOutput, SweepOutput, TrainOutput};
+use waterfill_pipeline::{
+    BenchmarkOutput, DryRun, OriginalOutput, PlannedStage, PointOutput, RunOutput, Share, SweepOutput, TrainOutput,
+};
 
 const HEADS: [&str; 11] =
     ["lambda", "bytes", "bits/w", "linear", "memory", "KL", "± se", "predicted", "ppl", "top-1 %", "acc %"];
@@ -23,6 +25,10 @@ pub fn render(output: &RunOutput) -> String {
         line(row(&HEADS.map(String::from)));
         output.points.iter().for_each(|p| line(row(&cells(p))));
     }
+    let base = output.base.iter().map(|b| ("original".to_string(), &b.benchmarks));
+    let tuned = output.points.iter().map(|p| (format!("{:.2e}", p.lambda), &p.benchmarks));
+    let answered: Vec<_> = base.chain(tuned).filter(|(_, b)| tells_more(b)).collect();
+    answered.iter().for_each(|(name, b)| benchmarks(name, b).into_iter().for_each(&mut line));
     for (stage, dir) in &output.artifacts {
         line(format!("{stage}: {}", dir.display()));
     }
@@ -34,6 +40,36 @@ pub fn render(output: &RunOutput) -> String {
         line(format!("tuned checkpoint, {bits:.2} bits per weight: {}", checkpoint.display()));
     }
     text
+}
+
+/// Whether there is more than the accuracy that tables have.
+fn tells_more(benchmarks: &[BenchmarkOutput]) -> bool {
+    benchmarks.len() > 1 || benchmarks.iter().any(|b| b.result.by_length.is_some() || !b.result.groups.is_empty())
+}
+
+/// Accuracies with their 95 % intervals; of a tuned checkpoint, changes too.
+fn benchmarks(name: &str, benchmarks: &[BenchmarkOutput]) -> Vec<String> {
+    let percent = |s: &Share| {
+        format!("{:5.1} % ({:.1} to {:.1})", 100.0 * s.accuracy, 100.0 * s.interval.0, 100.0 * s.interval.1)
+    };
+    let mut lines = Vec::new();
+    for b in benchmarks {
+        let r = &b.result;
+        let mut line = format!("{name}: {:12}{} of {} questions", b.task.name(), percent(&r.all), r.all.questions);
+        if let Some(share) = &r.by_length {
+            line += &format!(", by length {}", percent(share));
+        }
+        if name != "original" {
+            line += &format!(", change {:+.2} ± {:.2} points", 100.0 * b.change.mean, 100.0 * b.change.se);
+        }
+        if r.truncated > 0 {
+            line += &format!(", {} lost their beginning", r.truncated);
+        }
+        lines.push(line);
+        lines
+            .extend(r.groups.iter().map(|(group, s)| format!("{name}:   {group:15}{} of {}", percent(s), s.questions)));
+    }
+    lines
 }
 
 fn row(cells: &[String; 11]) -> String {
@@ -200,9 +236,7 @@ pub fn render_original(output: &OriginalOutput) -> String {
         "{}: perplexity {:.4}, nll {:.5} (+/- {:.5}) nats per token, {tokens} tokens in contexts of {context}\n",
         output.model, output.perplexity, output.nll, output.nll_se
     );
-    if let Some(accuracy) = output.accuracy {
-        text.push_str(&format!("accuracy {:.1} %\n", 100.0 * accuracy));
-    }
+    benchmarks("original", &output.benchmarks).iter().for_each(|line| text.push_str(&format!("{line}\n")));
     text.push_str(&format!("results: {}\n", output.artifact.display()));
     text
 }

@@ -19,7 +19,7 @@ fn prepared() -> (Place, std::path::PathBuf, String) {
     place.write("text.txt", "Ada sees the red fox . Bram likes the blue boat . ".repeat(80).as_str());
     let yaml =
         pipeline("lambdas: [1e-6]").replace("fixture:7", "path:model").replace("text: fixture", "text: text.txt");
-    place.write("m.yaml", &yaml.replace(", multiple_choice: {dir: fixture, questions: 24, shots: 1}", ""));
+    place.write("m.yaml", &yaml.replace(", multiple_choice: {path: fixture, questions: 24, shots: 1}", ""));
     (place, model, tuned)
 }
 

@@ -209,7 +209,7 @@ fn odd_shapes_work() {
             .replace("fixture:7", "path:f/model")
             .replacen("text: fixture", "text: f/calibration.txt", 1)
             .replacen("text: fixture", "text: f/validation.txt", 1)
-            .replace("dir: fixture", "dir: f/questions");
+            .replace("path: fixture", "path: f/questions");
         place.write("p.yaml", &yaml);
         let output = place.json(&["run", "p.yaml"]);
         let points = output["points"].as_array().unwrap();

@@ -50,7 +50,7 @@ fn a_hub_id_is_a_model_and_its_commit_part_of_the_key() {
     place.write("text.txt", &"Ada sees the red fox . Bram likes the blue boat . ".repeat(80));
     let yaml = pipeline("lambdas: [1e-6]").replace("fixture:7", &format!("hf:{ID}"));
     let yaml = yaml.replace("text: fixture", "text: text.txt");
-    place.write("p.yaml", &yaml.replace(", multiple_choice: {dir: fixture, questions: 24, shots: 1}", ""));
+    place.write("p.yaml", &yaml.replace(", multiple_choice: {path: fixture, questions: 24, shots: 1}", ""));
     let mut run = Run { place: &place, endpoint: server.endpoint.clone(), offline: false };
     let output = run.output(&["--json", "encode", "p.yaml"]);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));

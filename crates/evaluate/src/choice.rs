@@ -1,4 +1,6 @@
-//! Multiple choice by the likelihood of the choices' letters or texts.
+//! Multiple choice by the likelihood of a continuation, as lm-evaluation-harness 0.4 scores it.
+
+use std::collections::BTreeMap;
 
 use candle_core::{DType, Device};
 use serde::{Deserialize, Serialize};
@@ -6,9 +8,9 @@ use waterfill_artifacts::{Progress, Work};
 use waterfill_model::{Model, Text};
 
 use crate::error::{EvaluateError, Result};
-use crate::questions::{Question, QuestionSet, Scoring, prompt};
 use crate::states::{blocks, final_states};
 use crate::statistics::wilson;
+use crate::tasks::{Question, Task};
 
 /// Tokens of a batch of prompts.
 const BATCH_TOKENS: usize = 4096;
@@ -19,151 +21,224 @@ pub struct QuestionResult {
     /// Subject.
     pub subject: String,
     /// Log-likelihood of each choice, nats.
-    pub scores: [f64; 4],
+    pub scores: Vec<f64>,
     /// Index of the right choice.
     pub answer: usize,
     /// Whether the likeliest choice is the right one.
     pub correct: bool,
-    /// Examples that fitted before the question.
-    pub shots: usize,
-    /// Whether the question's beginning was cut to fit the context.
+    /// Whether the choice that is the likeliest by character is, where the benchmark compares that.
+    pub correct_by_length: Option<bool>,
+    /// Whether the beginning was cut to fit the context.
     pub truncated: bool,
 }
 
-/// Accuracy over all questions.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct ChoiceResult {
-    /// Share of right answers.
+/// A share of right answers.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Share {
+    /// Right answers over questions.
     pub accuracy: f64,
     /// 95 % Wilson interval.
     pub interval: (f64, f64),
-    /// Every question, in order.
-    pub questions: Vec<QuestionResult>,
+    /// Questions.
+    pub questions: usize,
+}
+
+impl Share {
+    fn of(correct: impl Iterator<Item = bool>) -> Self {
+        let (mut right, mut questions) = (0, 0);
+        for correct in correct {
+            right += usize::from(correct);
+            questions += 1;
+        }
+        Self { accuracy: right as f64 / questions as f64, interval: wilson(right, questions), questions }
+    }
+}
+
+/// Accuracy over all questions of a benchmark.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ChoiceResult {
+    /// The likeliest choice is the right one: the harness' `acc`.
+    pub all: Share,
+    /// The likeliest by character is: `acc_norm`, where the benchmark has it.
+    pub by_length: Option<Share>,
+    /// By subject, where there are several.
+    pub subjects: BTreeMap<String, Share>,
+    /// By group of subjects.
+    pub groups: BTreeMap<String, Share>,
+    /// Questions that lost their beginning.
+    pub truncated: usize,
 }
 
 /// A question, one of its choices, and that choice's log-likelihood.
 type Score = (usize, usize, f64);
 
-/// A prompt's tokens and, for each choice, the tokens that follow.
-struct Query {
-    prefix: Vec<u32>,
-    endings: Vec<Vec<u32>>,
-    shots: usize,
-    truncated: bool,
+/// What goes through the model for a question and one of its choices, or all of them where only the last
+/// token differs.
+struct Sequence {
+    question: usize,
+    inputs: Vec<u32>,
+    /// Choices with the tokens whose likelihoods are added; they follow the last inputs.
+    endings: Vec<(usize, Vec<u32>)>,
 }
 
-/// Answers all questions of `set` with up to `shots` examples of the question's subject before
-/// each; examples that do not fit the context are left out, from the last, and a question that does
-/// not fit alone loses its beginning. A block of questions is a unit of `work`.
+/// Questions of a benchmark.
+pub struct Asked<'a> {
+    /// Which benchmark.
+    pub task: Task,
+    /// Its questions.
+    pub questions: &'a [Question],
+    /// Whether the tokenizer's beginning of text stands before; by default the harness leaves it out.
+    pub bos: bool,
+    /// What names of units begin with.
+    pub name: &'a str,
+}
+
+/// Answers all questions of a benchmark. A prompt that does not fit loses its beginning. A block of questions is
+/// a unit of `work`.
 ///
 /// # Errors
-/// Contexts too short for any ending, and models that cannot be run.
+/// Contexts too short for a continuation, and models that cannot be run.
 pub fn evaluate_choices(
     model: &Model,
     text: &Text,
-    set: &QuestionSet,
-    (shots, scoring): (usize, Scoring),
+    &Asked { task, questions, bos, name }: &Asked,
     work: &Work,
     progress: &dyn Progress,
-) -> Result<ChoiceResult> {
-    let queries = set
-        .test
+) -> Result<(ChoiceResult, Vec<QuestionResult>)> {
+    let prefix = if bos { text.prefix() } else { &[] };
+    let (mut sequences, mut truncated) = (Vec::new(), Vec::with_capacity(questions.len()));
+    for (n, question) in questions.iter().enumerate() {
+        let (of, cut) = sequences_of((text, prefix), n, question, model.config.positions)?;
+        sequences.extend(of);
+        truncated.push(cut);
+    }
+    let choices = questions.iter().map(Question::choices).collect();
+    let scores = score(model, &sequences, choices, (work, name), progress)?;
+    let results: Vec<QuestionResult> = questions
         .iter()
-        .map(|q| query(text, q, &set.dev, (shots, scoring), model.config.positions))
-        .collect::<Result<Vec<Query>>>()?;
-    let scores = score(model, &queries, work, progress)?;
-    let questions: Vec<QuestionResult> = set
-        .test
-        .iter()
-        .zip(&queries)
         .zip(scores)
-        .map(|((question, query), scores)| {
-            let best = (0..4).fold(0, |best, i| if scores[i] > scores[best] { i } else { best });
+        .zip(truncated)
+        .map(|((question, scores), truncated)| {
+            let best = |score: &dyn Fn(usize) -> f64| {
+                (0..scores.len()).fold(0, |best, i| if score(i) > score(best) { i } else { best })
+            };
+            // Characters without the space before.
+            let length = |i: usize| (question.request(i).1.chars().count() - 1).max(1) as f64;
+            let by_length = task.normalised().then(|| best(&|i| scores[i] / length(i)) == question.answer);
             QuestionResult {
                 subject: question.subject.clone(),
-                scores,
                 answer: question.answer,
-                correct: best == question.answer,
-                shots: query.shots,
-                truncated: query.truncated,
+                correct: best(&|i| scores[i]) == question.answer,
+                correct_by_length: by_length,
+                truncated,
+                scores,
             }
         })
         .collect();
-    let correct = questions.iter().filter(|q| q.correct).count();
-    let accuracy = correct as f64 / questions.len() as f64;
-    Ok(ChoiceResult { accuracy, interval: wilson(correct, questions.len()), questions })
+    Ok((summarise(task, &results), results))
 }
 
-fn query(
-    text: &Text,
+fn summarise(task: Task, results: &[QuestionResult]) -> ChoiceResult {
+    let shares = |key: &dyn Fn(&QuestionResult) -> Option<String>| -> BTreeMap<String, Share> {
+        let mut parts: BTreeMap<String, Vec<bool>> = BTreeMap::new();
+        for result in results {
+            if let Some(key) = key(result) {
+                parts.entry(key).or_default().push(result.correct);
+            }
+        }
+        parts.into_iter().map(|(key, correct)| (key, Share::of(correct.into_iter()))).collect()
+    };
+    let mut subjects = shares(&|r| Some(r.subject.clone()));
+    if subjects.len() < 2 {
+        subjects.clear();
+    }
+    ChoiceResult {
+        all: Share::of(results.iter().map(|r| r.correct)),
+        by_length: task.normalised().then(|| Share::of(results.iter().filter_map(|r| r.correct_by_length))),
+        subjects,
+        groups: shares(&|r| Some(task.group(&r.subject)?.name().to_string())),
+        truncated: results.iter().filter(|r| r.truncated).count(),
+    }
+}
+
+/// Tokens of a question's contexts and continuations, each pair on its own as the harness does: the spaces that
+/// end a context belong to what follows, whose tokens are those of both together beyond the context's own.
+/// What is too long loses its beginning; whether that was so.
+fn sequences_of(
+    (text, prefix): (&Text, &[u32]),
+    n: usize,
     question: &Question,
-    dev: &[Question],
-    (shots, scoring): (usize, Scoring),
-    context: usize,
-) -> Result<Query> {
-    let examples: Vec<&Question> = dev.iter().filter(|d| d.subject == question.subject).take(shots).collect();
-    for shots in (0..=examples.len()).rev() {
-        let prompt = prompt(question, &examples[..shots], scoring);
-        let full = (0..4)
-            .map(|i| text.encode(&format!("{prompt} {}", scoring.ending(question, i))))
-            .collect::<std::result::Result<Vec<_>, _>>()?;
-        // Tokens that all four share are the prompt, however the tokenizer joins them.
-        let shared = (0..).take_while(|&i| full.iter().all(|f| f.len() > i + 1 && f[i] == full[0][i])).count();
-        let longest = full.iter().map(Vec::len).max().unwrap_or(0);
-        if longest > context && shots > 0 {
-            continue;
+    positions: usize,
+) -> Result<(Vec<Sequence>, bool)> {
+    let encode = |text_: &str| -> Result<Vec<u32>> { Ok([prefix, &text.encode(text_)?].concat()) };
+    let failed = |tokens: usize| EvaluateError::Prompt {
+        question: question.request(0).0.chars().rev().take(60).collect::<Vec<_>>().into_iter().rev().collect(),
+        tokens,
+        context: positions,
+    };
+    let mut cut = false;
+    let mut all: Vec<Sequence> = Vec::new();
+    let mut last: Option<(&str, Vec<u32>)> = None;
+    for choice in 0..question.choices() {
+        let (context, continuation) = question.request(choice);
+        let stem = context.trim_end();
+        let before = match last.take() {
+            Some((of, ids)) if of == stem => ids,
+            _ => encode(stem)?,
+        };
+        let whole = encode(&format!("{context}{continuation}"))?;
+        let ending = whole.get(before.len()..).unwrap_or_default().to_vec();
+        let start = (before.len() + ending.len()).saturating_sub(positions + 1);
+        // What is scored needs something before it.
+        if ending.is_empty() || start >= before.len() {
+            return Err(failed(ending.len()));
         }
-        // A question that does not fit alone loses its beginning, as in lm-evaluation-harness.
-        let cut = longest.saturating_sub(context);
-        if shared <= cut {
-            let question = question.question.chars().take(60).collect();
-            return Err(EvaluateError::Prompt { question, tokens: longest, context });
+        cut |= start > 0;
+        let inputs = [&before[start..], &ending[..ending.len() - 1]].concat();
+        match all.last_mut() {
+            Some(same) if ending.len() == 1 && same.inputs == inputs && same.endings[0].1.len() == 1 => {
+                same.endings.push((choice, ending));
+            }
+            _ => all.push(Sequence { question: n, inputs, endings: vec![(choice, ending)] }),
         }
-        let endings = full.iter().map(|f| f[shared..].to_vec()).collect();
-        return Ok(Query { prefix: full[0][cut..shared].to_vec(), endings, shots, truncated: cut > 0 });
+        last = Some((stem, before));
     }
-    unreachable!("without examples the loop returns")
+    Ok((all, cut))
 }
 
-/// Log-likelihood of every ending of every query.
-fn score(model: &Model, queries: &[Query], work: &Work, progress: &dyn Progress) -> Result<Vec<[f64; 4]>> {
-    // One sequence for a query whose endings are single tokens, else one for each ending.
-    let mut sequences: Vec<(usize, Option<usize>, Vec<u32>)> = Vec::new();
-    for (n, query) in queries.iter().enumerate() {
-        if query.endings.iter().all(|e| e.len() == 1) {
-            sequences.push((n, None, query.prefix.clone()));
-            continue;
-        }
-        for (choice, ending) in query.endings.iter().enumerate() {
-            let inputs = [&query.prefix[..], &ending[..ending.len() - 1]].concat();
-            sequences.push((n, Some(choice), inputs));
-        }
-    }
+/// Log-likelihoods of all choices of all questions.
+fn score(
+    model: &Model,
+    sequences: &[Sequence],
+    choices: Vec<usize>,
+    (work, name): (&Work, &str),
+    progress: &dyn Progress,
+) -> Result<Vec<Vec<f64>>> {
     // Batches of like lengths; the causal mask makes padding at the end harmless.
     let mut order: Vec<usize> = (0..sequences.len()).collect();
-    order.sort_by_key(|&i| (sequences[i].2.len(), i));
+    order.sort_by_key(|&i| (sequences[i].inputs.len(), i));
     let mut batches: Vec<Vec<usize>> = Vec::new();
     for i in order {
         match batches.last_mut() {
-            Some(batch) if (batch.len() + 1) * sequences[i].2.len() <= BATCH_TOKENS => batch.push(i),
+            Some(batch) if (batch.len() + 1) * sequences[i].inputs.len() <= BATCH_TOKENS => batch.push(i),
             _ => batches.push(vec![i]),
         }
     }
-    progress.start("questions", (model.config.layers * batches.len()) as u64);
+    progress.start(name, (model.config.layers * batches.len()) as u64);
     let head = model.head()?;
-    let mut scores = vec![[0.0; 4]; queries.len()];
-    let longest = |batch: &Vec<usize>| batch.iter().map(|&i| sequences[i].2.len()).max().unwrap_or(0);
+    let longest = |batch: &Vec<usize>| batch.iter().map(|&i| sequences[i].inputs.len()).max().unwrap_or(0);
+    let mut scores: Vec<Vec<f64>> = choices.into_iter().map(|n| vec![0.0; n]).collect();
     for (n, block) in blocks(&model.config, &batches, |b| b.len() * longest(b)).into_iter().enumerate() {
         let batches = &batches[block];
-        let unit = format!("questions-{n}");
-        if let Some(kept) = work.unit(&unit).and_then(|bytes| parse(&bytes, queries.len())) {
+        let unit = format!("{name}-{n}");
+        if let Some(kept) = work.unit(&unit).and_then(|bytes| parse(&bytes, &scores)) {
             kept.into_iter().for_each(|(n, c, score)| scores[n][c] = score);
             progress.advance((model.config.layers * batches.len()) as u64);
             continue;
         }
         let pad = |batch: &Vec<usize>| {
             let row = |&i: &usize| {
-                let mut row = sequences[i].2.clone();
+                let mut row = sequences[i].inputs.clone();
                 row.resize(longest(batch), 0);
                 row
             };
@@ -171,22 +246,20 @@ fn score(model: &Model, queries: &[Query], work: &Work, progress: &dyn Progress)
         };
         let padded: Vec<Vec<Vec<u32>>> = batches.iter().map(pad).collect();
         let rows: Vec<Vec<&[u32]>> = padded.iter().map(|b| b.iter().map(Vec::as_slice).collect()).collect();
-        let states = final_states(model, &rows, (work, "questions-states"), progress)?;
+        let states = final_states(model, &rows, (work, &format!("{name}-states")), progress)?;
         let mut done: Vec<Score> = Vec::new();
         for (batch, states) in batches.iter().zip(&states) {
             for (row, &i) in batch.iter().enumerate() {
-                let (n, choice, inputs) = &sequences[i];
-                let first = queries[*n].prefix.len() - 1;
-                let positions = inputs.len() - first;
-                let hidden = head.normalise(&states.get(row)?.narrow(0, first, positions)?)?;
+                let Sequence { question, inputs, endings } = &sequences[i];
+                // The last input foretells the last token.
+                let positions = endings[0].1.len();
+                let hidden = states.get(row)?.narrow(0, inputs.len() - positions, positions)?;
                 let logits: Vec<Vec<f32>> =
-                    head.logits(&hidden)?.to_dtype(DType::F32)?.to_device(&Device::Cpu)?.to_vec2()?;
-                let choices = choice.map_or(0..4, |c| c..c + 1);
-                for c in choices {
-                    let ending = &queries[*n].endings[c];
+                    head.logits(&head.normalise(&hidden)?)?.to_dtype(DType::F32)?.to_device(&Device::Cpu)?.to_vec2()?;
+                for (choice, ending) in endings {
                     let score = ending.iter().zip(&logits).map(|(&t, l)| log_probability(l, t as usize)).sum();
-                    scores[*n][c] = score;
-                    done.push((*n, c, score));
+                    scores[*question][*choice] = score;
+                    done.push((*question, *choice, score));
                 }
             }
         }
@@ -200,12 +273,13 @@ fn to_bytes(scores: &[Score]) -> Vec<u8> {
     scores.iter().flat_map(bytes).flatten().collect()
 }
 
-fn parse(bytes: &[u8], questions: usize) -> Option<Vec<Score>> {
+/// Kept scores of choices that there are.
+fn parse(bytes: &[u8], of: &[Vec<f64>]) -> Option<Vec<Score>> {
     let part = |b: &[u8], at: usize| -> [u8; 8] { b[at..at + 8].try_into().expect("eight bytes") };
     let index = |b: &[u8], at| u64::from_le_bytes(part(b, at)) as usize;
     let score = |b: &[u8]| (index(b, 0), index(b, 8), f64::from_le_bytes(part(b, 16)));
     let scores: Vec<Score> = bytes.chunks_exact(24).map(score).collect();
-    scores.iter().all(|s| s.0 < questions && s.1 < 4).then_some(scores)
+    scores.iter().all(|s| of.get(s.0).is_some_and(|choices| s.1 < choices.len())).then_some(scores)
 }
 
 fn log_probability(logits: &[f32], token: usize) -> f64 {

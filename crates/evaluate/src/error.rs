@@ -25,14 +25,12 @@ pub enum EvaluateError {
         /// What was found and what was expected.
         reason: String,
     },
-    /// A context too short to hold even the end of a prompt.
-    #[error(
-        "question {question:?}: {tokens} tokens without examples, the model takes {context}, too few for an answer"
-    )]
+    /// A continuation that leaves no room for any of what stands before it.
+    #[error("question {question:?}: a choice of {tokens} tokens does not fit into the {context} that the model takes")]
     Prompt {
-        /// Its beginning.
+        /// Its end.
         question: String,
-        /// Tokens of the prompt.
+        /// Tokens of the choice.
         tokens: usize,
         /// Most the model takes.
         context: usize,

@@ -7,15 +7,14 @@
 mod choice;
 mod error;
 mod other;
-mod questions;
 mod states;
 mod statistics;
+pub mod tasks;
 mod text;
 
-pub use choice::{ChoiceResult, QuestionResult, evaluate_choices};
+pub use choice::{Asked, ChoiceResult, QuestionResult, Share, evaluate_choices};
 pub use error::{EvaluateError, Result};
 pub use other::evaluate_other;
-pub use questions::{Question, QuestionSet, Scoring, prompt};
 pub use states::block_tokens;
 pub use statistics::{Estimate, wilson};
 pub use text::{Original, TextResult, comparison_bytes, evaluate_text};

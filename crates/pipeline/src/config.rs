@@ -6,6 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use waterfill_codec::Trellis;
 use waterfill_encode::search::{Preset, Tool};
+use waterfill_evaluate::tasks::{Scoring, Task};
 
 /// One pipeline.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
@@ -393,44 +394,56 @@ pub struct Evaluate {
     /// Sequences, from the start of the part.
     #[serde(default = "default_evaluation_sequences")]
     pub sequences: usize,
-    /// Questions in MMLU's layout.
+    /// The questions whose accuracy stands in the tables.
     #[serde(default)]
     pub multiple_choice: Option<MultipleChoice>,
+    /// Further ones.
+    #[serde(default)]
+    pub benchmarks: Vec<MultipleChoice>,
 }
 
-/// Multiple-choice questions.
+impl Evaluate {
+    /// All questions.
+    pub(crate) fn choices(&self) -> impl Iterator<Item = &MultipleChoice> {
+        self.multiple_choice.iter().chain(&self.benchmarks)
+    }
+}
+
+/// Multiple-choice questions, asked as lm-evaluation-harness does.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct MultipleChoice {
-    /// Directory with `dev/` and `test/`, or `fixture`.
-    pub dir: String,
-    /// Solved examples before each question; fewer where the context is short.
-    #[serde(default = "default_shots")]
-    pub shots: usize,
+    /// Which benchmark.
+    #[serde(default)]
+    pub task: Task,
+    /// MMLU's directory with `dev/` and `test/`, or `fixture`; a file of JSON lines of the others.
+    pub path: String,
+    /// Solved examples before each question of MMLU; 5 if absent. What does not fit the context loses its
+    /// beginning.
+    #[serde(default)]
+    pub shots: Option<usize>,
+    /// Whether the tokenizer's beginning of text stands before; the harness leaves it out.
+    #[serde(default)]
+    pub bos: bool,
     /// Questions drawn.
     #[serde(default = "default_questions")]
     pub questions: usize,
     /// Seed of the draw.
     #[serde(default = "default_seed")]
     pub seed: u64,
-    /// What is compared to find the model's answer.
+    /// What is compared to find the model's answer to MMLU's questions.
     #[serde(default)]
     pub scoring: Scoring,
-    /// Subjects; all when empty.
+    /// Subjects of MMLU; all when empty.
     #[serde(default)]
     pub subjects: Vec<String>,
 }
 
-/// What is compared to find a model's answer.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum Scoring {
-    /// Likelihoods of the letters after `Answer:`, as MMLU does.
-    #[default]
-    Letter,
-    /// Likelihoods of the choices' texts after `The right choice is`, for models too small to connect
-    /// letters with choices.
-    Text,
+impl MultipleChoice {
+    /// Solved examples before each question.
+    pub(crate) fn shots(&self) -> usize {
+        self.shots.unwrap_or(if self.task == Task::Mmlu { 5 } else { 0 })
+    }
 }
 
 fn default_store() -> String {
@@ -465,9 +478,6 @@ fn default_sensitivity_floor() -> f64 {
 }
 fn default_storage() -> f64 {
     1.0
-}
-fn default_shots() -> usize {
-    5
 }
 fn default_questions() -> usize {
     200
@@ -512,9 +522,12 @@ pub(crate) fn problems(config: &Config) -> Vec<String> {
             Target::Bytes(bytes) => range(&format!("allocate.targets[{i}].bytes"), *bytes as f64, 1.0, 1e15),
         }
     }
-    if let Some(m) = &e.multiple_choice {
-        range("evaluate.multiple_choice.questions", m.questions as f64, 1.0, 1e9);
-        range("evaluate.multiple_choice.shots", m.shots as f64, 0.0, 100.0);
+    let keyed = e.benchmarks.iter().enumerate().map(|(i, m)| (format!("evaluate.benchmarks[{i}]"), m));
+    let keyed: Vec<(String, &MultipleChoice)> =
+        e.multiple_choice.iter().map(|m| ("evaluate.multiple_choice".into(), m)).chain(keyed).collect();
+    for (key, m) in &keyed {
+        range(&format!("{key}.questions"), m.questions as f64, 1.0, 1e9);
+        range(&format!("{key}.shots"), m.shots() as f64, 0.0, if m.task == Task::Mmlu { 100.0 } else { 0.0 });
     }
     let mut require = |holds: bool, message: &str| {
         if !holds {
@@ -523,6 +536,10 @@ pub(crate) fn problems(config: &Config) -> Vec<String> {
     };
     let plain =
         |s: &str| !s.is_empty() && s.chars().all(|c| c.is_alphanumeric() || "-_.".contains(c)) && !s.starts_with('.');
+    for (key, m) in &keyed {
+        let mmlu = m.task == Task::Mmlu || (m.subjects.is_empty() && m.scoring == Scoring::Letter);
+        require(mmlu, &format!("{key} has subjects or scoring, which only mmlu takes"));
+    }
     require(plain(&config.name), &format!("name is {:?}, expected letters, digits, '-', '_' and '.'", config.name));
     let known = ["path:", "fixture:", "hf:"].iter().any(|p| config.model.starts_with(p));
     require(known, &format!("model is {:?}, expected hf:OWNER/NAME, path:DIR or fixture:SEED", config.model));

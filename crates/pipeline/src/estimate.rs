@@ -44,7 +44,7 @@ impl Times {
         }
         let (c, e) = (&session.config.calibrate, &session.config.evaluate);
         let weights = session.model.checkpoint().weights() as f64;
-        let questions = e.multiple_choice.as_ref().map_or(0.0, |m| (m.questions * 100 * (m.shots + 1)) as f64);
+        let questions = e.choices().map(|m| (m.questions * 100 * (m.shots() + 1)) as f64).sum::<f64>();
         let text = (e.sequences * e.context) as f64;
         let operations = match stage {
             "calibrate" => (c.sequences * c.context) as f64 * weights * 8.0,
@@ -104,7 +104,7 @@ pub(crate) fn stage_memory(session: &Session, stage: &str) -> u64 {
             "evaluate" | "evaluate-base" => {
                 let tokens = batch(config.evaluate.context);
                 let text = config.evaluate.sequences * config.evaluate.context;
-                let questions = config.evaluate.multiple_choice.is_some();
+                let questions = config.evaluate.choices().next().is_some();
                 let held = if questions { block_tokens(model) } else { text.min(block_tokens(model)) };
                 let states = model.state_bytes(held);
                 let heads = if stage == "evaluate" { 2 } else { 1 };

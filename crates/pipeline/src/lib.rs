@@ -5,6 +5,7 @@ mod config;
 mod console;
 mod error;
 mod estimate;
+mod evaluation;
 mod inspect;
 mod load;
 mod make;
@@ -33,12 +34,13 @@ pub use original::{OriginalOutput, evaluate_original};
 pub use packing::{pack, unpack};
 pub use peers::{Peers, Reach};
 pub use plan::PlannedStage;
-pub use run::{BaseOutput, PointOutput, RunOutput, run};
+pub use run::{BaseOutput, BenchmarkOutput, PointOutput, RunOutput, run};
 pub use session::Session;
 pub use stages::Until;
 pub use sweep::{DryRun, Sweep, SweepOutput, SweepRunOutput, dry_run, load_sweep, run_sweep};
 pub use training::{TrainConfig, TrainOutput, load_train, train, train_schema};
 pub use waterfill_artifacts::Store;
+pub use waterfill_evaluate::Share;
 
 /// Decodes the checkpoint in `from` to a dense Hugging Face directory `to`; `dtype` is `bf16`,
 /// `f32` or `None` to keep each tensor's own.

@@ -92,7 +92,8 @@ fn named_files(config: &Config) -> Vec<(&str, &str)> {
     let mut files = vec![("calibrate.text", c.text.as_str())];
     files.extend(e.text.as_deref().map(|t| ("evaluate.text", t)));
     files.extend(e.tokens.as_deref().map(|t| ("evaluate.tokens", t)));
-    files.extend(e.multiple_choice.as_ref().map(|m| ("evaluate.multiple_choice.dir", m.dir.as_str())));
+    files.extend(e.multiple_choice.as_ref().map(|m| ("evaluate.multiple_choice.path", m.path.as_str())));
+    files.extend(e.benchmarks.iter().map(|m| ("evaluate.benchmarks.path", m.path.as_str())));
     files.extend(config.model.strip_prefix("path:").map(|d| ("model", d)));
     files
 }

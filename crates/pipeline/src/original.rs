@@ -14,6 +14,7 @@ use crate::config::Config;
 use crate::console::Console;
 use crate::error::{PipelineError, Result};
 use crate::results::{Evaluation, read_json, write_json};
+use crate::run::BenchmarkOutput;
 use crate::session::Session;
 use crate::sources::Source;
 use crate::stages::tokens_digest;
@@ -33,8 +34,10 @@ pub struct OriginalOutput {
     pub sequences: usize,
     /// Inputs of each.
     pub context: usize,
-    /// Share of right answers.
+    /// Share of right answers to the first benchmark.
     pub accuracy: Option<f64>,
+    /// All benchmarks.
+    pub benchmarks: Vec<BenchmarkOutput>,
     /// Directory of the artifact.
     pub artifact: PathBuf,
 }
@@ -60,7 +63,8 @@ pub fn evaluate_original(config: &Config, store: &Store, device: &str, console: 
         perplexity: text.perplexity,
         sequences: text.sequences,
         context: text.context,
-        accuracy: result.choice.map(|c| c.accuracy),
+        accuracy: result.choices.first().map(|c| c.result.all.accuracy),
+        benchmarks: BenchmarkOutput::all(&result),
         artifact: artifact.dir,
     })
 }
@@ -75,7 +79,7 @@ fn evaluate_other(
     let checkpoint = Checkpoint::open(&source.dir)?;
     let memory = checkpoint.weights() * 4;
     console.note(&format!("runs whole and token by token: about {} of memory", crate::estimate::gigabytes(memory)));
-    if config.evaluate.multiple_choice.is_some() {
+    if config.evaluate.choices().next().is_some() {
         console.note("multiple choice is left out: it needs an architecture that can be calibrated");
     }
     let digest = checkpoint.digest()?;
@@ -94,7 +98,7 @@ fn evaluate_other(
     console.step("evaluate the original");
     let artifact = store.get_or_make::<PipelineError>(&config.name, &identity, console, |work| {
         let text = eval::evaluate_other(&model, &windows, work, console)?;
-        write_json(&work.path("result.json"), &Evaluation { text, choice: None })
+        write_json(&work.path("result.json"), &Evaluation { text, choices: vec![] })
     })?;
     let timings = artifact.timings();
     console.step_done(artifact.cached, timings.seconds, Some(timings.peak_memory_bytes));

@@ -36,16 +36,16 @@ pub(crate) struct TensorSummary {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Evaluation {
     pub text: eval::TextResult,
-    pub choice: Option<Choice>,
+    /// Benchmarks in the order of the configuration.
+    pub choices: Vec<Choice>,
 }
 
 /// Multiple choice, with the paired change from the original.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Choice {
-    pub accuracy: f64,
-    pub interval: (f64, f64),
+    pub task: eval::tasks::Task,
+    pub result: eval::ChoiceResult,
     pub change: eval::Estimate,
-    pub questions: usize,
 }
 
 pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {

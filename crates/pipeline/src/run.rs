@@ -8,11 +8,13 @@ use waterfill_artifacts::{Artifact, Identity};
 use waterfill_codec::BitsPerWeight;
 use waterfill_encode::EncodeSummary;
 use waterfill_encode::search::Usage;
+use waterfill_evaluate::tasks::Task;
+use waterfill_evaluate::{ChoiceResult, Estimate};
 use waterfill_report as report;
 
 use crate::error::Result;
 use crate::probe::Probed;
-use crate::results::{AllocationSummary, Evaluation, read_json};
+use crate::results::{AllocationSummary, Choice, Evaluation, read_json};
 use crate::session::{Goal, Session};
 use crate::stages::Until;
 
@@ -36,8 +38,29 @@ pub struct BaseOutput {
     pub nll: f64,
     /// exp(nll).
     pub perplexity: f64,
-    /// Share of right answers.
+    /// Share of right answers to the first benchmark.
     pub accuracy: Option<f64>,
+    /// All benchmarks.
+    pub benchmarks: Vec<BenchmarkOutput>,
+}
+
+/// A benchmark's questions, answered.
+#[derive(Debug, Clone, Serialize)]
+pub struct BenchmarkOutput {
+    /// Which one.
+    pub task: Task,
+    /// Shares of right answers.
+    #[serde(flatten)]
+    pub result: ChoiceResult,
+    /// Change of the accuracy from the original's, paired, with its standard error.
+    pub change: Estimate,
+}
+
+impl BenchmarkOutput {
+    pub(crate) fn all(evaluation: &Evaluation) -> Vec<Self> {
+        let one = |c: &Choice| Self { task: c.task, result: c.result.clone(), change: c.change };
+        evaluation.choices.iter().map(one).collect()
+    }
 }
 
 /// One tuned checkpoint; measured fields are empty where a stage did not run.
@@ -63,8 +86,10 @@ pub struct PointOutput {
     pub kl_se: Option<f64>,
     /// Share of positions with the original's most likely token.
     pub top1: Option<f64>,
-    /// Share of right answers.
+    /// Share of right answers to the first benchmark.
     pub accuracy: Option<f64>,
+    /// All benchmarks.
+    pub benchmarks: Vec<BenchmarkOutput>,
     /// Loss that the allocation predicted.
     pub predicted_loss: f64,
     /// The same model's loss of the decoded weights.
@@ -149,7 +174,8 @@ pub fn run(session: &Session, until: Until) -> Result<RunOutput> {
         base: base.as_ref().map(|(_, e)| BaseOutput {
             nll: e.text.nll.mean,
             perplexity: e.text.perplexity,
-            accuracy: e.choice.as_ref().map(|c| c.accuracy),
+            accuracy: e.choices.first().map(|c| c.result.all.accuracy),
+            benchmarks: BenchmarkOutput::all(e),
         }),
         points: made.iter().map(|one| point_output(one, probed.as_ref())).collect(),
         artifacts,
@@ -176,7 +202,8 @@ fn point_output(made: &Made, probed: Option<&Probed>) -> PointOutput {
         kl: text.map(|t| t.kl.mean),
         kl_se: text.map(|t| t.kl.se),
         top1: text.map(|t| t.top1.mean),
-        accuracy: made.evaluated.as_ref().and_then(|e| e.choice.as_ref()).map(|c| c.accuracy),
+        accuracy: made.evaluated.as_ref().and_then(|e| e.choices.first()).map(|c| c.result.all.accuracy),
+        benchmarks: made.evaluated.as_ref().map(BenchmarkOutput::all).unwrap_or_default(),
         predicted_loss: made.summary.predicted_loss,
         decoded_loss: sizes.map(|s| s.loss),
         predicted_kl: sizes.map(|s| probed.map_or(s.loss, |p| p.expected(&s.losses))),
@@ -189,7 +216,7 @@ fn write_report(session: &Session, base: &Evaluation, made: &[Made], output: &Ru
     let points = made.iter().zip(&output.points).filter_map(|(made, out)| {
         let (evaluation, bytes) = (made.evaluated.as_ref()?, out.bytes?);
         let text = &evaluation.text;
-        let choice = evaluation.choice.as_ref();
+        let choice = evaluation.choices.first();
         Some(report::Point {
             lambda: out.lambda,
             bytes,
@@ -205,9 +232,9 @@ fn write_report(session: &Session, base: &Evaluation, made: &[Made], output: &Ru
             kl_se: text.kl.se,
             top1: text.top1.mean,
             top1_se: text.top1.se,
-            accuracy: choice.map(|c| c.accuracy),
-            accuracy_low: choice.map(|c| c.interval.0),
-            accuracy_high: choice.map(|c| c.interval.1),
+            accuracy: choice.map(|c| c.result.all.accuracy),
+            accuracy_low: choice.map(|c| c.result.all.interval.0),
+            accuracy_high: choice.map(|c| c.result.all.interval.1),
             accuracy_change: choice.map(|c| c.change.mean),
             accuracy_change_se: choice.map(|c| c.change.se),
             predicted_loss: out.predicted_kl.unwrap_or(out.predicted_loss),
@@ -226,7 +253,7 @@ fn write_report(session: &Session, base: &Evaluation, made: &[Made], output: &Ru
         })
     });
     let text = &base.text;
-    let choice = base.choice.as_ref();
+    let choice = base.choices.first();
     let data = report::Report {
         model: output.model.clone(),
         weights: made.first().map_or(0, |m| m.summary.weights),
@@ -234,10 +261,10 @@ fn write_report(session: &Session, base: &Evaluation, made: &[Made], output: &Ru
         base_nll: text.nll.mean,
         base_nll_se: text.nll.se,
         base_perplexity: text.perplexity,
-        base_accuracy: choice.map(|c| c.accuracy),
+        base_accuracy: choice.map(|c| c.result.all.accuracy),
         sequences: text.sequences,
         context: text.context,
-        questions: choice.map_or(0, |c| c.questions),
+        questions: choice.map_or(0, |c| c.result.all.questions),
         configuration: serde_json::to_string_pretty(session.config).expect("plain data"),
         points: points.collect(),
     };

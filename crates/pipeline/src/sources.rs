@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use waterfill_artifacts::{Identity, Progress, Store};
-use waterfill_evaluate::QuestionSet;
+use waterfill_evaluate::tasks::{self, Question};
 use waterfill_fixture::{Fixture, Shape, generate};
 use waterfill_hub::{Settings, fetch};
 use waterfill_model::tokens::{Layout, read_u16_tokens};
@@ -84,10 +84,12 @@ impl Source {
         Ok(Windows::cut((&prefix, part_of(&ids, e.part)), e.context, e.sequences, Layout::FromStart, sizes, &path)?)
     }
 
-    /// Configured questions.
-    pub fn questions(&self, m: &MultipleChoice) -> Result<QuestionSet> {
-        let dir = self.resolve(&m.dir, |f| f.questions.clone(), "evaluate.multiple_choice.dir")?;
-        Ok(QuestionSet::open(&dir, &m.subjects, m.questions, m.seed)?)
+    /// Questions of a benchmark.
+    pub fn questions(&self, m: &MultipleChoice) -> Result<Vec<Question>> {
+        let path = self.resolve(&m.path, |f| f.questions.clone(), "evaluate.multiple_choice.path")?;
+        let (shots, scoring, subjects) = (m.shots(), m.scoring, m.subjects.as_slice());
+        let selection = tasks::Selection { shots, scoring, subjects, count: m.questions, seed: m.seed };
+        Ok(tasks::open(m.task, &path, &selection)?)
     }
 
     fn resolve(&self, path: &str, part: impl Fn(&Fixture) -> PathBuf, key: &str) -> Result<PathBuf> {

@@ -9,18 +9,17 @@ use std::path::PathBuf;
 use rayon::prelude::*;
 use waterfill_adapt as adapt;
 use waterfill_allocate as alloc;
-use waterfill_artifacts::{Artifact, Identity, Progress, Work, in_groups};
+use waterfill_artifacts::{Artifact, Identity, Progress, in_groups};
 use waterfill_calibrate as calib;
 use waterfill_checkpoint::Checkpoint;
 use waterfill_codec::{Format, Lambda, Rate};
-use waterfill_evaluate as eval;
-use waterfill_model::{EMBEDDING, Model, Text, Windows, lm_head_name};
+use waterfill_model::{EMBEDDING, Model, Windows, lm_head_name};
 
 use crate::config::{self, PolicyName};
 use crate::error::Result;
 use crate::estimate::coding_memory;
 use crate::probe::Probed;
-use crate::results::{AllocationSummary, Choice, Evaluation, TensorSummary, read_json, write_json};
+use crate::results::{AllocationSummary, TensorSummary, read_json, write_json};
 use crate::session::{Goal, Session};
 
 /// Tokens of a batch in calibration and evaluation.
@@ -328,78 +327,6 @@ impl Session<'_> {
         identity.inputs.extend(held_out.map(|digest| ("held-out".to_string(), digest)));
         identity
     }
-
-    pub(crate) fn evaluation_config(&self) -> serde_json::Value {
-        let m = self.config.evaluate.multiple_choice.as_ref();
-        serde_json::json!({
-            "context": self.config.evaluate.context, "shots": m.map(|m| m.shots), "scoring": m.map(|m| m.scoring), "batch_tokens": BATCH_TOKENS,
-            "device": self.device,
-        })
-    }
-
-    /// Quality of the original, and its final states for comparisons.
-    pub(crate) fn evaluate_base(&self) -> Result<Artifact> {
-        let windows = self.source.evaluation(self.config, self.sizes())?;
-        let questions = self.questions()?;
-        self.stage("evaluate the original", &self.base_identity(&windows, questions.as_ref()), |work| {
-            let text = eval::evaluate_text(&self.model, &windows, BATCH_TOKENS, None, work, self.console)?;
-            let choice = self.answer(&self.model, questions.as_ref(), None, work)?;
-            write_json(&work.path("result.json"), &Evaluation { text, choice })
-        })
-    }
-
-    pub(crate) fn base_identity(&self, windows: &Windows, questions: Option<&eval::QuestionSet>) -> Identity {
-        let inputs = [("tokens", tokens_digest(windows)), ("questions", questions_digest(questions))];
-        self.identity("evaluate-base", 3, inputs, self.evaluation_config())
-    }
-
-    /// Quality of a tuned checkpoint, read back from its files.
-    pub(crate) fn evaluate(&self, base: &Artifact, encoded: &Artifact) -> Result<Artifact> {
-        self.stage("evaluate", &self.evaluation_identity(base.digest(), encoded.digest()), |work| {
-            let windows = self.source.evaluation(self.config, self.sizes())?;
-            let questions = self.questions()?;
-            let tuned = Model::open(&encoded.path("checkpoint"), self.model.device())?;
-            let original = Some((&self.model, base.dir.as_path()));
-            let text = eval::evaluate_text(&tuned, &windows, BATCH_TOKENS, original, work, self.console)?;
-            let choice = self.answer(&tuned, questions.as_ref(), Some(base), work)?;
-            write_json(&work.path("result.json"), &Evaluation { text, choice })
-        })
-    }
-
-    pub(crate) fn evaluation_identity(&self, base: String, encoded: String) -> Identity {
-        self.identity("evaluate", 3, [("checkpoint", encoded), ("base", base)], self.evaluation_config())
-    }
-
-    pub(crate) fn questions(&self) -> Result<Option<eval::QuestionSet>> {
-        self.config.evaluate.multiple_choice.as_ref().map(|m| self.source.questions(m)).transpose()
-    }
-
-    /// Answers the questions, keeps every answer, and pairs with the original's.
-    fn answer(
-        &self,
-        model: &Model,
-        questions: Option<&eval::QuestionSet>,
-        base: Option<&Artifact>,
-        work: &Work,
-    ) -> Result<Option<Choice>> {
-        let (Some(questions), Some(m)) = (questions, &self.config.evaluate.multiple_choice) else { return Ok(None) };
-        let text = Text::open(&self.source.dir, &self.model.config)?;
-        let scoring = match m.scoring {
-            config::Scoring::Letter => eval::Scoring::Letter,
-            config::Scoring::Text => eval::Scoring::Text,
-        };
-        let result = eval::evaluate_choices(model, &text, questions, (m.shots, scoring), work, self.console)?;
-        write_json(&work.path("questions.json"), &result.questions)?;
-        let original: Vec<eval::QuestionResult> = match base {
-            Some(base) => read_json(&base.path("questions.json"))?,
-            None => result.questions.clone(),
-        };
-        let point = |correct: bool| f64::from(u8::from(correct));
-        let changes: Vec<f64> =
-            result.questions.iter().zip(&original).map(|(a, b)| point(a.correct) - point(b.correct)).collect();
-        let (accuracy, interval) = (result.accuracy, result.interval);
-        Ok(Some(Choice { accuracy, interval, change: eval::Estimate::of(&changes), questions: changes.len() }))
-    }
 }
 
 fn summarise(
@@ -469,9 +396,4 @@ pub(crate) fn tokens_digest(windows: &Windows) -> String {
         });
     }
     hasher.finalize().to_hex().to_string()
-}
-
-fn questions_digest(set: Option<&eval::QuestionSet>) -> String {
-    let text = set.map(|s| format!("{:?}{:?}", s.test, s.dev)).unwrap_or_default();
-    blake3::hash(text.as_bytes()).to_hex().to_string()
 }

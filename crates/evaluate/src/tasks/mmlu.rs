@@ -1,0 +1,303 @@
+//! MMLU: files of four choices by subject, and their prompts.
+
+use std::path::{Path, PathBuf};
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{Selection, draw};
+use crate::error::{EvaluateError, Result};
+
+/// The letters of the choices.
+const LETTERS: [&str; 4] = ["A", "B", "C", "D"];
+
+/// Parts of MMLU, as the harness groups its subjects.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Group {
+    /// Science, technology, engineering, mathematics.
+    Stem,
+    /// Humanities.
+    Humanities,
+    /// Social sciences.
+    SocialSciences,
+    /// Business, health, miscellaneous.
+    Other,
+}
+
+const STEM: [&str; 19] = [
+    "abstract_algebra",
+    "anatomy",
+    "astronomy",
+    "college_biology",
+    "college_chemistry",
+    "college_computer_science",
+    "college_mathematics",
+    "college_physics",
+    "computer_security",
+    "conceptual_physics",
+    "electrical_engineering",
+    "elementary_mathematics",
+    "high_school_biology",
+    "high_school_chemistry",
+    "high_school_computer_science",
+    "high_school_mathematics",
+    "high_school_physics",
+    "high_school_statistics",
+    "machine_learning",
+];
+const HUMANITIES: [&str; 13] = [
+    "formal_logic",
+    "high_school_european_history",
+    "high_school_us_history",
+    "high_school_world_history",
+    "international_law",
+    "jurisprudence",
+    "logical_fallacies",
+    "moral_disputes",
+    "moral_scenarios",
+    "philosophy",
+    "prehistory",
+    "professional_law",
+    "world_religions",
+];
+const SOCIAL_SCIENCES: [&str; 12] = [
+    "econometrics",
+    "high_school_geography",
+    "high_school_government_and_politics",
+    "high_school_macroeconomics",
+    "high_school_microeconomics",
+    "high_school_psychology",
+    "human_sexuality",
+    "professional_psychology",
+    "public_relations",
+    "security_studies",
+    "sociology",
+    "us_foreign_policy",
+];
+const OTHER: [&str; 13] = [
+    "business_ethics",
+    "clinical_knowledge",
+    "college_medicine",
+    "global_facts",
+    "human_aging",
+    "management",
+    "marketing",
+    "medical_genetics",
+    "miscellaneous",
+    "nutrition",
+    "professional_accounting",
+    "professional_medicine",
+    "virology",
+];
+
+impl Group {
+    /// Group of one of the 57 subjects.
+    pub(super) fn of(subject: &str) -> Option<Self> {
+        let groups: [(Self, &[&str]); 4] = [
+            (Self::Stem, &STEM),
+            (Self::Humanities, &HUMANITIES),
+            (Self::SocialSciences, &SOCIAL_SCIENCES),
+            (Self::Other, &OTHER),
+        ];
+        groups.into_iter().find(|(_, subjects)| subjects.contains(&subject)).map(|(group, _)| group)
+    }
+
+    /// Name in tables and files.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Stem => "stem",
+            Self::Humanities => "humanities",
+            Self::SocialSciences => "social sciences",
+            Self::Other => "other",
+        }
+    }
+}
+
+/// A question as in the files.
+#[derive(Debug, Clone)]
+struct Question {
+    /// As in the file name: `high_school_biology`.
+    subject: String,
+    question: String,
+    choices: [String; 4],
+    /// Index of the right one.
+    answer: usize,
+}
+
+/// Reads `dev/*_dev.csv` and `test/*_test.csv` below `dir` (columns question, four choices, answer as a letter
+/// or 0 to 3; a header is optional). Before each question stand the first examples of its subject in `dev/`.
+pub(super) fn open(dir: &Path, selection: &Selection) -> Result<Vec<super::Question>> {
+    let mut test = read_split(dir, "test")?;
+    let dev = read_split(dir, "dev")?;
+    if let Some(unknown) = selection.subjects.iter().find(|s| test.iter().all(|q| q.subject != **s)) {
+        let near = test.iter().map(|q| q.subject.as_str()).max_by(|a, b| {
+            let like = |s: &str| strsim::jaro_winkler(s, unknown);
+            like(a).total_cmp(&like(b))
+        });
+        let reason = format!("has no subject {unknown:?}; did you mean {}?", near.unwrap_or_default());
+        return Err(EvaluateError::Questions { path: dir.to_path_buf(), reason });
+    }
+    if !selection.subjects.is_empty() {
+        test.retain(|q| selection.subjects.contains(&q.subject));
+    }
+    let asked = draw(test, selection.count, selection.seed).into_iter().map(|q| {
+        let examples: Vec<&Question> = dev.iter().filter(|d| d.subject == q.subject).take(selection.shots).collect();
+        super::Question {
+            contexts: vec![prompt(&q, &examples, selection.scoring)],
+            continuations: (0..4).map(|i| format!(" {}", selection.scoring.ending(&q, i))).collect(),
+            answer: q.answer,
+            subject: q.subject,
+        }
+    });
+    Ok(asked.collect())
+}
+
+fn read_split(dir: &Path, split: &str) -> Result<Vec<Question>> {
+    let folder = dir.join(split);
+    let failed = |path: &Path, reason: String| EvaluateError::Questions { path: path.to_path_buf(), reason };
+    let entries = std::fs::read_dir(&folder).map_err(|e| failed(&folder, e.to_string()))?;
+    let suffix = format!("_{split}.csv");
+    let mut files: Vec<PathBuf> = entries.filter_map(|e| Some(e.ok()?.path())).collect();
+    files.retain(|p| p.file_name().is_some_and(|n| n.to_string_lossy().ends_with(&suffix)));
+    files.sort();
+    if files.is_empty() {
+        return Err(failed(&folder, format!("has no file *{suffix}")));
+    }
+    let mut questions = Vec::new();
+    for path in files {
+        let name = path.file_name().expect("a file").to_string_lossy().into_owned();
+        let subject = name.trim_end_matches(&suffix).to_string();
+        let mut reader = csv::ReaderBuilder::new()
+            .has_headers(false)
+            .flexible(true)
+            .from_path(&path)
+            .map_err(|e| failed(&path, e.to_string()))?;
+        for (line, record) in reader.records().enumerate() {
+            let record = record.map_err(|e| failed(&path, e.to_string()))?;
+            if record.len() != 6 {
+                let reason = format!("row {} has {} columns, expected 6", line + 1, record.len());
+                return Err(failed(&path, reason));
+            }
+            let Some(answer) = parse_answer(&record[5]) else {
+                if line == 0 {
+                    continue;
+                }
+                let reason = format!("row {}: answer {:?}, expected A to D or 0 to 3", line + 1, &record[5]);
+                return Err(failed(&path, reason));
+            };
+            questions.push(Question {
+                subject: subject.clone(),
+                question: record[0].to_string(),
+                choices: std::array::from_fn(|i| record[1 + i].to_string()),
+                answer,
+            });
+        }
+    }
+    Ok(questions)
+}
+
+fn parse_answer(text: &str) -> Option<usize> {
+    let text = text.trim();
+    LETTERS.iter().position(|l| *l == text).or_else(|| text.parse().ok().filter(|&n| n < 4))
+}
+
+/// What is compared to find the answer that a model gives.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Scoring {
+    /// The likelihoods of the letters after `Answer:`, as MMLU does.
+    #[default]
+    Letter,
+    /// The likelihoods of the choices' texts after `The right choice is`, for models too small to
+    /// connect a letter with its choice.
+    Text,
+}
+
+impl Scoring {
+    /// How a prompt ends.
+    fn cue(self) -> &'static str {
+        match self {
+            Self::Letter => "Answer:",
+            Self::Text => "The right choice is",
+        }
+    }
+
+    /// What follows the cue if choice `i` is taken.
+    fn ending(self, q: &Question, i: usize) -> &str {
+        match self {
+            Self::Letter => LETTERS[i],
+            Self::Text => &q.choices[i],
+        }
+    }
+}
+
+/// Prompt of a question after solved `examples`, in the format of MMLU (Hendrycks et al. 2021) up to
+/// the cue.
+fn prompt(question: &Question, examples: &[&Question], scoring: Scoring) -> String {
+    let subject = question.subject.replace('_', " ");
+    let mut text = format!("The following are multiple choice questions (with answers) about {subject}.\n\n");
+    for example in examples {
+        text += &format!("{} {}\n\n", body(example, scoring), scoring.ending(example, example.answer));
+    }
+    text + &body(question, scoring)
+}
+
+fn body(q: &Question, scoring: Scoring) -> String {
+    let choices: String = LETTERS.iter().zip(&q.choices).map(|(l, c)| format!("{l}. {c}\n")).collect();
+    format!("{}\n{choices}{}", q.question.trim(), scoring.cue())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_prompt_is_mmlus() {
+        let question = |text: &str, answer| Question {
+            subject: "world_religions".into(),
+            question: text.into(),
+            choices: ["one", "two", "three", "four"].map(String::from),
+            answer,
+        };
+        let example = question("First?", 2);
+        let expected = "The following are multiple choice questions (with answers) about world religions.\n\n\
+            First?\nA. one\nB. two\nC. three\nD. four\nAnswer: C\n\n\
+            Second?\nA. one\nB. two\nC. three\nD. four\nAnswer:";
+        assert_eq!(prompt(&question("Second?", 0), &[&example], Scoring::Letter), expected);
+        let text = prompt(&question("Second?", 0), &[&example], Scoring::Text);
+        assert_eq!(
+            text,
+            expected.replace("Answer: C", "The right choice is three").replace("Answer:", "The right choice is")
+        );
+    }
+
+    #[test]
+    fn every_subject_has_a_group() {
+        assert_eq!(STEM.len() + HUMANITIES.len() + SOCIAL_SCIENCES.len() + OTHER.len(), 57);
+        assert_eq!((Group::of("virology"), Group::of("cooking")), (Some(Group::Other), None));
+    }
+
+    #[test]
+    fn both_layouts_are_read_and_subsets_are_seeded() {
+        let dir = tempfile::tempdir().unwrap();
+        for split in ["dev", "test"] {
+            std::fs::create_dir(dir.path().join(split)).unwrap();
+        }
+        let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
+        write("dev/art_dev.csv", "question,choice0,choice1,choice2,choice3,answer\n\"Why, now?\",a,b,c,d,3\n");
+        let rows: String = (0..50).map(|i| format!("q{i},a,b,c,d,{}\n", LETTERS[i % 4])).collect();
+        write("test/art_test.csv", &rows);
+        let of = |subjects: &[String], count, seed| {
+            open(dir.path(), &Selection { shots: 1, scoring: Scoring::Letter, subjects, count, seed })
+        };
+        let all = of(&[], 1000, 1).unwrap();
+        assert_eq!((all.len(), all[2].answer), (50, 2));
+        assert!(all[2].contexts[0].contains("\n\nWhy, now?\nA. a\nB. b\nC. c\nD. d\nAnswer: D\n\nq2\n"));
+        assert_eq!(all[2].continuations, [" A", " B", " C", " D"]);
+        assert_eq!(of(&[], 10, 1).unwrap(), of(&[], 10, 1).unwrap());
+        assert_ne!(of(&[], 10, 1).unwrap(), of(&[], 10, 2).unwrap());
+        assert!(of(&["arts".into()], 5, 1).unwrap_err().to_string().contains("\"arts\"; did you mean art?"));
+        write("test/art_test.csv", "q,a,b,c,d,E\nq,a,b,c,d,E\n");
+        assert!(of(&[], 5, 1).unwrap_err().to_string().contains("row 2"));
+    }
+}

@@ -1,0 +1,122 @@
+//! Multiple-choice benchmarks, asked as lm-evaluation-harness 0.4 asks them: which continuation of a context
+//! is the likeliest.
+
+mod jsonl;
+mod mmlu;
+
+use std::path::Path;
+
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{RngCore, SeedableRng};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::error::Result;
+pub use mmlu::{Group, Scoring};
+
+/// A benchmark of multiple-choice questions.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Task {
+    /// Hendrycks et al. 2021; a directory with `dev/` and `test/`.
+    #[default]
+    Mmlu,
+    /// Zellers et al. 2019; JSON lines with `activity_label`, `ctx_a`, `ctx_b`, `endings`, `label`.
+    Hellaswag,
+    /// Clark et al. 2018; JSON lines with `query`, `choices`, `gold`.
+    ArcEasy,
+    /// Bisk et al. 2020; the same.
+    Piqa,
+    /// Sakaguchi et al. 2020; JSON lines with `context_options`, `continuation`, `gold`.
+    Winogrande,
+}
+
+impl Task {
+    /// Name in tables and files.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Mmlu => "mmlu",
+            Self::Hellaswag => "hellaswag",
+            Self::ArcEasy => "arc-easy",
+            Self::Piqa => "piqa",
+            Self::Winogrande => "winogrande",
+        }
+    }
+
+    /// Whether likelihoods are also compared by character, the harness' `acc_norm`.
+    pub fn normalised(self) -> bool {
+        matches!(self, Self::Hellaswag | Self::ArcEasy | Self::Piqa)
+    }
+
+    /// Part of the benchmark that a subject belongs to.
+    pub fn group(self, subject: &str) -> Option<Group> {
+        if self == Self::Mmlu { Group::of(subject) } else { None }
+    }
+}
+
+/// One question: a context for each choice or one for all, and likewise continuations, which begin with the
+/// space that separates them.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Question {
+    /// MMLU's subject; the task's name elsewhere.
+    pub subject: String,
+    /// What stands before; one, or one for each choice.
+    pub contexts: Vec<String>,
+    /// What is scored; one, or one for each choice.
+    pub continuations: Vec<String>,
+    /// Index of the right choice.
+    pub answer: usize,
+}
+
+impl Question {
+    /// Number of choices.
+    pub fn choices(&self) -> usize {
+        self.contexts.len().max(self.continuations.len())
+    }
+
+    /// Context and continuation of a choice.
+    pub fn request(&self, choice: usize) -> (&str, &str) {
+        let of = |texts: &'_ [String]| -> usize { choice.min(texts.len() - 1) };
+        (&self.contexts[of(&self.contexts)], &self.continuations[of(&self.continuations)])
+    }
+}
+
+/// Which questions, and how they are asked.
+#[derive(Debug, Clone)]
+pub struct Selection<'a> {
+    /// Solved examples before each question of MMLU.
+    pub shots: usize,
+    /// What is compared in MMLU's questions.
+    pub scoring: Scoring,
+    /// Subjects of MMLU; all when empty.
+    pub subjects: &'a [String],
+    /// Questions drawn.
+    pub count: usize,
+    /// Seed of the draw.
+    pub seed: u64,
+}
+
+/// Reads a benchmark's questions from `path`.
+///
+/// # Errors
+/// Files that are missing or of another layout, and subjects that are not there.
+pub fn open(task: Task, path: &Path, selection: &Selection) -> Result<Vec<Question>> {
+    match task {
+        Task::Mmlu => mmlu::open(path, selection),
+        _ => Ok(draw(jsonl::open(task, path)?, selection.count, selection.seed)),
+    }
+}
+
+/// The first `count` of a seeded Fisher-Yates shuffle, back in their order.
+fn draw<T>(all: Vec<T>, count: usize, seed: u64) -> Vec<T> {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let mut order: Vec<usize> = (0..all.len()).collect();
+    let count = count.min(all.len());
+    for i in 0..count {
+        let j = i + ((u128::from(rng.next_u64()) * (all.len() - i) as u128) >> 64) as usize;
+        order.swap(i, j);
+    }
+    let mut taken = vec![false; all.len()];
+    order[..count].iter().for_each(|&i| taken[i] = true);
+    all.into_iter().zip(taken).filter_map(|(item, taken)| taken.then_some(item)).collect()
+}
