@@ -66,6 +66,9 @@ impl Operations {
 /// What happens at a linear layer: index, input, output.
 pub(crate) type Tap<'a> = dyn FnMut(usize, &Tensor, Tensor) -> CandleResult<Tensor> + 'a;
 
+/// Attention of projected queries, keys and values.
+pub(crate) type Attend<'a> = dyn FnMut(&Tensor, &Tensor, &Tensor) -> CandleResult<Tensor> + 'a;
+
 impl Block {
     /// A block without biases and norms of queries and keys, from its weights: the two norms, then
     /// the linear layers in the order of [`LINEARS`].
@@ -105,7 +108,21 @@ impl Block {
         Ok(self.run(x, Operations::forward(x), &mut |_, _, y| Ok(y))?)
     }
 
+    /// As [`Block::forward`], with `attend` in place of attention among the tokens of `x`.
+    pub(crate) fn attended(&self, x: &Tensor, attend: &mut Attend) -> CandleResult<Tensor> {
+        let operations = Operations::forward(x);
+        self.run_with(x, operations, &mut |_, _, y| Ok(y), &mut |q, k, v| {
+            let normed = self.norm_heads(q, k, operations)?;
+            let [q, k] = normed.as_ref().map_or([q, k], |[q, k]| [q, k]);
+            attend(q, k, v)
+        })
+    }
+
     pub(crate) fn run(&self, x: &Tensor, operations: Operations, tap: &mut Tap) -> CandleResult<Tensor> {
+        self.run_with(x, operations, tap, &mut |q, k, v| self.attend(q, k, v, operations))
+    }
+
+    fn run_with(&self, x: &Tensor, operations: Operations, tap: &mut Tap, attend: &mut Attend) -> CandleResult<Tensor> {
         let mut linear = |i: usize, input: &Tensor| {
             let (batch, tokens, width) = input.dims3()?;
             let flat = input.reshape((batch * tokens, width))?;
@@ -114,7 +131,7 @@ impl Block {
         };
         let normed = self.norm(x, &self.attention_norm, operations)?;
         let (q, k, v) = (linear(0, &normed)?, linear(1, &normed)?, linear(2, &normed)?);
-        let attended = self.attend(&q, &k, &v, operations)?;
+        let attended = attend(&q, &k, &v)?;
         let x = (x + linear(3, &attended)?)?;
         let normed = self.norm(&x, &self.mlp_norm, operations)?;
         let (gate, up) = (linear(4, &normed)?, linear(5, &normed)?);
@@ -208,7 +225,7 @@ impl Block {
     }
 
     /// Gives every query head its key or value head.
-    fn repeat(&self, t: &Tensor) -> CandleResult<Tensor> {
+    pub(crate) fn repeat(&self, t: &Tensor) -> CandleResult<Tensor> {
         let groups = self.config.heads / self.config.kv_heads;
         if groups == 1 {
             return t.contiguous();

@@ -8,6 +8,7 @@
 mod block;
 mod config;
 mod error;
+mod generate;
 mod head;
 mod kernels;
 mod memory;
@@ -22,6 +23,7 @@ mod vjp;
 pub use block::{Block, LINEARS, differentiable_norm};
 pub use config::{ARCHITECTURES, ModelConfig, architectures};
 pub use error::{ModelError, Result};
+pub use generate::{Generator, Sequence};
 pub use head::Head;
 pub use memory::side_by_side;
 pub use pack::{pack, unpack};

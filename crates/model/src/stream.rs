@@ -209,7 +209,7 @@ impl Model {
         Ok(())
     }
 
-    fn load(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
+    pub(crate) fn load(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
         let values = match self.values.get(name) {
             Some(values) => values.clone(),
             None => self.source(name).read_f32(name, shape)?,
