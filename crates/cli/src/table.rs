@@ -44,7 +44,7 @@ pub fn render(output: &RunOutput) -> String {
 
 /// Whether there is more than the accuracy that tables have.
 fn tells_more(benchmarks: &[BenchmarkOutput]) -> bool {
-    benchmarks.len() > 1 || benchmarks.iter().any(|b| b.result.by_length.is_some() || !b.result.groups.is_empty())
+    benchmarks.len() > 1 || benchmarks.iter().any(|b| b.result.other_way.is_some() || !b.result.groups.is_empty())
 }
 
 /// Accuracies with their 95 % intervals; of a tuned checkpoint, changes too.
@@ -56,8 +56,8 @@ fn benchmarks(name: &str, benchmarks: &[BenchmarkOutput]) -> Vec<String> {
     for b in benchmarks {
         let r = &b.result;
         let mut line = format!("{name}: {:12}{} of {} questions", b.task.name(), percent(&r.all), r.all.questions);
-        if let Some(share) = &r.by_length {
-            line += &format!(", by length {}", percent(share));
+        if let (Some(way), Some(share)) = (b.task.other_way(), &r.other_way) {
+            line += &format!(", {way} {}", percent(share));
         }
         if name != "original" {
             line += &format!(", change {:+.2} ± {:.2} points", 100.0 * b.change.mean, 100.0 * b.change.se);

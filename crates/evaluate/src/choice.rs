@@ -1,4 +1,5 @@
-//! Multiple choice by the likelihood of a continuation, as lm-evaluation-harness 0.4 scores it.
+//! Benchmarks: choices by the likelihood of a continuation and answers that are written, as
+//! lm-evaluation-harness 0.4 scores them.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +11,8 @@ use waterfill_model::{Model, Text};
 use crate::error::{EvaluateError, Result};
 use crate::states::{blocks, final_states};
 use crate::statistics::wilson;
-use crate::tasks::{Question, Task};
+use crate::tasks::{Exercise, Items, Question, Task, last_number, number_after_mark};
+use crate::writing::write_answers;
 
 /// Tokens of a batch of prompts.
 const BATCH_TOKENS: usize = 4096;
@@ -20,14 +22,17 @@ const BATCH_TOKENS: usize = 4096;
 pub struct QuestionResult {
     /// Subject.
     pub subject: String,
-    /// Log-likelihood of each choice, nats.
+    /// Log-likelihood of each choice, nats; none of what was written.
     pub scores: Vec<f64>,
-    /// Index of the right choice.
-    pub answer: usize,
-    /// Whether the likeliest choice is the right one.
+    /// The right choice's index, or what is right to write.
+    pub answer: String,
+    /// What was written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub written: Option<String>,
+    /// Whether the likeliest choice is the right one, or what was written is right.
     pub correct: bool,
-    /// Whether the choice that is the likeliest by character is, where the benchmark compares that.
-    pub correct_by_length: Option<bool>,
+    /// The same by [`Task::other_way`].
+    pub correct_other_way: Option<bool>,
     /// Whether the beginning was cut to fit the context.
     pub truncated: bool,
 }
@@ -59,8 +64,8 @@ impl Share {
 pub struct ChoiceResult {
     /// The likeliest choice is the right one: the harness' `acc`.
     pub all: Share,
-    /// The likeliest by character is: `acc_norm`, where the benchmark has it.
-    pub by_length: Option<Share>,
+    /// The same by [`Task::other_way`].
+    pub other_way: Option<Share>,
     /// By subject, where there are several.
     pub subjects: BTreeMap<String, Share>,
     /// By group of subjects.
@@ -86,7 +91,7 @@ pub struct Asked<'a> {
     /// Which benchmark.
     pub task: Task,
     /// Its questions.
-    pub questions: &'a [Question],
+    pub items: &'a Items,
     /// Whether the tokenizer's beginning of text stands before; by default the harness leaves it out.
     pub bos: bool,
     /// What names of units begin with.
@@ -101,11 +106,29 @@ pub struct Asked<'a> {
 pub fn evaluate_choices(
     model: &Model,
     text: &Text,
-    &Asked { task, questions, bos, name }: &Asked,
+    &Asked { task, items, bos, name }: &Asked,
     work: &Work,
     progress: &dyn Progress,
 ) -> Result<(ChoiceResult, Vec<QuestionResult>)> {
     let prefix = if bos { text.prefix() } else { &[] };
+    let results = match items {
+        Items::Questions(questions) => choose(model, (text, prefix), (task, questions), (work, name), progress)?,
+        Items::Exercises(exercises) => {
+            let given = write_answers(model, (text, prefix), exercises, (work, name), progress)?;
+            exercises.iter().zip(given).map(|(exercise, given)| graded(task, exercise, given)).collect()
+        }
+    };
+    Ok((summarise(task, &results), results))
+}
+
+/// The likeliest choices.
+fn choose(
+    model: &Model,
+    (text, prefix): (&Text, &[u32]),
+    (task, questions): (Task, &[Question]),
+    (work, name): (&Work, &str),
+    progress: &dyn Progress,
+) -> Result<Vec<QuestionResult>> {
     let (mut sequences, mut truncated) = (Vec::new(), Vec::with_capacity(questions.len()));
     for (n, question) in questions.iter().enumerate() {
         let (of, cut) = sequences_of((text, prefix), n, question, model.config.positions)?;
@@ -114,28 +137,41 @@ pub fn evaluate_choices(
     }
     let choices = questions.iter().map(Question::choices).collect();
     let scores = score(model, &sequences, choices, (work, name), progress)?;
-    let results: Vec<QuestionResult> = questions
-        .iter()
-        .zip(scores)
-        .zip(truncated)
-        .map(|((question, scores), truncated)| {
-            let best = |score: &dyn Fn(usize) -> f64| {
-                (0..scores.len()).fold(0, |best, i| if score(i) > score(best) { i } else { best })
-            };
-            // Characters without the space before.
-            let length = |i: usize| (question.request(i).1.chars().count() - 1).max(1) as f64;
-            let by_length = task.normalised().then(|| best(&|i| scores[i] / length(i)) == question.answer);
-            QuestionResult {
-                subject: question.subject.clone(),
-                answer: question.answer,
-                correct: best(&|i| scores[i]) == question.answer,
-                correct_by_length: by_length,
-                truncated,
-                scores,
-            }
-        })
-        .collect();
-    Ok((summarise(task, &results), results))
+    let result = |((question, scores), truncated): ((&Question, Vec<f64>), bool)| {
+        let best = |score: &dyn Fn(usize) -> f64| {
+            (0..scores.len()).fold(0, |best, i| if score(i) > score(best) { i } else { best })
+        };
+        // Characters without the space before.
+        let length = |i: usize| (question.request(i).1.chars().count() - 1).max(1) as f64;
+        QuestionResult {
+            subject: question.subject.clone(),
+            answer: question.answer.to_string(),
+            written: None,
+            correct: best(&|i| scores[i]) == question.answer,
+            correct_other_way: task.other_way().map(|_| best(&|i| scores[i] / length(i)) == question.answer),
+            truncated,
+            scores,
+        }
+    };
+    Ok(questions.iter().zip(scores).zip(truncated).map(result).collect())
+}
+
+/// Whether what was written is right.
+fn graded(task: Task, exercise: &Exercise, (written, truncated): (String, bool)) -> QuestionResult {
+    let right = |found: Option<String>| found.as_ref() == Some(&exercise.answer);
+    let (correct, other_way) = match task {
+        Task::Gsm8k => (right(number_after_mark(&written)), Some(right(last_number(&written)))),
+        _ => (written.trim() == exercise.answer, None),
+    };
+    QuestionResult {
+        subject: exercise.subject.clone(),
+        scores: vec![],
+        answer: exercise.answer.clone(),
+        written: Some(written),
+        correct,
+        correct_other_way: other_way,
+        truncated,
+    }
 }
 
 fn summarise(task: Task, results: &[QuestionResult]) -> ChoiceResult {
@@ -154,7 +190,7 @@ fn summarise(task: Task, results: &[QuestionResult]) -> ChoiceResult {
     }
     ChoiceResult {
         all: Share::of(results.iter().map(|r| r.correct)),
-        by_length: task.normalised().then(|| Share::of(results.iter().filter_map(|r| r.correct_by_length))),
+        other_way: task.other_way().map(|_| Share::of(results.iter().filter_map(|r| r.correct_other_way))),
         subjects,
         groups: shares(&|r| Some(task.group(&r.subject)?.name().to_string())),
         truncated: results.iter().filter(|r| r.truncated).count(),

@@ -11,6 +11,7 @@ mod states;
 mod statistics;
 pub mod tasks;
 mod text;
+mod writing;
 
 pub use choice::{Asked, ChoiceResult, QuestionResult, Share, evaluate_choices};
 pub use error::{EvaluateError, Result};

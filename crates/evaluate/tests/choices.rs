@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Device, Tensor};
 use waterfill_artifacts::{Silent, Work};
-use waterfill_evaluate::tasks::{Question, Task};
+use waterfill_evaluate::tasks::{Items, Question, Task};
 use waterfill_evaluate::{Asked, EvaluateError, QuestionResult, evaluate_choices};
 use waterfill_fixture::{CONTEXT, Fixture, Shape, generate};
 use waterfill_model::{Model, Text};
@@ -24,7 +24,8 @@ impl Place {
 
     fn answer(&self, questions: &[Question]) -> Result<Vec<QuestionResult>, EvaluateError> {
         let out = tempfile::tempdir().unwrap();
-        let asked = Asked { task: Task::Piqa, questions, bos: false, name: "q" };
+        let items = Items::Questions(questions.to_vec());
+        let asked = Asked { task: Task::Piqa, items: &items, bos: false, name: "q" };
         let work = Work::begin(out.path()).unwrap();
         Ok(evaluate_choices(&self.model, &self.text, &asked, &work, &Silent)?.1)
     }
@@ -87,7 +88,7 @@ fn likelihoods_are_those_of_each_choice_alone() {
         };
         assert_eq!(result.correct, best(&|i| result.scores[i]) == 1);
         let length = |i: usize| (question.request(i).1.chars().count() - 1) as f64;
-        assert_eq!(result.correct_by_length, Some(best(&|i| result.scores[i] / length(i)) == 1));
+        assert_eq!(result.correct_other_way, Some(best(&|i| result.scores[i] / length(i)) == 1));
     }
     assert_eq!(results.iter().map(|r| r.truncated).collect::<Vec<_>>(), [false, false, false, true]);
 }

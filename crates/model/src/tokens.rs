@@ -70,6 +70,15 @@ impl Text {
         let failed = |e: tokenizers::Error| ModelError::Unsupported { path: self.path.clone(), reason: e.to_string() };
         Ok(self.tokenizer.encode_fast(text, false).map_err(failed)?.get_ids().to_vec())
     }
+
+    /// Text of token ids, special ones left out.
+    ///
+    /// # Errors
+    /// What the tokenizer says.
+    pub fn decode(&self, ids: &[u32]) -> Result<String> {
+        let failed = |e: tokenizers::Error| ModelError::Unsupported { path: self.path.clone(), reason: e.to_string() };
+        self.tokenizer.decode(ids, true).map_err(failed)
+    }
 }
 
 /// What stands before every text. The template in `tokenizer.json` says it; `add_bos_token` has the

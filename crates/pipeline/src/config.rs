@@ -409,7 +409,7 @@ impl Evaluate {
     }
 }
 
-/// Multiple-choice questions, asked as lm-evaluation-harness does.
+/// A benchmark's questions, asked as lm-evaluation-harness does.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct MultipleChoice {
@@ -418,10 +418,13 @@ pub struct MultipleChoice {
     pub task: Task,
     /// MMLU's directory with `dev/` and `test/`, or `fixture`; a file of JSON lines of the others.
     pub path: String,
-    /// Solved examples before each question of MMLU; 5 if absent. What does not fit the context loses its
-    /// beginning.
+    /// Solved examples before each question of MMLU and GSM8K; 5 if absent. What does not fit the context loses
+    /// its beginning.
     #[serde(default)]
     pub shots: Option<usize>,
+    /// File that GSM8K's solved examples come from.
+    #[serde(default)]
+    pub examples: Option<String>,
     /// Whether the tokenizer's beginning of text stands before; the harness leaves it out.
     #[serde(default)]
     pub bos: bool,
@@ -442,7 +445,8 @@ pub struct MultipleChoice {
 impl MultipleChoice {
     /// Solved examples before each question.
     pub(crate) fn shots(&self) -> usize {
-        self.shots.unwrap_or(if self.task == Task::Mmlu { 5 } else { 0 })
+        let there = self.task != Task::Gsm8k || self.examples.is_some();
+        self.shots.unwrap_or(if there { self.task.usual_shots() } else { 0 })
     }
 }
 
@@ -527,7 +531,8 @@ pub(crate) fn problems(config: &Config) -> Vec<String> {
         e.multiple_choice.iter().map(|m| ("evaluate.multiple_choice".into(), m)).chain(keyed).collect();
     for (key, m) in &keyed {
         range(&format!("{key}.questions"), m.questions as f64, 1.0, 1e9);
-        range(&format!("{key}.shots"), m.shots() as f64, 0.0, if m.task == Task::Mmlu { 100.0 } else { 0.0 });
+        let most = if m.task.takes_examples() { 100.0 } else { 0.0 };
+        range(&format!("{key}.shots"), m.shots() as f64, 0.0, most);
     }
     let mut require = |holds: bool, message: &str| {
         if !holds {
@@ -539,6 +544,12 @@ pub(crate) fn problems(config: &Config) -> Vec<String> {
     for (key, m) in &keyed {
         let mmlu = m.task == Task::Mmlu || (m.subjects.is_empty() && m.scoring == Scoring::Letter);
         require(mmlu, &format!("{key} has subjects or scoring, which only mmlu takes"));
+        let (gsm8k, given) = (m.task == Task::Gsm8k, m.examples.is_some());
+        require(gsm8k || !given, &format!("{key} has examples, which only gsm8k takes"));
+        require(
+            !gsm8k || given || m.shots() == 0,
+            &format!("{key} asks for shots, which come from a file: give examples"),
+        );
     }
     require(plain(&config.name), &format!("name is {:?}, expected letters, digits, '-', '_' and '.'", config.name));
     let known = ["path:", "fixture:", "hf:"].iter().any(|p| config.model.starts_with(p));

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use waterfill_artifacts::{Artifact, Identity, Progress, Work};
 use waterfill_evaluate as eval;
-use waterfill_evaluate::tasks::Question;
+use waterfill_evaluate::tasks::Items;
 use waterfill_model::{Model, Text, Windows};
 
 use crate::config::MultipleChoice;
@@ -39,7 +39,7 @@ impl Session<'_> {
         })
     }
 
-    pub(crate) fn base_identity(&self, windows: &Windows, questions: &[Vec<Question>]) -> Identity {
+    pub(crate) fn base_identity(&self, windows: &Windows, questions: &[Items]) -> Identity {
         let inputs = [("tokens", tokens_digest(windows)), ("questions", questions_digest(questions))];
         self.identity("evaluate-base", VERSION, inputs, self.evaluation_config())
     }
@@ -62,24 +62,18 @@ impl Session<'_> {
     }
 
     /// Questions of every benchmark.
-    pub(crate) fn questions(&self) -> Result<Vec<Vec<Question>>> {
+    pub(crate) fn questions(&self) -> Result<Vec<Items>> {
         self.config.evaluate.choices().map(|m| self.source.questions(m)).collect()
     }
 
     /// Answers the questions, keeps every answer, and pairs with the original's.
-    fn answer(
-        &self,
-        model: &Model,
-        questions: &[Vec<Question>],
-        base: Option<&Artifact>,
-        work: &Work,
-    ) -> Result<Vec<Choice>> {
+    fn answer(&self, model: &Model, questions: &[Items], base: Option<&Artifact>, work: &Work) -> Result<Vec<Choice>> {
         let mut choices = Vec::new();
-        for (n, (m, questions)) in self.config.evaluate.choices().zip(questions).enumerate() {
+        for (n, (m, items)) in self.config.evaluate.choices().zip(questions).enumerate() {
             let text = Text::open(&self.source.dir, &self.model.config)?;
             let task = m.task;
             let name = format!("{}-{n}", task.name());
-            let asked = eval::Asked { task, questions, bos: m.bos, name: &name };
+            let asked = eval::Asked { task, items, bos: m.bos, name: &name };
             let start = Instant::now();
             let (result, answers) = eval::evaluate_choices(model, &text, &asked, work, self.console)?;
             let (count, seconds) = (answers.len() as f64, start.elapsed().as_secs_f64());
@@ -99,10 +93,10 @@ impl Session<'_> {
     }
 }
 
-fn questions_digest(questions: &[Vec<Question>]) -> String {
+fn questions_digest(questions: &[Items]) -> String {
     let mut hasher = blake3::Hasher::new();
-    for question in questions.iter().flatten() {
-        hasher.update(format!("{question:?}").as_bytes());
+    for items in questions {
+        hasher.update(format!("{items:?}").as_bytes());
     }
     hasher.finalize().to_hex().to_string()
 }

@@ -94,6 +94,7 @@ fn named_files(config: &Config) -> Vec<(&str, &str)> {
     files.extend(e.tokens.as_deref().map(|t| ("evaluate.tokens", t)));
     files.extend(e.multiple_choice.as_ref().map(|m| ("evaluate.multiple_choice.path", m.path.as_str())));
     files.extend(e.benchmarks.iter().map(|m| ("evaluate.benchmarks.path", m.path.as_str())));
+    files.extend(e.choices().filter_map(|m| Some(("evaluate.benchmarks.examples", m.examples.as_deref()?))));
     files.extend(config.model.strip_prefix("path:").map(|d| ("model", d)));
     files
 }

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use waterfill_artifacts::{Identity, Progress, Store};
-use waterfill_evaluate::tasks::{self, Question};
+use waterfill_evaluate::tasks::{self, Items};
 use waterfill_fixture::{Fixture, Shape, generate};
 use waterfill_hub::{Settings, fetch};
 use waterfill_model::tokens::{Layout, read_u16_tokens};
@@ -85,10 +85,11 @@ impl Source {
     }
 
     /// Questions of a benchmark.
-    pub fn questions(&self, m: &MultipleChoice) -> Result<Vec<Question>> {
+    pub fn questions(&self, m: &MultipleChoice) -> Result<Items> {
         let path = self.resolve(&m.path, |f| f.questions.clone(), "evaluate.multiple_choice.path")?;
         let (shots, scoring, subjects) = (m.shots(), m.scoring, m.subjects.as_slice());
-        let selection = tasks::Selection { shots, scoring, subjects, count: m.questions, seed: m.seed };
+        let examples = m.examples.as_deref().map(Path::new);
+        let selection = tasks::Selection { shots, examples, scoring, subjects, count: m.questions, seed: m.seed };
         Ok(tasks::open(m.task, &path, &selection)?)
     }
 

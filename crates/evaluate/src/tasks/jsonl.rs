@@ -1,4 +1,4 @@
-//! Benchmarks whose questions are lines of JSON.
+//! Benchmarks whose questions are lines of JSON, and such lines.
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;
@@ -42,50 +42,67 @@ struct Winogrande {
 /// A file that cannot be read, lines of another layout, answers that are none of the choices.
 pub(super) fn open(task: Task, path: &Path) -> Result<Vec<Question>> {
     let subject = || task.name().to_string();
-    match task {
-        Task::Hellaswag => lines(path, |q: Hellaswag| Question {
-            subject: subject(),
-            contexts: vec![clean(&format!("{}: {} {}", q.activity_label, q.ctx_a, capitalised(&q.ctx_b)))],
-            continuations: q.endings.iter().map(|e| format!(" {}", clean(e))).collect(),
-            answer: q.label.as_str().map_or(q.label.as_u64(), |l| l.parse().ok()).map_or(usize::MAX, |l| l as usize),
-        }),
-        Task::Winogrande => lines(path, |q: Winogrande| Question {
-            subject: subject(),
-            contexts: q.context_options,
-            continuations: vec![format!(" {}", q.continuation.trim())],
-            answer: q.gold,
-        }),
-        _ => lines(path, |q: Choices| Question {
-            subject: subject(),
-            contexts: vec![format!("{}\nAnswer:", q.query)],
-            continuations: q.choices.iter().map(|c| format!(" {c}")).collect(),
-            answer: q.gold,
-        }),
+    let questions: Vec<Question> = match task {
+        Task::Hellaswag => lines(path)?
+            .into_iter()
+            .map(|q: Hellaswag| Question {
+                subject: subject(),
+                contexts: vec![clean(&format!("{}: {} {}", q.activity_label, q.ctx_a, capitalised(&q.ctx_b)))],
+                continuations: q.endings.iter().map(|e| format!(" {}", clean(e))).collect(),
+                answer: q
+                    .label
+                    .as_str()
+                    .map_or(q.label.as_u64(), |l| l.parse().ok())
+                    .map_or(usize::MAX, |l| l as usize),
+            })
+            .collect(),
+        Task::Winogrande => lines(path)?
+            .into_iter()
+            .map(|q: Winogrande| Question {
+                subject: subject(),
+                contexts: q.context_options,
+                continuations: vec![format!(" {}", q.continuation.trim())],
+                answer: q.gold,
+            })
+            .collect(),
+        _ => lines(path)?
+            .into_iter()
+            .map(|q: Choices| Question {
+                subject: subject(),
+                contexts: vec![format!("{}\nAnswer:", q.query)],
+                continuations: q.choices.iter().map(|c| format!(" {c}")).collect(),
+                answer: q.gold,
+            })
+            .collect(),
+    };
+    let wrong = questions.iter().enumerate().find(|(_, q)| q.answer >= q.choices() || q.choices() < 2);
+    match wrong {
+        Some((n, q)) => {
+            let reason = format!("question {}: the answer is none of its {} choices", n + 1, q.choices());
+            Err(EvaluateError::Questions { path: path.to_path_buf(), reason })
+        }
+        None => Ok(questions),
     }
 }
 
-fn lines<T: DeserializeOwned>(path: &Path, question: impl Fn(T) -> Question) -> Result<Vec<Question>> {
+/// What the lines of a file hold.
+///
+/// # Errors
+/// A file that cannot be read, lines of another layout, none at all.
+pub(super) fn lines<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>> {
     let failed = |reason: String| EvaluateError::Questions { path: path.to_path_buf(), reason };
     let file = std::fs::File::open(path).map_err(|e| failed(e.to_string()))?;
-    let mut questions = Vec::new();
+    let mut all = Vec::new();
     for (n, line) in BufReader::new(file).lines().enumerate() {
         let line = line.map_err(|e| failed(e.to_string()))?;
-        if line.trim().is_empty() {
-            continue;
+        if !line.trim().is_empty() {
+            all.push(serde_json::from_str(&line).map_err(|e| failed(format!("line {}: {e}", n + 1)))?);
         }
-        let parsed = serde_json::from_str(&line).map_err(|e| failed(format!("line {}: {e}", n + 1)))?;
-        let question = question(parsed);
-        let choices = question.choices();
-        if question.answer >= choices || choices < 2 {
-            let reason = format!("line {}: the answer is none of its {choices} choices", n + 1);
-            return Err(failed(reason));
-        }
-        questions.push(question);
     }
-    if questions.is_empty() {
+    if all.is_empty() {
         return Err(failed("has no questions".into()));
     }
-    Ok(questions)
+    Ok(all)
 }
 
 /// Python's `str.capitalize`: the first letter upper case, all others lower.
@@ -155,7 +172,7 @@ mod tests {
         let good = "{\"choices\": [\"a\", \"b\"], \"gold\": 1, \"query\": \"q\"}\n";
         for (text, expected) in [
             (format!("{good}{{\"question\": 1}}\n"), "line 2: missing field"),
-            (good.replace('1', "2"), "line 1: the answer is none of its 2 choices"),
+            (good.replace('1', "2"), "question 1: the answer is none of its 2 choices"),
             ("\n".into(), "has no questions"),
             (format!("{good}\nno json"), "line 3"),
         ] {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Selection, draw};
+use super::{Exercise, Items, Selection, draw};
 use crate::error::{EvaluateError, Result};
 
 /// The letters of the choices.
@@ -126,7 +126,7 @@ struct Question {
 
 /// Reads `dev/*_dev.csv` and `test/*_test.csv` below `dir` (columns question, four choices, answer as a letter
 /// or 0 to 3; a header is optional). Before each question stand the first examples of its subject in `dev/`.
-pub(super) fn open(dir: &Path, selection: &Selection) -> Result<Vec<super::Question>> {
+pub(super) fn open(dir: &Path, selection: &Selection) -> Result<Items> {
     let mut test = read_split(dir, "test")?;
     let dev = read_split(dir, "dev")?;
     if let Some(unknown) = selection.subjects.iter().find(|s| test.iter().all(|q| q.subject != **s)) {
@@ -142,14 +142,24 @@ pub(super) fn open(dir: &Path, selection: &Selection) -> Result<Vec<super::Quest
     }
     let asked = draw(test, selection.count, selection.seed).into_iter().map(|q| {
         let examples: Vec<&Question> = dev.iter().filter(|d| d.subject == q.subject).take(selection.shots).collect();
-        super::Question {
-            contexts: vec![prompt(&q, &examples, selection.scoring)],
-            continuations: (0..4).map(|i| format!(" {}", selection.scoring.ending(&q, i))).collect(),
-            answer: q.answer,
-            subject: q.subject,
-        }
+        (prompt(&q, &examples, selection.scoring), q)
     });
-    Ok(asked.collect())
+    if selection.scoring == Scoring::Written {
+        let exercise = |(prompt, q): (String, Question)| Exercise {
+            subject: q.subject,
+            prompt,
+            answer: q.choices[q.answer].clone(),
+            stops: ["\n", ".", ","].map(String::from).into(),
+        };
+        return Ok(Items::Exercises(asked.map(exercise).collect()));
+    }
+    let question = |(prompt, q): (String, Question)| super::Question {
+        contexts: vec![prompt],
+        continuations: (0..4).map(|i| format!(" {}", selection.scoring.ending(&q, i))).collect(),
+        answer: q.answer,
+        subject: q.subject,
+    };
+    Ok(Items::Questions(asked.map(question).collect()))
 }
 
 fn read_split(dir: &Path, split: &str) -> Result<Vec<Question>> {
@@ -211,6 +221,8 @@ pub enum Scoring {
     /// The likelihoods of the choices' texts after `The right choice is`, for models too small to
     /// connect a letter with its choice.
     Text,
+    /// What the model writes after `The right choice is`, up to a comma or a full stop: the right choice's text or not.
+    Written,
 }
 
 impl Scoring {
@@ -218,7 +230,7 @@ impl Scoring {
     fn cue(self) -> &'static str {
         match self {
             Self::Letter => "Answer:",
-            Self::Text => "The right choice is",
+            Self::Text | Self::Written => "The right choice is",
         }
     }
 
@@ -226,7 +238,7 @@ impl Scoring {
     fn ending(self, q: &Question, i: usize) -> &str {
         match self {
             Self::Letter => LETTERS[i],
-            Self::Text => &q.choices[i],
+            Self::Text | Self::Written => &q.choices[i],
         }
     }
 }
@@ -287,8 +299,12 @@ mod tests {
         write("dev/art_dev.csv", "question,choice0,choice1,choice2,choice3,answer\n\"Why, now?\",a,b,c,d,3\n");
         let rows: String = (0..50).map(|i| format!("q{i},a,b,c,d,{}\n", LETTERS[i % 4])).collect();
         write("test/art_test.csv", &rows);
-        let of = |subjects: &[String], count, seed| {
-            open(dir.path(), &Selection { shots: 1, scoring: Scoring::Letter, subjects, count, seed })
+        let of = |subjects: &[String], count, seed| -> Result<Vec<super::super::Question>> {
+            let scoring = Scoring::Letter;
+            match open(dir.path(), &Selection { shots: 1, examples: None, scoring, subjects, count, seed })? {
+                Items::Questions(questions) => Ok(questions),
+                Items::Exercises(_) => unreachable!("letters are chosen"),
+            }
         };
         let all = of(&[], 1000, 1).unwrap();
         assert_eq!((all.len(), all[2].answer), (50, 2));

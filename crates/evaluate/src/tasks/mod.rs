@@ -1,6 +1,7 @@
-//! Multiple-choice benchmarks, asked as lm-evaluation-harness 0.4 asks them: which continuation of a context
-//! is the likeliest.
+//! Benchmarks, asked as lm-evaluation-harness 0.4 asks them: which continuation of a context is the likeliest, or
+//! what a model writes.
 
+mod exercise;
 mod jsonl;
 mod mmlu;
 
@@ -12,9 +13,11 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::error::Result;
+pub use exercise::Exercise;
+pub(crate) use exercise::{last_number, number_after_mark};
 pub use mmlu::{Group, Scoring};
 
-/// A benchmark of multiple-choice questions.
+/// A benchmark.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Task {
@@ -29,6 +32,8 @@ pub enum Task {
     Piqa,
     /// Sakaguchi et al. 2020; JSON lines with `context_options`, `continuation`, `gold`.
     Winogrande,
+    /// Cobbe et al. 2021; JSON lines with `question` and `answer`; what the model writes is compared.
+    Gsm8k,
 }
 
 impl Task {
@@ -40,12 +45,28 @@ impl Task {
             Self::ArcEasy => "arc-easy",
             Self::Piqa => "piqa",
             Self::Winogrande => "winogrande",
+            Self::Gsm8k => "gsm8k",
         }
     }
 
-    /// Whether likelihoods are also compared by character, the harness' `acc_norm`.
-    pub fn normalised(self) -> bool {
-        matches!(self, Self::Hellaswag | Self::ArcEasy | Self::Piqa)
+    /// The other way of comparing that the harness reports: likelihoods by character (`acc_norm`), or the last
+    /// number of a text instead of the marked one.
+    pub fn other_way(self) -> Option<&'static str> {
+        match self {
+            Self::Hellaswag | Self::ArcEasy | Self::Piqa => Some("by length"),
+            Self::Gsm8k => Some("flexible"),
+            Self::Mmlu | Self::Winogrande => None,
+        }
+    }
+
+    /// Solved examples before each question, where nothing else is asked for.
+    pub fn usual_shots(self) -> usize {
+        if self.takes_examples() { 5 } else { 0 }
+    }
+
+    /// Whether there can be solved examples.
+    pub fn takes_examples(self) -> bool {
+        matches!(self, Self::Mmlu | Self::Gsm8k)
     }
 
     /// Part of the benchmark that a subject belongs to.
@@ -81,11 +102,22 @@ impl Question {
     }
 }
 
+/// What is asked.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Items {
+    /// Choices whose likelihoods are compared.
+    Questions(Vec<Question>),
+    /// Texts that are written.
+    Exercises(Vec<Exercise>),
+}
+
 /// Which questions, and how they are asked.
 #[derive(Debug, Clone)]
 pub struct Selection<'a> {
-    /// Solved examples before each question of MMLU.
+    /// Solved examples before each question of MMLU and GSM8K.
     pub shots: usize,
+    /// File of GSM8K's examples.
+    pub examples: Option<&'a Path>,
     /// What is compared in MMLU's questions.
     pub scoring: Scoring,
     /// Subjects of MMLU; all when empty.
@@ -100,10 +132,11 @@ pub struct Selection<'a> {
 ///
 /// # Errors
 /// Files that are missing or of another layout, and subjects that are not there.
-pub fn open(task: Task, path: &Path, selection: &Selection) -> Result<Vec<Question>> {
+pub fn open(task: Task, path: &Path, selection: &Selection) -> Result<Items> {
     match task {
         Task::Mmlu => mmlu::open(path, selection),
-        _ => Ok(draw(jsonl::open(task, path)?, selection.count, selection.seed)),
+        Task::Gsm8k => Ok(Items::Exercises(exercise::gsm8k(path, selection)?)),
+        _ => Ok(Items::Questions(draw(jsonl::open(task, path)?, selection.count, selection.seed))),
     }
 }
 
