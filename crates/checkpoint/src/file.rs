@@ -46,7 +46,8 @@ impl SafetensorsFile {
             .map_err(|e| CheckpointError::file(path, format!("malformed safetensors header: {e}")))?;
         let expected = 8 + length + metadata.data_len() as u64;
         if size != expected {
-            let advice = if size < expected { ": the file is incomplete, download it again" } else { "" };
+            let advice =
+                if size < expected { ": the file is incomplete; if it was downloaded, download it again" } else { "" };
             return Err(CheckpointError::file(path, format!("{size} bytes, its header describes {expected}{advice}")));
         }
         Ok(Self { path: path.to_path_buf(), file, size, header, metadata })

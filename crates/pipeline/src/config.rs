@@ -443,6 +443,11 @@ pub struct MultipleChoice {
 }
 
 impl MultipleChoice {
+    /// Whether answers are written, for which the whole model is in memory.
+    pub(crate) fn is_written(&self) -> bool {
+        self.task == Task::Gsm8k || self.scoring == Scoring::Written
+    }
+
     /// Solved examples before each question.
     pub(crate) fn shots(&self) -> usize {
         let there = self.task != Task::Gsm8k || self.examples.is_some();

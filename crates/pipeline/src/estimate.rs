@@ -8,7 +8,7 @@ use waterfill_encode::encode_bytes;
 use waterfill_evaluate::{block_tokens, comparison_bytes};
 use waterfill_model::side_by_side;
 
-use crate::config::{SecondMoment, Weighting};
+use crate::config::{MultipleChoice, SecondMoment, Weighting};
 use crate::session::Session;
 use crate::stages::BATCH_TOKENS;
 
@@ -110,7 +110,8 @@ pub(crate) fn stage_memory(session: &Session, stage: &str) -> u64 {
                 let heads = if stage == "evaluate" { 2 } else { 1 };
                 let blocks = block + block / 4 + side(model.forward_bytes(tokens));
                 let compare = heads * table + table / 2 + side(comparison_bytes(model.vocab));
-                states + states / 4 + blocks.max(compare)
+                let written = if config.evaluate.choices().any(MultipleChoice::is_written) { weights * 4 } else { 0 };
+                (states + states / 4 + blocks.max(compare)).max(written)
             }
             _ => 0,
         }

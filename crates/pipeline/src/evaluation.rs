@@ -17,15 +17,16 @@ use crate::stages::{BATCH_TOKENS, tokens_digest};
 const VERSION: u32 = 4;
 
 impl Session<'_> {
-    pub(crate) fn evaluation_config(&self) -> serde_json::Value {
-        let choices: Vec<&MultipleChoice> = self.config.evaluate.choices().collect();
-        let asked = |m: &&MultipleChoice| serde_json::json!({"task": m.task, "bos": m.bos});
-        serde_json::json!({
-            "context": self.config.evaluate.context,
-            "choices": choices.iter().map(asked).collect::<Vec<_>>(),
-            "batch_tokens": BATCH_TOKENS,
-            "device": self.device,
-        })
+    /// What figures of text depend on.
+    pub(crate) fn text_config(&self) -> serde_json::Value {
+        let context = self.config.evaluate.context;
+        serde_json::json!({"context": context, "batch_tokens": BATCH_TOKENS, "device": self.device})
+    }
+
+    fn evaluation_config(&self) -> serde_json::Value {
+        let asked = |m: &MultipleChoice| serde_json::json!({"task": m.task, "bos": m.bos});
+        let choices: Vec<serde_json::Value> = self.config.evaluate.choices().map(asked).collect();
+        serde_json::json!({"text": self.text_config(), "choices": choices})
     }
 
     /// Quality of the original, and its final states for comparisons.

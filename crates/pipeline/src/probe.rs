@@ -166,7 +166,7 @@ impl Session<'_> {
     }
 
     pub(crate) fn part_base_identity(&self, windows: &Windows) -> Identity {
-        self.identity("evaluate-base", 3, [("tokens", tokens_digest(windows))], self.evaluation_config())
+        self.identity("evaluate-base", 3, [("tokens", tokens_digest(windows))], self.text_config())
     }
 
     pub(crate) fn part_identity(&self, base: String, encoded: String, names: &BTreeSet<String>) -> Identity {
