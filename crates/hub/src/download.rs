@@ -1,15 +1,15 @@
 //! Downloads into the cache.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use hf_hub::api::sync::{Api, ApiBuilder, ApiError, ApiRepo};
-use hf_hub::{Cache, Repo, RepoType};
-use waterfill_artifacts::Progress;
+use hf_hub::{Cache, Repo};
+use waterfill_artifacts::{Progress, matching};
 
 use crate::error::{HubError, Result};
 use crate::id::HubId;
 use crate::settings::Settings;
-use crate::{COMPANIONS, INDEX, NEEDED, SINGLE, Snapshot, weights_of};
+use crate::{COMPANIONS, INDEX, NEEDED, SINGLE, Snapshot, repo_type, weights_of};
 
 /// Attempts to take up a broken download before giving up.
 const RETRIES: usize = 3;
@@ -36,14 +36,19 @@ impl hf_hub::api::Progress for Bytes<'_> {
     fn finish(&mut self) {}
 }
 
-/// One model at one commit.
-struct Model<'a> {
+/// A model or a dataset at one commit.
+struct Remote<'a> {
     id: &'a HubId,
     settings: &'a Settings,
     cache: &'a Cache,
     api: Api,
     repo: Repo,
     remote: ApiRepo,
+    /// What the revision meant when it was asked for.
+    asked: Repo,
+    commit: String,
+    /// Names of all files.
+    files: Vec<String>,
     progress: &'a dyn Progress,
 }
 
@@ -59,67 +64,103 @@ fn status(error: &ApiError) -> Option<u16> {
     }
 }
 
-pub(crate) fn download(id: &HubId, settings: &Settings, cache: &Cache, progress: &dyn Progress) -> Result<Snapshot> {
-    let token = settings.token.is_some();
-    let unreachable =
-        |reason: String| HubError::Unreachable { id: id.clone(), endpoint: settings.endpoint.clone(), reason };
-    let api = ApiBuilder::from_cache(cache.clone())
-        .with_endpoint(settings.endpoint.clone())
-        .with_token(settings.token.clone())
-        .with_retries(RETRIES)
-        .with_progress(false)
-        .build()
-        .map_err(|e| unreachable(e.to_string()))?;
-    let repo = |revision: &str| Repo::with_revision(id.name().into(), RepoType::Model, revision.into());
-    let asked = repo(id.revision());
-    let info = api.repo(asked.clone()).info().map_err(|error| match status(&error) {
-        Some(404) if api.repo(repo("main")).info().is_ok() => {
-            let page = format!("{}/{}/tree/main", settings.endpoint, id.name());
-            HubError::NoRevision { id: id.clone(), page }
-        }
-        Some(401 | 403 | 404) => HubError::NoModel { id: id.clone(), token },
-        _ => unreachable(error.to_string()),
-    })?;
-    let commit = info.sha;
-    if commit.is_empty() || !commit.chars().all(|c| c.is_ascii_alphanumeric()) {
-        return Err(unreachable(format!("its answer names commit {commit:?}")));
-    }
-    let files: Vec<&str> = info.siblings.iter().map(|s| s.rfilename.as_str()).collect();
-    let has = |name: &str| files.contains(&name);
+/// Downloads what is missing of a checkpoint.
+pub(crate) fn model(id: &HubId, settings: &Settings, cache: &Cache, progress: &dyn Progress) -> Result<Snapshot> {
+    let remote = Remote::open(id, settings, cache, progress)?;
+    let has = |name: &str| remote.files.iter().any(|f| f == name);
     let absent = |file: &str, hint: String| Err(HubError::NoFile { id: id.clone(), file: file.into(), hint });
     if let Some(name) = NEEDED.into_iter().find(|n| !has(n)) {
         return absent(name, String::new());
     }
     if !has(INDEX) && !has(SINGLE) {
-        let weights = files.iter().find(|f| f.ends_with(".bin") || f.ends_with(".gguf") || f.ends_with(".pth"));
+        let mut files = remote.files.iter();
+        let weights = files.find(|f| f.ends_with(".bin") || f.ends_with(".gguf") || f.ends_with(".pth"));
         let hint = weights.map_or(String::new(), |f| format!(" but {f}; weights are read from safetensors only"));
         return absent(SINGLE, hint);
     }
-    let repo = repo(&commit);
-    let model = Model { id, settings, cache, remote: api.repo(repo.clone()), api, repo, progress };
     for name in NEEDED.into_iter().chain(COMPANIONS).chain([INDEX]).filter(|n| has(n)) {
-        model.get(name)?;
+        remote.get(name)?;
     }
-    let dir = cache.repo(model.repo.clone()).pointer_path(&commit);
-    for name in weights_of(id, &dir)? {
+    for name in weights_of(id, &remote.dir())? {
         if !has(&name) {
             return absent(&name, format!(", which {INDEX} names"));
         }
-        model.get(&name)?;
+        remote.get(&name)?;
     }
-    // What the name meant today, for days without network.
-    let named = cache.repo(asked).create_ref(&commit);
-    named.map_err(|source| HubError::Io {
-        id: id.clone(),
-        file: "refs".into(),
-        cache: cache.path().clone(),
-        source,
-    })?;
-    progress.note(&format!("hf:{id} is at commit {commit}"));
-    Ok(Snapshot { dir, commit })
+    remote.finish()
 }
 
-impl Model<'_> {
+/// Downloads what is missing of the wanted files of a dataset: of each group the first pattern that any have.
+pub(crate) fn dataset(
+    (id, wanted): (&HubId, &[Vec<String>]),
+    settings: &Settings,
+    cache: &Cache,
+    progress: &dyn Progress,
+) -> Result<Snapshot> {
+    let remote = Remote::open(id, settings, cache, progress)?;
+    for patterns in wanted {
+        let found = matching(patterns, &remote.files);
+        if found.is_empty() {
+            let hint = format!("; see {}/tree/{}", id.page(&settings.endpoint), remote.commit);
+            return Err(HubError::NoFile { id: id.clone(), file: patterns.join(" or "), hint });
+        }
+        found.into_iter().try_for_each(|name| remote.get(name))?;
+    }
+    remote.finish()
+}
+
+impl<'a> Remote<'a> {
+    /// Asks what the revision means today.
+    fn open(id: &'a HubId, settings: &'a Settings, cache: &'a Cache, progress: &'a dyn Progress) -> Result<Self> {
+        let token = settings.token.is_some();
+        let unreachable =
+            |reason: String| HubError::Unreachable { id: id.clone(), endpoint: settings.endpoint.clone(), reason };
+        let api = ApiBuilder::from_cache(cache.clone())
+            .with_endpoint(settings.endpoint.clone())
+            .with_token(settings.token.clone())
+            .with_retries(RETRIES)
+            .with_progress(false)
+            .build()
+            .map_err(|e| unreachable(e.to_string()))?;
+        let repo = |revision: &str| Repo::with_revision(id.name().into(), repo_type(id), revision.into());
+        let asked = repo(id.revision());
+        let info = api.repo(asked.clone()).info().map_err(|error| match status(&error) {
+            Some(404) if api.repo(repo("main")).info().is_ok() => {
+                let page = format!("{}/tree/main", id.page(&settings.endpoint));
+                HubError::NoRevision { id: id.clone(), page }
+            }
+            Some(401 | 403 | 404) => HubError::NoSuch { id: id.clone(), token },
+            _ => unreachable(error.to_string()),
+        })?;
+        let commit = info.sha;
+        if commit.is_empty() || !commit.chars().all(|c| c.is_ascii_alphanumeric()) {
+            return Err(unreachable(format!("its answer names commit {commit:?}")));
+        }
+        // Names become paths.
+        let plain = |name: &String| !name.split(['/', '\\']).any(|part| part == ".." || part.is_empty());
+        let files = info.siblings.into_iter().map(|s| s.rfilename).filter(plain).collect();
+        let repo = repo(&commit);
+        Ok(Self { id, settings, cache, remote: api.repo(repo.clone()), api, repo, asked, commit, files, progress })
+    }
+
+    /// Where its files are.
+    fn dir(&self) -> PathBuf {
+        self.cache.repo(self.repo.clone()).pointer_path(&self.commit)
+    }
+
+    /// Notes what the revision meant today, for days without network.
+    fn finish(self) -> Result<Snapshot> {
+        let named = self.cache.repo(self.asked.clone()).create_ref(&self.commit);
+        named.map_err(|source| HubError::Io {
+            id: self.id.clone(),
+            file: "refs".into(),
+            cache: self.cache.path().clone(),
+            source,
+        })?;
+        self.progress.note(&format!("hf:{} is at commit {}", self.id, self.commit));
+        Ok(Snapshot { dir: self.dir(), commit: self.commit })
+    }
+
     /// Finds or downloads one file.
     fn get(&self, file: &str) -> Result<()> {
         if self.cache.repo(self.repo.clone()).get(file).is_some() {
@@ -137,7 +178,7 @@ impl Model<'_> {
         download().map_err(|error| self.explain(file, error))
     }
 
-    /// True when some download of this model stopped before its end.
+    /// True when some download of it stopped before its end.
     fn has_parts(&self) -> bool {
         let blobs = self.cache.repo(self.repo.clone()).blob_path("");
         let mut names = std::fs::read_dir(blobs).into_iter().flatten().flatten();
@@ -149,7 +190,7 @@ impl Model<'_> {
         let file = file.to_string();
         match (status(&error), error) {
             (Some(401 | 403), _) => {
-                let page = format!("{}/{}", self.settings.endpoint, id.name());
+                let page = id.page(&self.settings.endpoint);
                 HubError::Gated { id, page, token: self.settings.token.is_some() }
             }
             (Some(404), _) => HubError::NoFile { id, file, hint: ", though it is listed".into() },

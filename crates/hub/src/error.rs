@@ -7,19 +7,19 @@ use crate::id::HubId;
 /// Result of hub operations.
 pub type Result<T> = std::result::Result<T, HubError>;
 
-/// A checkpoint that cannot be had from the hub.
+/// A checkpoint or a dataset that cannot be had from the hub.
 #[derive(Debug, thiserror::Error)]
 pub enum HubError {
-    /// No such model, or a private one.
-    #[error("hf:{id}: the hub has no model of that name, or it is private; check the spelling{}", advice(.token))]
-    NoModel {
+    /// No such model or dataset, or a private one.
+    #[error("hf:{id}: the hub has no {} of that name, or it is private; check the spelling{}", .id.kind().name(), advice(.token))]
+    NoSuch {
         /// As asked for.
         id: HubId,
         /// Whether a token was sent.
         token: bool,
     },
-    /// The model is there, the revision is not.
-    #[error("hf:{id}: the model has no revision {}; see {page}", .id.revision())]
+    /// It is there, the revision is not.
+    #[error("hf:{id}: the {} has no revision {}; see {page}", .id.kind().name(), .id.revision())]
     NoRevision {
         /// As asked for.
         id: HubId,
@@ -27,17 +27,17 @@ pub enum HubError {
         page: String,
     },
     /// The licence has not been accepted.
-    #[error("hf:{id}: the model is gated; accept its licence at {page}{}", advice(.token))]
+    #[error("hf:{id}: the {} is gated; accept its licence at {page}{}", .id.kind().name(), advice(.token))]
     Gated {
         /// As asked for.
         id: HubId,
-        /// Page of the model.
+        /// Its page.
         page: String,
         /// Whether a token was sent.
         token: bool,
     },
-    /// A file that every checkpoint needs is not in the model.
-    #[error("hf:{id}: the model has no {file}{hint}")]
+    /// A file that is needed is not there.
+    #[error("hf:{id}: the {} has no {file}{hint}", .id.kind().name())]
     NoFile {
         /// As asked for.
         id: HubId,

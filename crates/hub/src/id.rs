@@ -1,19 +1,60 @@
-//! Names of models on the hub.
+//! Names of models and datasets on the hub.
 
 use std::fmt;
 use std::str::FromStr;
 
+/// What the hub keeps under a name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A checkpoint.
+    Model,
+    /// Tables and texts.
+    Dataset,
+}
+
+impl Kind {
+    /// In messages.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Model => "model",
+            Self::Dataset => "dataset",
+        }
+    }
+}
+
 /// `OWNER/NAME`, with `@REVISION` (a branch, tag or commit) or without.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HubId {
+    kind: Kind,
     name: String,
     revision: Option<String>,
 }
 
 impl HubId {
+    /// Reads the name of a model or a dataset.
+    ///
+    /// # Errors
+    /// Anything but `OWNER/NAME` or `OWNER/NAME@REVISION`.
+    pub fn new(kind: Kind, text: &str) -> Result<Self, String> {
+        Ok(Self { kind, ..text.parse()? })
+    }
+
+    /// What it names.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
     /// `OWNER/NAME`.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Address of its page.
+    pub(crate) fn page(&self, endpoint: &str) -> String {
+        match self.kind {
+            Kind::Model => format!("{endpoint}/{}", self.name),
+            Kind::Dataset => format!("{endpoint}/datasets/{}", self.name),
+        }
     }
 
     /// The revision, `main` where none was given.
@@ -34,6 +75,7 @@ impl fmt::Display for HubId {
 impl FromStr for HubId {
     type Err = String;
 
+    /// The name of a model.
     fn from_str(text: &str) -> Result<Self, String> {
         let (name, revision) = match text.split_once('@') {
             Some((name, revision)) => (name, Some(revision)),
@@ -49,7 +91,7 @@ impl FromStr for HubId {
         }
         match revision {
             Some(r) if !r.split('/').all(plain) => Err(format!("revision {r:?}, expected a branch, tag or commit")),
-            _ => Ok(Self { name: name.into(), revision: revision.map(Into::into) }),
+            _ => Ok(Self { kind: Kind::Model, name: name.into(), revision: revision.map(Into::into) }),
         }
     }
 }

@@ -1,9 +1,10 @@
-//! Checkpoints from the Hugging Face hub.
+//! Checkpoints and datasets from the Hugging Face hub.
 //!
 //! Files lie in the hub's own cache, shared with Python's `huggingface_hub`: what one has downloaded
 //! the other finds. `HF_HOME`, `HF_HUB_CACHE`, `HF_ENDPOINT`, `HF_TOKEN` and `HF_HUB_OFFLINE` mean what
 //! they mean there.
 
+mod data;
 mod download;
 mod error;
 mod id;
@@ -14,8 +15,9 @@ use std::path::{Path, PathBuf};
 use hf_hub::{Cache, Repo, RepoType};
 use waterfill_artifacts::Progress;
 
+pub use data::fetch_data;
 pub use error::{HubError, Result};
-pub use id::HubId;
+pub use id::{HubId, Kind};
 pub use settings::Settings;
 
 /// Index of sharded weights.
@@ -34,7 +36,7 @@ const COMPANIONS: [&str; 6] = [
     "vocab.json",
 ];
 
-/// A checkpoint in the cache.
+/// A checkpoint or a dataset in the cache.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Snapshot {
     /// Directory with its files.
@@ -53,9 +55,17 @@ pub fn fetch(id: &HubId, settings: &Settings, progress: &dyn Progress) -> Result
     if settings.offline {
         return cached(id, &cache);
     }
-    match download::download(id, settings, &cache, progress) {
-        // A complete copy is better than none; the commit tells which one it is.
-        Err(error @ HubError::Unreachable { .. }) => match cached(id, &cache) {
+    or_cached(download::model(id, settings, &cache, progress), || cached(id, &cache), progress)
+}
+
+/// A complete copy is better than none where the hub cannot be reached; the commit tells which one it is.
+fn or_cached(
+    downloaded: Result<Snapshot>,
+    cached: impl FnOnce() -> Result<Snapshot>,
+    progress: &dyn Progress,
+) -> Result<Snapshot> {
+    match downloaded {
+        Err(error @ HubError::Unreachable { .. }) => match cached() {
             Ok(snapshot) => {
                 progress.note(&format!("{error}; going on with the cached commit {}", snapshot.commit));
                 Ok(snapshot)
@@ -66,19 +76,36 @@ pub fn fetch(id: &HubId, settings: &Settings, progress: &dyn Progress) -> Result
     }
 }
 
-/// A complete checkpoint in the cache.
-fn cached(id: &HubId, cache: &Cache) -> Result<Snapshot> {
-    let missing = |reason: String| HubError::NotCached { id: id.clone(), cache: cache.path().clone(), reason };
+fn repo_type(id: &HubId) -> RepoType {
+    match id.kind() {
+        Kind::Model => RepoType::Model,
+        Kind::Dataset => RepoType::Dataset,
+    }
+}
+
+/// Directory and commit that the revision of an id has in the cache.
+fn cached_dir(id: &HubId, cache: &Cache) -> Result<Snapshot> {
     let revision = id.revision();
-    let folder = cache.path().join(Repo::new(id.name().into(), RepoType::Model).folder_name());
+    let folder = cache.path().join(Repo::new(id.name().into(), repo_type(id)).folder_name());
     let commit = match std::fs::read_to_string(folder.join("refs").join(revision)) {
         Ok(commit) => commit.trim().to_string(),
         Err(_) => revision.to_string(),
     };
     let dir = folder.join("snapshots").join(&commit);
-    if !dir.is_dir() {
-        return Err(missing(format!("revision {revision} is not there")));
+    match dir.is_dir() {
+        true => Ok(Snapshot { dir, commit }),
+        false => Err(not_cached(id, cache, format!("revision {revision} is not there"))),
     }
+}
+
+fn not_cached(id: &HubId, cache: &Cache, reason: String) -> HubError {
+    HubError::NotCached { id: id.clone(), cache: cache.path().clone(), reason }
+}
+
+/// A complete checkpoint in the cache.
+fn cached(id: &HubId, cache: &Cache) -> Result<Snapshot> {
+    let missing = |reason| not_cached(id, cache, reason);
+    let Snapshot { dir, commit } = cached_dir(id, cache)?;
     let absent = |name: &str| !dir.join(name).exists();
     if let Some(name) = NEEDED.into_iter().find(|n| absent(n)) {
         return Err(missing(format!("{name} is not there")));

@@ -8,7 +8,7 @@ use std::sync::Mutex;
 
 use common::{COMMIT, ID, Server};
 use waterfill_artifacts::{Progress, Silent};
-use waterfill_hub::{HubId, Settings, fetch};
+use waterfill_hub::{HubId, Kind, Settings, fetch, fetch_data};
 
 fn model() -> BTreeMap<String, Vec<u8>> {
     let shard = |seed: usize| (0..200_000).map(|i| (i * seed % 251) as u8).collect::<Vec<u8>>();
@@ -163,4 +163,50 @@ fn refusals_say_what_to_do() {
     settings.cache = cache.path().join("file");
     let text = message(&id(ID), &settings);
     assert!(text.contains(ID) && text.contains("config.json"), "{text}");
+}
+
+fn patterns(groups: &[&[&str]]) -> Vec<Vec<String>> {
+    groups.iter().map(|group| group.iter().map(|p| p.to_string()).collect()).collect()
+}
+
+#[test]
+fn files_of_a_dataset_are_found_by_patterns() {
+    let names =
+        ["all/test-00000-of-00002.parquet", "all/test-00001-of-00002.parquet", "all/dev/0000.parquet", "README.md"];
+    let files = names.map(|name| (name.to_string(), name.repeat(900).into_bytes()));
+    let (server, cache) = (Server::start(files.clone().into()), tempfile::tempdir().unwrap());
+    let settings = settings(&server, cache.path());
+    let id = HubId::new(Kind::Dataset, ID).unwrap();
+    let wanted = patterns(&[&["data/test-*", "all/test-*.parquet", "all/*/*"], &["all/dev-*", "all/dev/*.parquet"]]);
+    // The second shard breaks off: what is there is not enough, with network or without.
+    server.trouble.lock().unwrap().breaks = Some((names[1].into(), 100, 99));
+    let stopped = fetch_data(&id, &wanted, &settings, &Silent).unwrap_err().to_string();
+    assert!(stopped.contains(names[1]) && stopped.contains("run the same command again"), "{stopped}");
+    let offline = Settings { offline: true, endpoint: "http://127.0.0.1:1".into(), ..settings.clone() };
+    let message = |id: &str, wanted: &[Vec<String>]| {
+        fetch_data(&id.parse().unwrap(), wanted, &offline, &Silent).unwrap_err().to_string()
+    };
+    assert!(message(ID, &wanted).contains("revision main is not there"));
+    let pinned = HubId::new(Kind::Dataset, &format!("{ID}@{COMMIT}")).unwrap();
+    let part = fetch_data(&pinned, &wanted, &offline, &Silent).unwrap_err().to_string();
+    assert!(part.contains("1 of 2 files"), "{part}");
+
+    server.trouble.lock().unwrap().breaks = None;
+    let snapshot = fetch_data(&id, &wanted, &settings, &Silent).unwrap();
+    assert!(snapshot.dir.starts_with(cache.path().join("datasets--someone--some-model")), "{:?}", snapshot.dir);
+    for (name, bytes) in &files {
+        match name.as_str() {
+            "README.md" => assert!(!snapshot.dir.join(name).exists()),
+            _ => assert_eq!(&std::fs::read(snapshot.dir.join(name)).unwrap(), bytes, "{name}"),
+        }
+    }
+    assert_eq!(fetch_data(&id, &wanted, &offline, &Silent).unwrap(), snapshot);
+    let absent = patterns(&[&["all/validation-*", "all/validation/*"]]);
+    let reason = fetch_data(&id, &absent, &settings, &Silent).unwrap_err().to_string();
+    let page =
+        format!("the dataset has no all/validation-* or all/validation/*; see {}/datasets/{ID}", server.endpoint);
+    assert!(reason.contains(&page), "{reason}");
+    let unknown = HubId::new(Kind::Dataset, "someone/else").unwrap();
+    let reason = fetch_data(&unknown, &wanted, &settings, &Silent).unwrap_err().to_string();
+    assert!(reason.contains("no dataset of that name"), "{reason}");
 }

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 
 /// Commit of everything on it.
 pub const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
-/// The one model.
+/// The one model, and dataset.
 pub const ID: &str = "someone/some-model";
 
 /// What it does besides answering.
@@ -22,7 +22,7 @@ pub struct Trouble {
 
 pub struct Server {
     pub endpoint: String,
-    /// Files of the model.
+    /// Its files.
     pub files: Arc<Mutex<BTreeMap<String, Vec<u8>>>>,
     pub trouble: Arc<Mutex<Trouble>>,
     /// Requests for files, with their ranges.
@@ -70,7 +70,8 @@ fn answer(
         let head = format!("HTTP/1.1 {status}\r\nConnection: close\r\nContent-Length: {length}\r\n{extra}\r\n");
         let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(body));
     };
-    if let Some(rest) = path.strip_prefix("/api/models/") {
+    let rest = path.strip_prefix("/api/models/").or_else(|| path.strip_prefix("/api/datasets/"));
+    if let Some(rest) = rest {
         let known = [format!("{ID}/revision/main"), format!("{ID}/revision/{COMMIT}")];
         if !known.iter().any(|k| k == rest) {
             // The real one says 401 about models that do not exist, too.
@@ -80,8 +81,9 @@ fn answer(
         let body = format!("{{\"sha\": \"{COMMIT}\", \"siblings\": [{}]}}", names.join(", "));
         return send("200 OK", "Content-Type: application/json\r\n", body.len(), body.as_bytes());
     }
-    let name = path.rsplit('/').next().unwrap_or_default().to_string();
-    let Some(bytes) = files.get(&name).filter(|_| path.starts_with(&format!("/{ID}/resolve/{COMMIT}/"))) else {
+    let name = path.trim_start_matches("/datasets").strip_prefix(&format!("/{ID}/resolve/{COMMIT}/"));
+    let name = name.unwrap_or_default().to_string();
+    let Some(bytes) = files.get(&name) else {
         return send("404 Not Found", "", 0, b"");
     };
     let token = trouble.token.as_ref().map(|t| format!("Bearer {t}"));
@@ -98,7 +100,8 @@ fn answer(
     }
     let (part, last) = (&bytes[start..end], end - 1);
     let extra = format!(
-        "ETag: \"{name}-{}\"\r\nX-Repo-Commit: {COMMIT}\r\nContent-Range: bytes {start}-{last}/{}\r\n",
+        "ETag: \"{}-{}\"\r\nX-Repo-Commit: {COMMIT}\r\nContent-Range: bytes {start}-{last}/{}\r\n",
+        name.replace('/', "-"),
         bytes.len(),
         bytes.len()
     );
