@@ -41,6 +41,9 @@ impl Panel {
 pub(crate) struct Moments {
     blocks: Vec<(usize, usize)>,
     panels: Vec<(Panel, Vec<f32>)>,
+    /// Sums of each panel on an accelerator, where they stay from batch to batch; those above are what
+    /// [`Moments::settle`] found there last.
+    there: Vec<Option<Tensor>>,
     weighting: Weighting,
     /// sum_t w_t.
     weight: f64,
@@ -62,12 +65,19 @@ impl Moments {
                 (panel, vec![0.0; panel.len()])
             })
         });
-        Some(Self { panels: panels.collect(), blocks, weighting: moment.weighting, weight: 0.0 })
+        let panels: Vec<(Panel, Vec<f32>)> = panels.collect();
+        let there = vec![None; panels.len()];
+        Some(Self { panels, there, blocks, weighting: moment.weighting, weight: 0.0 })
     }
 
     /// Adds the tokens of a batch: `input` `[tokens, width]`, `g_total` their gradient energies
     /// `[tokens, 1]`. Panels are tasks, so results do not depend on the number of threads.
     pub fn add(&mut self, input: &Tensor, g_total: &Tensor) -> candle_core::Result<()> {
+        self.add_where(input, g_total, !input.device().is_cpu())
+    }
+
+    /// As [`Moments::add`]; sums stay with `input` where `stay`.
+    fn add_where(&mut self, input: &Tensor, g_total: &Tensor, stay: bool) -> candle_core::Result<()> {
         let weighted = match self.weighting {
             Weighting::Plain => input.clone(),
             Weighting::Gradient => input.broadcast_mul(&g_total.sqrt()?)?,
@@ -77,11 +87,29 @@ impl Moments {
             Weighting::Gradient => g_total.sum_all()?.to_dtype(DType::F64)?.to_scalar::<f64>()?,
         };
         let transposed = weighted.t()?;
-        self.panels.par_iter_mut().try_for_each(|(panel, sums)| {
+        self.panels.par_iter_mut().zip(&mut self.there).try_for_each(|((panel, sums), there)| {
             let rows = transposed.narrow(0, panel.first, panel.rows_end - panel.first)?;
             let product = rows.matmul(&weighted.narrow(1, panel.first, panel.width())?)?;
+            if stay {
+                let before = match there.take() {
+                    Some(before) => before,
+                    None => Tensor::from_slice(sums, product.shape(), product.device())?.to_dtype(product.dtype())?,
+                };
+                *there = Some((before + product)?);
+                return Ok(());
+            }
             let product: Vec<f32> = product.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
             sums.iter_mut().zip(&product).for_each(|(sum, p)| *sum += p);
+            Ok(())
+        })
+    }
+
+    /// Fetches sums that are on an accelerator; to be called before anything else than [`Moments::add`].
+    pub fn settle(&mut self) -> candle_core::Result<()> {
+        self.panels.par_iter_mut().zip(&self.there).try_for_each(|((_, sums), there)| {
+            if let Some(there) = there {
+                *sums = there.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
+            }
             Ok(())
         })
     }
@@ -106,6 +134,7 @@ impl Moments {
     pub fn read(&mut self, bytes: &mut &[u8]) -> Option<()> {
         let (weight, rest) = bytes.split_first_chunk::<8>()?;
         self.weight = f64::from_le_bytes(*weight);
+        self.there.fill(None);
         *bytes = rest;
         for (_, sums) in &mut self.panels {
             let (values, rest) = bytes.split_at_checked(4 * sums.len())?;
@@ -220,6 +249,42 @@ mod tests {
             wave * if j.is_multiple_of(50) { 300.0 } else { 1.0 }
         };
         (0..tokens).flat_map(|t| (0..width).map(move |j| value(t, j))).collect()
+    }
+
+    /// Sums that stay on a device are the same, also after a state came back.
+    #[test]
+    fn sums_may_stay_where_they_are_computed() {
+        let (tokens, width) = (20, 600);
+        let moment = SecondMoment { kind: MomentKind::Full, weighting: Weighting::Gradient };
+        let batch = |n: usize| {
+            let values = inputs(3 * tokens, width)[n * tokens * width..(n + 1) * tokens * width].to_vec();
+            let energy: Vec<f32> = (0..tokens).map(|t| 0.5 + ((t + n) % 5) as f32).collect();
+            let input = Tensor::from_vec(values, (tokens, width), &Device::Cpu).unwrap();
+            (input, Tensor::from_vec(energy, (tokens, 1), &Device::Cpu).unwrap())
+        };
+        let run = |stay: bool, interrupted: bool| {
+            let mut moments = Moments::new(width, moment).unwrap();
+            for n in 0..3 {
+                let (input, energy) = batch(n);
+                moments.add_where(&input, &energy, stay).unwrap();
+                moments.settle().unwrap();
+                if interrupted {
+                    let mut bytes = Vec::new();
+                    moments
+                        .write(&mut |part| {
+                            bytes.extend_from_slice(part);
+                            Ok(())
+                        })
+                        .unwrap();
+                    moments = Moments::new(width, moment).unwrap();
+                    moments.read(&mut bytes.as_slice()).unwrap();
+                }
+            }
+            moments.to_stored()
+        };
+        let expected = run(false, false);
+        assert!(expected.0.iter().all(|&d| d > 0.0));
+        assert!(run(true, false) == expected && run(true, true) == expected);
     }
 
     #[test]

@@ -197,6 +197,7 @@ impl Pass<'_> {
                 pace.offer(|| totals.keep(self.work, phase))?;
             }
         }
+        totals.settle()?;
         Ok(totals)
     }
 
@@ -215,7 +216,7 @@ impl Pass<'_> {
             Ok(result)
         };
         let bytes = head_bytes(config.vocab, plan.batch_tokens()) + 4 * config.state_bytes(plan.batch_tokens());
-        let totals =
+        let mut totals =
             self.phase(HEAD, &[([config.vocab, config.hidden], true)], None, bytes, batch, |totals, b, result| {
                 totals.sums[0][plan.shard[b]].add(&result.sums);
                 if let Some(moments) = &mut totals.moments[0] {

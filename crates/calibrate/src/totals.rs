@@ -35,8 +35,14 @@ impl Totals {
         Self { batches: 0, nll: 0.0, sums: sums.collect(), moments: moments.collect(), outputs: outputs.collect() }
     }
 
+    /// Fetches what is on an accelerator.
+    pub fn settle(&mut self) -> Result<()> {
+        Ok(self.moments.iter_mut().chain(&mut self.outputs).flatten().try_for_each(Moments::settle)?)
+    }
+
     /// Keeps them as a unit.
-    pub fn keep(&self, work: &Work, unit: &str) -> Result<()> {
+    pub fn keep(&mut self, work: &Work, unit: &str) -> Result<()> {
+        self.settle()?;
         let write = |sink: &mut dyn FnMut(&[u8]) -> std::io::Result<()>| {
             sink(&(self.batches as u64).to_le_bytes())?;
             sink(&self.nll.to_le_bytes())?;

@@ -209,6 +209,41 @@ fn identical_output_at_one_and_two_threads() {
     }
 }
 
+/// Batches are a matter of speed and memory: other ones change rounding only.
+#[test]
+fn other_batches_give_the_same_up_to_rounding() {
+    let dir = tempfile::tempdir().unwrap();
+    let fixture = generate(dir.path(), 9, &Shape::default()).unwrap();
+    let model = Model::open(&fixture.model, &Device::Cpu).unwrap();
+    let windows = windows(&fixture, &model, 11);
+    let run = |batch_tokens| {
+        let out = tempfile::tempdir().unwrap();
+        let settings = Settings { labels: Labels::Sampled, batch_tokens, shards: 1, ..settings() };
+        let work = Work::begin(out.path()).unwrap();
+        let summary = calibrate(&model, &windows, &settings, &work, &Silent).unwrap();
+        let all = Sensitivities::open(&out.path().join("out")).unwrap();
+        let mut numbers = Vec::new();
+        for (name, [rows, cols]) in model.weights() {
+            let s = all.read(&name, rows, cols).unwrap();
+            let fisher = s.tile_fisher[0].iter().chain(&s.row_fisher).chain(&s.col_fisher);
+            numbers.push((name.clone(), fisher.copied().collect::<Vec<f64>>()));
+            for moment in [all.second_moment(&name).unwrap(), all.output_moment(&name).unwrap()].into_iter().flatten() {
+                numbers.push((name.clone(), moment.block(0).iter().map(|&v| f64::from(v)).collect()));
+            }
+        }
+        (summary.nll, numbers)
+    };
+    let (one, three, all) = (run(12), run(40), run(1000));
+    for (other, what) in [(&three, "three sequences"), (&all, "all sequences")] {
+        assert!((one.0 - other.0).abs() < 1e-6 * one.0, "{what}: nll {} and {}", one.0, other.0);
+        assert_eq!(one.1.len(), other.1.len());
+        for ((name, a), (_, b)) in one.1.iter().zip(&other.1) {
+            close(&format!("{name}, {what}"), a, b);
+        }
+    }
+    assert!(one.1.iter().zip(&all.1).any(|(a, b)| a.1 != b.1), "not one number differs: were there other batches?");
+}
+
 /// Progress that stops the process, as it were, at a unit.
 struct Until(std::sync::atomic::AtomicI64);
 

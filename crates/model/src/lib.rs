@@ -7,6 +7,7 @@
 
 mod block;
 mod config;
+mod device;
 mod error;
 mod generate;
 mod head;
@@ -22,14 +23,13 @@ mod vjp;
 
 pub use block::{Block, LINEARS, differentiable_norm};
 pub use config::{ARCHITECTURES, ModelConfig, architectures};
+pub use device::{device, free_device_memory};
 pub use error::{ModelError, Result};
 pub use generate::{Generator, Sequence};
 pub use head::Head;
 pub use memory::side_by_side;
 pub use pack::{pack, unpack};
 pub use rope::{RopeScaling, Rotary};
-pub use stream::{
-    EMBEDDING, FINAL_NORM, Model, bias_name, device, linear_name, lm_head_name, norm_names, qk_norm_names,
-};
+pub use stream::{EMBEDDING, FINAL_NORM, Model, bias_name, linear_name, lm_head_name, norm_names, qk_norm_names};
 pub use tokens::{Text, Windows};
 pub use vjp::{LinearTrace, Vjp};

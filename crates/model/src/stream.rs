@@ -23,22 +23,6 @@ pub fn lm_head_name(config: &ModelConfig) -> &'static str {
     if config.tied { EMBEDDING } else { "lm_head.weight" }
 }
 
-/// Opens the device a user named: `cpu` or `cuda:N`.
-///
-/// # Errors
-/// Other names, and devices that this build or machine does not have.
-pub fn device(name: &str) -> Result<Device> {
-    let failed = |reason: String| ModelError::Device { asked: name.into(), reason };
-    match name.split_once(':') {
-        None if name == "cpu" => Ok(Device::Cpu),
-        Some(("cuda", n)) => {
-            let n = n.parse().map_err(|_| failed("expected cuda:N with N a number".into()))?;
-            Device::new_cuda(n).map_err(|e| failed(format!("{e}; is this a build with CUDA?")))
-        }
-        _ => Err(failed("expected cpu or cuda:N".into())),
-    }
-}
-
 /// A model on disk, tuned or not.
 pub struct Model {
     /// Shape and constants.
