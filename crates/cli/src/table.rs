@@ -4,7 +4,8 @@ use std::fmt::Write;
 
 use waterfill_bench::{CalibrationBench, MomentsBench, QuantizerBench, RotationBench};
 use waterfill_pipeline::{
-    BenchmarkOutput, DryRun, OriginalOutput, PlannedStage, PointOutput, RunOutput, Share, SweepOutput, TrainOutput,
+    Band, BenchmarkOutput, DryRun, OriginalOutput, PlannedStage, PointOutput, RunOutput, Share, SweepOutput,
+    TrainOutput,
 };
 
 const HEADS: [&str; 11] =
@@ -25,10 +26,14 @@ pub fn render(output: &RunOutput) -> String {
         line(row(&HEADS.map(String::from)));
         output.points.iter().for_each(|p| line(row(&cells(p))));
     }
-    let base = output.base.iter().map(|b| ("original".to_string(), &b.benchmarks));
-    let tuned = output.points.iter().map(|p| (format!("{:.2e}", p.lambda), &p.benchmarks));
-    let answered: Vec<_> = base.chain(tuned).filter(|(_, b)| tells_more(b)).collect();
-    answered.iter().for_each(|(name, b)| benchmarks(name, b).into_iter().for_each(&mut line));
+    let base = output.base.iter().map(|b| ("original".to_string(), &b.benchmarks, &b.by_position));
+    let tuned = output.points.iter().map(|p| (format!("{:.2e}", p.lambda), &p.benchmarks, &p.by_position));
+    for (name, answered, bands) in base.chain(tuned) {
+        by_position(&name, bands).into_iter().for_each(&mut line);
+        if tells_more(answered) {
+            benchmarks(&name, answered).into_iter().for_each(&mut line);
+        }
+    }
     for (stage, dir) in &output.artifacts {
         line(format!("{stage}: {}", dir.display()));
     }
@@ -45,6 +50,22 @@ pub fn render(output: &RunOutput) -> String {
 /// Whether there is more than the accuracy that tables have.
 fn tells_more(benchmarks: &[BenchmarkOutput]) -> bool {
     benchmarks.len() > 1 || benchmarks.iter().any(|b| b.result.other_way.is_some() || !b.result.groups.is_empty())
+}
+
+/// Figures by position; of a tuned checkpoint, beside the original's.
+fn by_position(name: &str, bands: &[Band]) -> Vec<String> {
+    let band = |b: &Band| {
+        let t = &b.text;
+        let changed = match name {
+            "original" => String::new(),
+            _ => format!(
+                ", KL {:.5} ± {:.5}, nll {:+.4} ± {:.4}",
+                t.kl.mean, t.kl.se, t.nll_change.mean, t.nll_change.se
+            ),
+        };
+        format!("{name}: positions {:>5} to {:>5}: perplexity {:.3}{changed}", b.from, b.to, t.perplexity)
+    };
+    bands.iter().map(band).collect()
 }
 
 /// Accuracies with their 95 % intervals; of a tuned checkpoint, changes too.
@@ -64,6 +85,9 @@ fn benchmarks(name: &str, benchmarks: &[BenchmarkOutput]) -> Vec<String> {
         }
         if r.truncated > 0 {
             line += &format!(", {} lost their beginning", r.truncated);
+        }
+        if r.skipped > 0 {
+            line += &format!(", {} longer than the context left out", r.skipped);
         }
         lines.push(line);
         lines
@@ -236,6 +260,7 @@ pub fn render_original(output: &OriginalOutput) -> String {
         "{}: perplexity {:.4}, nll {:.5} (+/- {:.5}) nats per token, {tokens} tokens in contexts of {context}\n",
         output.model, output.perplexity, output.nll, output.nll_se
     );
+    by_position("original", &output.by_position).iter().for_each(|line| text.push_str(&format!("{line}\n")));
     benchmarks("original", &output.benchmarks).iter().for_each(|line| text.push_str(&format!("{line}\n")));
     text.push_str(&format!("results: {}\n", output.artifact.display()));
     text

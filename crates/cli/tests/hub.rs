@@ -91,3 +91,53 @@ fn what_the_hub_refuses_is_said_in_one_message() {
     run.offline = true;
     expect(&run, &format!("hf:{ID}"), &["HF_HUB_OFFLINE is set"]);
 }
+
+/// Questions and a text from datasets of the hub, the one a table and the other compressed lines.
+#[test]
+fn data_come_from_the_hub() {
+    let gzip = |text: &str| {
+        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+        std::io::Write::write_all(&mut gzip, text.as_bytes()).unwrap();
+        gzip.finish().unwrap()
+    };
+    let rows: String = (0..40).map(|i| format!("{{\"text\": \"Ada sees the red fox {i} .\"}}\n")).collect();
+    let question = "{\"goal\": \"the red fox\", \"sol1\": \"sees the boat\", \"sol2\": \"is\", \"label\": 1}\n";
+    let files = BTreeMap::from([
+        ("en/test-00000-of-00001.json.gz".to_string(), gzip(&rows)),
+        ("validation.jsonl".to_string(), question.repeat(3).into_bytes()),
+    ]);
+    let (server, place) = (Server::start(files), Place::new());
+    let data = |text: &str, path: &str| {
+        let choices = format!("multiple_choice: {{task: piqa, path: \"{path}\", questions: 9}}");
+        let yaml =
+            pipeline("lambdas: [1e-6]").replace("multiple_choice: {path: fixture, questions: 24, shots: 1}", &choices);
+        let (before, after) = yaml.split_once("evaluate:").unwrap();
+        format!(
+            "{before}evaluate:{}",
+            after.replace("text: fixture", &format!("text: \"{text}\", join: \" \", documents: 30"))
+        )
+    };
+    let run = Run { place: &place, endpoint: server.endpoint.clone(), offline: false };
+    let (text, questions) = (format!("hf:{ID}:en/test-*.json.gz"), format!("hf:{ID}:validation.jsonl"));
+    place.write("p.yaml", &data(&text, &questions));
+    let output = run.output(&["--json", "evaluate", "--original", "p.yaml"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let result: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(result["benchmarks"][0]["all"]["questions"], 3);
+    // The same text in a file gives the same figures.
+    place.write("text.txt", &(0..30).map(|i| format!("Ada sees the red fox {i} .")).collect::<Vec<_>>().join(" "));
+    place.write("p.yaml", &data("text.txt", &questions));
+    let local = run.output(&["--json", "evaluate", "--original", "p.yaml"]);
+    let local: serde_json::Value = serde_json::from_slice(&local.stdout).unwrap();
+    assert_eq!(local["nll"], result["nll"]);
+    for (text, path, expected) in [
+        (&text, &format!("hf:{ID}"), "the dataset has no plain_text/validation-*.parquet or"),
+        (&text, &"hf:someone/else".to_string(), "no dataset of that name"),
+        (&format!("hf:{ID}"), &questions, "names no files"),
+        (&format!("hf:{ID}:de/*"), &questions, "the dataset has no de/*"),
+    ] {
+        place.write("p.yaml", &data(text, path));
+        let message = run.fails(&["evaluate", "--original", "p.yaml"]);
+        assert!(message.contains(expected), "{expected}: {message}");
+    }
+}

@@ -14,9 +14,6 @@ use crate::statistics::wilson;
 use crate::tasks::{Exercise, Items, Question, Task, last_number, number_after_mark};
 use crate::writing::write_answers;
 
-/// Tokens of a batch of prompts.
-const BATCH_TOKENS: usize = 4096;
-
 /// Outcome of one question.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct QuestionResult {
@@ -72,6 +69,9 @@ pub struct ChoiceResult {
     pub groups: BTreeMap<String, Share>,
     /// Questions that lost their beginning.
     pub truncated: usize,
+    /// Questions left out, since a choice is longer than the context.
+    #[serde(default)]
+    pub skipped: usize,
 }
 
 /// A question, one of its choices, and that choice's log-likelihood.
@@ -94,6 +94,10 @@ pub struct Asked<'a> {
     pub items: &'a Items,
     /// Whether the tokenizer's beginning of text stands before; by default the harness leaves it out.
     pub bos: bool,
+    /// Whether questions with a choice that is longer than the context are left out; else they are an error.
+    pub skip_long: bool,
+    /// Tokens of a batch of prompts, at least one prompt's.
+    pub batch_tokens: usize,
     /// What names of units begin with.
     pub name: &'a str,
 }
@@ -106,38 +110,60 @@ pub struct Asked<'a> {
 pub fn evaluate_choices(
     model: &Model,
     text: &Text,
-    &Asked { task, items, bos, name }: &Asked,
+    &Asked { task, items, bos, skip_long, batch_tokens, name }: &Asked,
     work: &Work,
     progress: &dyn Progress,
 ) -> Result<(ChoiceResult, Vec<QuestionResult>)> {
     let prefix = if bos { text.prefix() } else { &[] };
-    let results = match items {
-        Items::Questions(questions) => choose(model, (text, prefix), (task, questions), (work, name), progress)?,
+    let (results, skipped) = match items {
+        Items::Questions(questions) => {
+            let (asked, sequences) = tokens_of((text, prefix), questions, model.config.positions, skip_long)?;
+            let skipped = questions.len() - asked.len();
+            (choose(model, (task, &asked), (&sequences, batch_tokens), (work, name), progress)?, skipped)
+        }
         Items::Exercises(exercises) => {
             let given = write_answers(model, (text, prefix), exercises, (work, name), progress)?;
-            exercises.iter().zip(given).map(|(exercise, given)| graded(task, exercise, given)).collect()
+            (exercises.iter().zip(given).map(|(exercise, given)| graded(task, exercise, given)).collect(), 0)
         }
     };
-    Ok((summarise(task, &results), results))
+    Ok((summarise(task, &results, skipped), results))
+}
+
+/// Questions with whether they lost their beginning.
+type Cut<'a> = (&'a Question, bool);
+
+/// Questions that are asked, and their tokens.
+fn tokens_of<'a>(
+    tokenizer: (&Text, &[u32]),
+    questions: &'a [Question],
+    positions: usize,
+    skip_long: bool,
+) -> Result<(Vec<Cut<'a>>, Vec<Sequence>)> {
+    let (mut asked, mut sequences) = (Vec::new(), Vec::new());
+    for question in questions {
+        match sequences_of(tokenizer, asked.len(), question, positions) {
+            Ok((of, cut)) => {
+                sequences.extend(of);
+                asked.push((question, cut));
+            }
+            Err(EvaluateError::Prompt { .. }) if skip_long => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok((asked, sequences))
 }
 
 /// The likeliest choices.
 fn choose(
     model: &Model,
-    (text, prefix): (&Text, &[u32]),
-    (task, questions): (Task, &[Question]),
+    (task, questions): (Task, &[Cut]),
+    (sequences, batch_tokens): (&[Sequence], usize),
     (work, name): (&Work, &str),
     progress: &dyn Progress,
 ) -> Result<Vec<QuestionResult>> {
-    let (mut sequences, mut truncated) = (Vec::new(), Vec::with_capacity(questions.len()));
-    for (n, question) in questions.iter().enumerate() {
-        let (of, cut) = sequences_of((text, prefix), n, question, model.config.positions)?;
-        sequences.extend(of);
-        truncated.push(cut);
-    }
-    let choices = questions.iter().map(Question::choices).collect();
-    let scores = score(model, &sequences, choices, (work, name), progress)?;
-    let result = |((question, scores), truncated): ((&Question, Vec<f64>), bool)| {
+    let choices = questions.iter().map(|(q, _)| q.choices()).collect();
+    let scores = score(model, (sequences, batch_tokens), choices, (work, name), progress)?;
+    let result = |(&(question, truncated), scores): (&Cut, Vec<f64>)| {
         let best = |score: &dyn Fn(usize) -> f64| {
             (0..scores.len()).fold(0, |best, i| if score(i) > score(best) { i } else { best })
         };
@@ -153,7 +179,7 @@ fn choose(
             scores,
         }
     };
-    Ok(questions.iter().zip(scores).zip(truncated).map(result).collect())
+    Ok(questions.iter().zip(scores).map(result).collect())
 }
 
 /// Whether what was written is right.
@@ -174,7 +200,7 @@ fn graded(task: Task, exercise: &Exercise, (written, truncated): (String, bool))
     }
 }
 
-fn summarise(task: Task, results: &[QuestionResult]) -> ChoiceResult {
+fn summarise(task: Task, results: &[QuestionResult], skipped: usize) -> ChoiceResult {
     let shares = |key: &dyn Fn(&QuestionResult) -> Option<String>| -> BTreeMap<String, Share> {
         let mut parts: BTreeMap<String, Vec<bool>> = BTreeMap::new();
         for result in results {
@@ -192,8 +218,9 @@ fn summarise(task: Task, results: &[QuestionResult]) -> ChoiceResult {
         all: Share::of(results.iter().map(|r| r.correct)),
         other_way: task.other_way().map(|_| Share::of(results.iter().filter_map(|r| r.correct_other_way))),
         subjects,
-        groups: shares(&|r| Some(task.group(&r.subject)?.name().to_string())),
+        groups: shares(&|r| task.group(&r.subject)),
         truncated: results.iter().filter(|r| r.truncated).count(),
+        skipped,
     }
 }
 
@@ -245,7 +272,7 @@ fn sequences_of(
 /// Log-likelihoods of all choices of all questions.
 fn score(
     model: &Model,
-    sequences: &[Sequence],
+    (sequences, batch_tokens): (&[Sequence], usize),
     choices: Vec<usize>,
     (work, name): (&Work, &str),
     progress: &dyn Progress,
@@ -256,7 +283,7 @@ fn score(
     let mut batches: Vec<Vec<usize>> = Vec::new();
     for i in order {
         match batches.last_mut() {
-            Some(batch) if (batch.len() + 1) * sequences[i].inputs.len() <= BATCH_TOKENS => batch.push(i),
+            Some(batch) if (batch.len() + 1) * sequences[i].inputs.len() <= batch_tokens => batch.push(i),
             _ => batches.push(vec![i]),
         }
     }

@@ -26,7 +26,9 @@ pub enum EvaluateError {
         reason: String,
     },
     /// A continuation that leaves no room for any of what stands before it.
-    #[error("question {question:?}: a choice of {tokens} tokens does not fit into the {context} that the model takes")]
+    #[error(
+        "question {question:?}: a choice of {tokens} tokens does not fit into the {context} that the model takes; leave such questions out with skip_long: true"
+    )]
     Prompt {
         /// Its end.
         question: String,

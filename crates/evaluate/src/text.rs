@@ -51,6 +51,17 @@ struct Sums {
 /// The original model, and the artifact in which its evaluation left its final states.
 pub type Original<'a> = (&'a Model, &'a Path);
 
+/// Figures at some positions of the sequences.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Band {
+    /// The first position, counted from 1: how many tokens the model has read there.
+    pub from: usize,
+    /// The last position.
+    pub to: usize,
+    /// Figures there; `context` is their number.
+    pub text: TextResult,
+}
+
 /// Measures `model` on `windows`, beside the original; `None` when it is the original, whose final
 /// states become files of the artifact then. A block of sequences is a unit of `work`.
 ///
@@ -64,36 +75,81 @@ pub fn evaluate_text(
     work: &Work,
     progress: &dyn Progress,
 ) -> Result<TextResult> {
+    let asked = Asked { name: "", windows, batch_tokens, ends: &[windows.context] };
+    Ok(measure(model, &asked, original, work, progress)?.remove(0))
+}
+
+/// As [`evaluate_text`], by position: the second half of each sequence, the quarter before it, and so on in
+/// `bands` bands, the first of which has what is left.
+///
+/// # Errors
+/// As [`evaluate_text`].
+pub fn evaluate_positions(
+    model: &Model,
+    windows: &Windows,
+    bands: usize,
+    batch_tokens: usize,
+    original: Option<Original>,
+    work: &Work,
+    progress: &dyn Progress,
+) -> Result<Vec<Band>> {
+    let mut ends: Vec<usize> = (0..bands).rev().map(|n| windows.context >> n).filter(|&end| end > 0).collect();
+    ends.dedup();
+    let asked = Asked { name: "long-", windows, batch_tokens, ends: &ends };
+    let results = measure(model, &asked, original, work, progress)?;
+    let starts = [0].into_iter().chain(ends.iter().copied());
+    Ok(starts.zip(&ends).zip(results).map(|((from, &to), text)| Band { from: from + 1, to, text }).collect())
+}
+
+/// A text and the positions that are told apart.
+struct Asked<'a> {
+    /// What names of units and files begin with.
+    name: &'a str,
+    windows: &'a Windows,
+    batch_tokens: usize,
+    /// Where bands of positions end, ascending up to the context.
+    ends: &'a [usize],
+}
+
+/// Figures for each band.
+fn measure(
+    model: &Model,
+    &Asked { name, windows, batch_tokens, ends }: &Asked,
+    original: Option<Original>,
+    work: &Work,
+    progress: &dyn Progress,
+) -> Result<Vec<TextResult>> {
     let batches = windows.batches(batch_tokens);
-    progress.start("text", (model.config.layers * batches.len()) as u64);
-    let (mut sums, mut first) = (Vec::new(), 0);
+    progress.start(&format!("{name}text"), (model.config.layers * batches.len()) as u64);
+    let (mut sums, mut first): (Vec<Vec<Sums>>, usize) = (Vec::new(), 0);
     for (n, block) in blocks(&model.config, &batches, |b| b.len() * windows.context).into_iter().enumerate() {
-        let (unit, file) = (format!("text-{n}"), format!("states-{n:03}.safetensors"));
+        let (unit, file) = (format!("{name}text-{n}"), format!("{name}states-{n:03}.safetensors"));
         let batches = &batches[block];
         let rows: usize = batches.iter().map(Vec::len).sum();
-        let part = match work.unit(&unit).and_then(|bytes| Sums::parse(&bytes, rows)) {
+        let part = match work.unit(&unit).and_then(|bytes| parse(&bytes, rows, ends.len())) {
             Some(part) => {
                 progress.advance((model.config.layers * batches.len()) as u64);
                 part
             }
             None => {
-                let states = final_states(model, batches, (work, "text-states"), progress)?;
+                let states = final_states(model, batches, (work, &format!("{name}text-states")), progress)?;
                 // Heads are large, and not needed while blocks are in memory.
                 let head = model.head()?;
                 let part = match &original {
                     None => {
                         work.file(&file, |path| write_states(&states, path))?;
                         let own = |b: usize| Ok(states[b].clone());
-                        compare_block(windows, first, (&head, &own), None, states.len())?
+                        compare_block((windows, ends), first, (&head, &own), None, states.len())?
                     }
                     Some((original, dir)) => {
                         let kept = States::open(&dir.join(&file))?;
                         let reference = |b: usize| kept.read(b, model.device());
                         let original = original.head()?;
-                        compare_block(windows, first, (&original, &reference), Some((&head, &states)), states.len())?
+                        let tuned = Some((&head, states.as_slice()));
+                        compare_block((windows, ends), first, (&original, &reference), tuned, states.len())?
                     }
                 };
-                work.keep(&unit, &part.iter().copied().flat_map(Sums::to_bytes).collect::<Vec<u8>>())?;
+                work.keep(&unit, &part.iter().flatten().copied().flat_map(Sums::to_bytes).collect::<Vec<u8>>())?;
                 part
             }
         };
@@ -103,18 +159,24 @@ pub fn evaluate_text(
         first += rows;
         sums.extend(part);
     }
-    let tokens = windows.context as f64;
-    let over = |f: fn(&Sums) -> f64| Estimate::of(&sums.iter().map(|s| f(s) / tokens).collect::<Vec<_>>());
+    let starts = [0].into_iter().chain(ends.iter().copied());
+    Ok(starts.zip(ends).enumerate().map(|(band, (from, to))| figures(&sums, band, to - from)).collect())
+}
+
+/// Figures of a band of so many positions.
+fn figures(sums: &[Vec<Sums>], band: usize, positions: usize) -> TextResult {
+    let over =
+        |f: fn(&Sums) -> f64| Estimate::of(&sums.iter().map(|s| f(&s[band]) / positions as f64).collect::<Vec<_>>());
     let nll = over(|s| s.nll);
-    Ok(TextResult {
+    TextResult {
         sequences: sums.len(),
-        context: windows.context,
+        context: positions,
         nll,
         perplexity: nll.mean.exp(),
         kl: over(|s| s.kl),
         top1: over(|s| s.agreements),
         nll_change: over(|s| s.nll - s.original_nll),
-    })
+    }
 }
 
 impl Sums {
@@ -132,29 +194,34 @@ impl Sums {
         bytes
     }
 
-    fn parse(bytes: &[u8], rows: usize) -> Option<Vec<Self>> {
+    fn parse(b: &[u8]) -> Self {
         let number = |b: &[u8]| f64::from_le_bytes(b.try_into().expect("eight bytes"));
-        let sums = bytes.chunks_exact(32).map(|b| Self {
+        Self {
             nll: number(&b[..8]),
             original_nll: number(&b[8..16]),
             kl: number(&b[16..24]),
             agreements: number(&b[24..]),
-        });
-        (bytes.len() == 32 * rows).then(|| sums.collect())
+        }
     }
+}
+
+/// Sums of every band of every row.
+fn parse(bytes: &[u8], rows: usize, bands: usize) -> Option<Vec<Vec<Sums>>> {
+    let row = |b: &[u8]| b.chunks_exact(32).map(Sums::parse).collect();
+    (bytes.len() == 32 * bands * rows).then(|| bytes.chunks_exact(32 * bands).map(row).collect())
 }
 
 /// Final states of a batch.
 type Batch<'a> = dyn Fn(usize) -> Result<Tensor> + Sync + 'a;
 
-/// Sums of every sequence of a block of `count` batches, whose first is `first`.
+/// Sums of every band of every sequence of a block of `count` batches, whose first is `first`.
 fn compare_block(
-    windows: &Windows,
+    (windows, ends): (&Windows, &[usize]),
     first: usize,
     original: (&Head, &Batch),
     tuned: Option<(&Head, &[Tensor])>,
     count: usize,
-) -> Result<Vec<Sums>> {
+) -> Result<Vec<Vec<Sums>>> {
     let load = |b: usize| -> Result<Vec<(Tensor, Option<Tensor>)>> {
         let reference = original.0.normalise(&original.1(b)?)?;
         let other = tuned.map(|(head, states)| head.normalise(&states[b])).transpose()?;
@@ -177,9 +244,9 @@ fn compare_block(
         let batch = |(rows, start): (&Vec<(Tensor, Option<Tensor>)>, &usize)| {
             let row = |(i, (reference, other)): (usize, &(Tensor, Option<Tensor>))| {
                 let tuned = tuned.map(|t| t.0).zip(other.as_ref());
-                compare(windows.targets(start + i), (original.0, reference), tuned)
+                compare((windows.targets(start + i), ends), (original.0, reference), tuned)
             };
-            rows.iter().enumerate().map(row).collect::<Result<Vec<Sums>>>()
+            rows.iter().enumerate().map(row).collect::<Result<Vec<Vec<Sums>>>>()
         };
         let sums = rows.par_iter().zip(&starts).map(batch).collect::<Result<Vec<_>>>()?;
         all.extend(sums.into_iter().flatten());
@@ -187,10 +254,15 @@ fn compare_block(
     Ok(all)
 }
 
-fn compare(targets: &[u32], original: (&Head, &Tensor), tuned: Option<(&Head, &Tensor)>) -> Result<Sums> {
+/// Sums of every band of a sequence.
+fn compare(
+    (targets, ends): (&[u32], &[usize]),
+    original: (&Head, &Tensor),
+    tuned: Option<(&Head, &Tensor)>,
+) -> Result<Vec<Sums>> {
     let vocab = original.0.vocab()?;
     let chunk = (LOGITS / vocab).max(1);
-    let mut sums = Sums::default();
+    let mut sums = vec![Sums::default(); ends.len()];
     for start in (0..targets.len()).step_by(chunk) {
         let count = chunk.min(targets.len() - start);
         let logits = |(head, states): (&Head, &Tensor)| -> Result<Vec<f32>> {
@@ -207,7 +279,9 @@ fn compare(targets: &[u32], original: (&Head, &Tensor), tuned: Option<(&Head, &T
             sums
         };
         let positions: Vec<Sums> = targets[start..start + count].par_iter().enumerate().map(position).collect();
-        positions.iter().for_each(|p| sums.add(p));
+        for (i, position) in positions.iter().enumerate() {
+            sums[ends.partition_point(|&end| end <= start + i)].add(position);
+        }
     }
     Ok(sums)
 }

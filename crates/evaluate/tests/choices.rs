@@ -25,7 +25,8 @@ impl Place {
     fn answer(&self, questions: &[Question]) -> Result<Vec<QuestionResult>, EvaluateError> {
         let out = tempfile::tempdir().unwrap();
         let items = Items::Questions(questions.to_vec());
-        let asked = Asked { task: Task::Piqa, items: &items, bos: false, name: "q" };
+        let asked =
+            Asked { task: Task::Piqa, items: &items, bos: false, skip_long: false, batch_tokens: 4096, name: "q" };
         let work = Work::begin(out.path()).unwrap();
         Ok(evaluate_choices(&self.model, &self.text, &asked, &work, &Silent)?.1)
     }

@@ -6,7 +6,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use waterfill_codec::Trellis;
 use waterfill_encode::search::{Preset, Tool};
-use waterfill_evaluate::tasks::{Scoring, Task};
+use waterfill_evaluate::tasks::{Retrieval, Scoring, Task};
+
+use crate::stages::BATCH_TOKENS;
 
 /// One pipeline.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
@@ -64,8 +66,14 @@ pub enum BaselineMethod {
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Calibrate {
-    /// A UTF-8 text file, or `fixture` for the generated one.
+    /// A UTF-8 text file, or `fixture` for the generated one, or rows as in `evaluate.text`.
     pub text: String,
+    /// What stands between two rows.
+    #[serde(default = "default_join")]
+    pub join: String,
+    /// Rows taken, from the first; all if absent.
+    #[serde(default)]
+    pub documents: Option<usize>,
     /// From which to which share of its tokens.
     #[serde(default = "default_part")]
     pub part: [f64; 2],
@@ -75,6 +83,9 @@ pub struct Calibrate {
     /// Sequences, spread evenly over the part.
     #[serde(default = "default_calibration_sequences")]
     pub sequences: usize,
+    /// Tokens that are computed with at a time, at least a sequence: fewer take less memory, and round differently.
+    #[serde(default = "default_batch_tokens")]
+    pub batch_tokens: usize,
     /// Seed of sampled labels.
     #[serde(default = "default_seed")]
     pub seed: u64,
@@ -379,9 +390,19 @@ impl Default for RateWeights {
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Evaluate {
-    /// A UTF-8 text file, or `fixture`; give this or `tokens`.
+    /// A UTF-8 text file, a file of rows with a `text` (`.parquet`, or lines of JSON in `.jsonl`, `.json` and with `.gz`),
+    /// such files of a dataset on the hub (`hf:OWNER/NAME:PATTERN`), or `fixture`; give this or `tokens`.
     #[serde(default)]
     pub text: Option<String>,
+    /// What stands between two rows.
+    #[serde(default = "default_join")]
+    pub join: String,
+    /// Rows taken, from the first; all if absent.
+    #[serde(default)]
+    pub documents: Option<usize>,
+    /// Before what the tokenizer's beginning of text stands.
+    #[serde(default)]
+    pub bos: Bos,
     /// A file of little-endian u16 token ids.
     #[serde(default)]
     pub tokens: Option<String>,
@@ -394,6 +415,12 @@ pub struct Evaluate {
     /// Sequences, from the start of the part.
     #[serde(default = "default_evaluation_sequences")]
     pub sequences: usize,
+    /// Tokens that are computed with at a time, at least a sequence; twice as many of questions.
+    #[serde(default = "default_batch_tokens")]
+    pub batch_tokens: usize,
+    /// Figures by position in long sequences of the same text.
+    #[serde(default)]
+    pub long_context: Option<LongContext>,
     /// The questions whose accuracy stands in the tables.
     #[serde(default)]
     pub multiple_choice: Option<MultipleChoice>,
@@ -409,6 +436,37 @@ impl Evaluate {
     }
 }
 
+/// Sequences as long as the model takes, told apart by position.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct LongContext {
+    /// Inputs of a sequence; all that the model takes if absent.
+    pub context: Option<usize>,
+    /// Sequences, from the start of the part.
+    pub sequences: usize,
+    /// Bands of positions: the second half, the quarter before it, and so on.
+    pub bands: usize,
+}
+
+impl Default for LongContext {
+    fn default() -> Self {
+        Self { context: None, sequences: 16, bands: 5 }
+    }
+}
+
+/// Before what the tokenizer's beginning of text stands.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Bos {
+    /// Every sequence, as models are trained.
+    #[default]
+    Each,
+    /// The whole text, as GPTQ and its successors measure.
+    First,
+    /// Nothing.
+    None,
+}
+
 /// A benchmark's questions, asked as lm-evaluation-harness does.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -416,18 +474,22 @@ pub struct MultipleChoice {
     /// Which benchmark.
     #[serde(default)]
     pub task: Task,
-    /// MMLU's directory with `dev/` and `test/`, or `fixture`; a file of JSON lines of the others.
+    /// A file of rows (`.parquet`, or lines of JSON), a directory with the files of the dataset on the hub or with MMLU's
+    /// `dev/` and `test/`, `hf:OWNER/NAME` for the hub itself, or `fixture`.
     pub path: String,
     /// Solved examples before each question of MMLU and GSM8K; 5 if absent. What does not fit the context loses
     /// its beginning.
     #[serde(default)]
     pub shots: Option<usize>,
-    /// File that GSM8K's solved examples come from.
+    /// File that GSM8K's solved examples come from; in a dataset's directory and on the hub the split `train`.
     #[serde(default)]
     pub examples: Option<String>,
     /// Whether the tokenizer's beginning of text stands before; the harness leaves it out.
     #[serde(default)]
     pub bos: bool,
+    /// Whether questions with a choice that is longer than the model's context are left out; else they are an error.
+    #[serde(default)]
+    pub skip_long: bool,
     /// Questions drawn.
     #[serde(default = "default_questions")]
     pub questions: usize,
@@ -440,6 +502,10 @@ pub struct MultipleChoice {
     /// Subjects of MMLU; all when empty.
     #[serde(default)]
     pub subjects: Vec<String>,
+    /// How keys are hidden, of `retrieval`; `path` is the text around them then, `questions` those of each length
+    /// and depth.
+    #[serde(default)]
+    pub retrieval: Option<Retrieval>,
 }
 
 impl MultipleChoice {
@@ -450,13 +516,21 @@ impl MultipleChoice {
 
     /// Solved examples before each question.
     pub(crate) fn shots(&self) -> usize {
-        let there = self.task != Task::Gsm8k || self.examples.is_some();
-        self.shots.unwrap_or(if there { self.task.usual_shots() } else { 0 })
+        self.shots.unwrap_or(if self.has_examples() { self.task.usual_shots() } else { 0 })
+    }
+
+    /// Whether solved examples are to be had.
+    fn has_examples(&self) -> bool {
+        let dataset = self.path.starts_with("hf:") || std::path::Path::new(&self.path).is_dir();
+        self.task != Task::Gsm8k || self.examples.is_some() || dataset
     }
 }
 
 fn default_store() -> String {
     "results".into()
+}
+fn default_join() -> String {
+    "\n\n".into()
 }
 fn default_part() -> [f64; 2] {
     [0.0, 1.0]
@@ -469,6 +543,9 @@ fn default_calibration_sequences() -> usize {
 }
 fn default_evaluation_sequences() -> usize {
     64
+}
+fn default_batch_tokens() -> usize {
+    BATCH_TOKENS
 }
 fn default_seed() -> u64 {
     1
@@ -502,6 +579,9 @@ pub(crate) fn problems(config: &Config) -> Vec<String> {
     };
     let (c, a, e) = (&config.calibrate, &config.allocate, &config.evaluate);
     range("calibrate.context", c.context as f64, 1.0, 1_048_576.0);
+    for (key, tokens) in [("calibrate.batch_tokens", c.batch_tokens), ("evaluate.batch_tokens", e.batch_tokens)] {
+        range(key, tokens as f64, 1.0, 1e7);
+    }
     range("calibrate.sequences", c.sequences as f64, 1.0, 1e9);
     range("calibrate.shards", c.shards as f64, 1.0, c.sequences as f64);
     range("calibrate.second_moment_block", c.second_moment_block as f64, 16.0, 8192.0);
@@ -511,6 +591,11 @@ pub(crate) fn problems(config: &Config) -> Vec<String> {
     range("allocate.rate.resident", a.rate.resident, 0.0, 1e6);
     range("evaluate.context", e.context as f64, 1.0, 1_048_576.0);
     range("evaluate.sequences", e.sequences as f64, 1.0, 1e9);
+    if let Some(long) = e.long_context {
+        range("evaluate.long_context.context", long.context.unwrap_or(1) as f64, 1.0, 1_048_576.0);
+        range("evaluate.long_context.sequences", long.sequences as f64, 1.0, 1e9);
+        range("evaluate.long_context.bands", long.bands as f64, 1.0, 20.0);
+    }
     range("encode.damping", config.encode.damping, 0.0, 100.0);
     range("encode.rounding", config.encode.rounding.into(), 0.0, 10.0);
     if let Some(sequential) = config.encode.sequential {
@@ -547,12 +632,18 @@ pub(crate) fn problems(config: &Config) -> Vec<String> {
     let plain =
         |s: &str| !s.is_empty() && s.chars().all(|c| c.is_alphanumeric() || "-_.".contains(c)) && !s.starts_with('.');
     for (key, m) in &keyed {
-        let mmlu = m.task == Task::Mmlu || (m.subjects.is_empty() && m.scoring == Scoring::Letter);
+        let retrieves = m.task == Task::Retrieval;
+        let scored = m.scoring == Scoring::Letter || (retrieves && m.scoring == Scoring::Written);
+        let mmlu = m.task == Task::Mmlu || (m.subjects.is_empty() && scored);
         require(mmlu, &format!("{key} has subjects or scoring, which only mmlu takes"));
+        require(retrieves || m.retrieval.is_none(), &format!("{key} has retrieval, but asks {}", m.task.name()));
+        if let Some(problem) = m.retrieval.as_ref().and_then(Retrieval::problem) {
+            require(false, &format!("{key}.retrieval: {problem}"));
+        }
         let (gsm8k, given) = (m.task == Task::Gsm8k, m.examples.is_some());
         require(gsm8k || !given, &format!("{key} has examples, which only gsm8k takes"));
         require(
-            !gsm8k || given || m.shots() == 0,
+            m.has_examples() || m.shots() == 0,
             &format!("{key} asks for shots, which come from a file: give examples"),
         );
     }

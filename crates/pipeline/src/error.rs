@@ -24,6 +24,16 @@ pub enum PipelineError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// An accelerator's memory did not suffice.
+    #[error("{stage}: {device} has too little memory: {advice}; what is finished is kept")]
+    DeviceMemory {
+        /// What was being done.
+        stage: String,
+        /// As the user named it.
+        device: String,
+        /// What was needed, what was free, and what would fit.
+        advice: String,
+    },
     /// The hub.
     #[error(transparent)]
     Hub(#[from] waterfill_hub::HubError),
@@ -68,4 +78,18 @@ pub enum PipelineError {
     /// The report.
     #[error(transparent)]
     Report(#[from] waterfill_report::ReportError),
+}
+
+impl PipelineError {
+    /// Whether an accelerator's memory did not suffice.
+    pub(crate) fn is_out_of_device_memory(&self) -> bool {
+        use waterfill_calibrate::CalibrateError;
+        use waterfill_evaluate::EvaluateError;
+        match self {
+            Self::Model(error)
+            | Self::Calibrate(CalibrateError::Model(error))
+            | Self::Evaluate(EvaluateError::Model(error)) => error.is_out_of_device_memory(),
+            _ => false,
+        }
+    }
 }

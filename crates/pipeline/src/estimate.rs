@@ -45,10 +45,14 @@ impl Times {
         let (c, e) = (&session.config.calibrate, &session.config.evaluate);
         let weights = session.model.checkpoint().weights() as f64;
         let questions = e.choices().map(|m| (m.questions * 100 * (m.shots() + 1)) as f64).sum::<f64>();
+        let questions = questions / e.choices().count().max(1) as f64;
+        let long = e.long_context.map_or(0, |l| l.sequences * l.context.unwrap_or(session.model.config.positions));
         let text = (e.sequences * e.context) as f64;
         let operations = match stage {
             "calibrate" => (c.sequences * c.context) as f64 * weights * 8.0,
-            "evaluate" | "evaluate-base" => (text + questions) * weights * 2.0,
+            "evaluate" | "evaluate-base" => text * weights * 2.0,
+            "positions" | "positions-base" => long as f64 * weights * 2.0,
+            "answers" => questions * weights * 2.0,
             "points" => weights * 4e4,
             "encode" => {
                 let steps = session.config.encode.sequential.map_or(0, |s| s.steps * session.model.config.layers);
@@ -62,7 +66,7 @@ impl Times {
 
 /// Peak memory of a run, bytes: the largest of its stages.
 pub(crate) fn memory(session: &Session) -> u64 {
-    let stages = ["calibrate", "points", "allocate", "encode", "evaluate-base", "evaluate"];
+    let stages = ["calibrate", "points", "allocate", "encode", "evaluate-base", "evaluate", "positions", "answers"];
     stages.iter().map(|stage| stage_memory(session, stage)).max().unwrap_or(0)
 }
 
@@ -73,12 +77,19 @@ pub(crate) fn stage_memory(session: &Session, stage: &str) -> u64 {
     let largest = session.model.weights().iter().map(|(_, [rows, cols])| (rows * cols) as u64).max().unwrap_or(0);
     let (block, table) = (model.block_bytes(), model.table_bytes());
     // A batch is one sequence at least.
-    let batch = |context: usize| BATCH_TOKENS.max(context);
+    let batch = |tokens: usize, context: usize| tokens.max(context);
     let side = |bytes: u64| bytes * side_by_side(bytes) as u64;
+    // Final states of `held` tokens, batches of `tokens`, and one head or two.
+    let evaluating = |held: usize, tokens: usize, heads: u64| {
+        let states = model.state_bytes(held);
+        let blocks = block + block / 4 + side(model.forward_bytes(tokens));
+        let compare = heads * table + table / 2 + side(comparison_bytes(model.vocab));
+        states + states / 4 + blocks.max(compare)
+    };
     PROGRAM
         + match stage {
             "calibrate" => {
-                let tokens = batch(config.calibrate.context);
+                let tokens = batch(config.calibrate.batch_tokens, config.calibrate.context);
                 let states = model.state_bytes(tokens);
                 let moments = moment_bytes(session);
                 let forward = side(model.forward_bytes(tokens) + 2 * states);
@@ -101,17 +112,17 @@ pub(crate) fn stage_memory(session: &Session, stage: &str) -> u64 {
                     + 2 * (model.vjp_bytes(BATCH_TOKENS) + model.layers as u64 * model.state_bytes(BATCH_TOKENS));
                 if config.encode.sequential.is_some() { coding + adapting } else { coding }
             }
-            "evaluate" | "evaluate-base" => {
-                let tokens = batch(config.evaluate.context);
-                let text = config.evaluate.sequences * config.evaluate.context;
-                let questions = config.evaluate.choices().next().is_some();
-                let held = if questions { block_tokens(model) } else { text.min(block_tokens(model)) };
-                let states = model.state_bytes(held);
-                let heads = if stage == "evaluate" { 2 } else { 1 };
-                let blocks = block + block / 4 + side(model.forward_bytes(tokens));
-                let compare = heads * table + table / 2 + side(comparison_bytes(model.vocab));
+            "evaluate" | "evaluate-base" | "positions" | "positions-base" => {
+                let e = &config.evaluate;
+                let long = e.long_context.map_or((0, 0), |l| (l.sequences, l.context.unwrap_or(model.positions)));
+                let (sequences, context) = if stage.starts_with("positions") { long } else { (e.sequences, e.context) };
+                let held = (sequences * context).min(block_tokens(model));
+                let heads = if stage.ends_with("base") { 1 } else { 2 };
+                evaluating(held, batch(e.batch_tokens, context), heads)
+            }
+            "answers" => {
                 let written = if config.evaluate.choices().any(MultipleChoice::is_written) { weights * 4 } else { 0 };
-                (states + states / 4 + blocks.max(compare)).max(written)
+                evaluating(block_tokens(model), 2 * config.evaluate.batch_tokens, 1).max(written)
             }
             _ => 0,
         }
@@ -124,7 +135,7 @@ fn factor_bytes(session: &Session) -> u64 {
 }
 
 /// Bytes of a block's second moments while they are summed.
-fn moment_bytes(session: &Session) -> u64 {
+pub(crate) fn moment_bytes(session: &Session) -> u64 {
     let (model, c) = (&session.model.config, &session.config.calibrate);
     let of = |i: usize| {
         let width = model.linear_shape(i)[1] as u64;

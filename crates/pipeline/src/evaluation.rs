@@ -1,103 +1,260 @@
-//! The evaluation of the original and of tuned checkpoints: text, and benchmarks of questions.
+//! The evaluation of the original and of tuned checkpoints: text, long contexts, and benchmarks of questions. Each
+//! is a stage of its own, so that another benchmark leaves the others' results as they are.
 
 use std::time::Instant;
 
-use waterfill_artifacts::{Artifact, Identity, Progress, Work};
+use serde::{Deserialize, Serialize};
+use waterfill_artifacts::{Artifact, Identity, Progress, Work, hash_file};
 use waterfill_evaluate as eval;
-use waterfill_evaluate::tasks::Items;
+use waterfill_evaluate::tasks::{Items, Task};
 use waterfill_model::{Model, Text, Windows};
 
 use crate::config::MultipleChoice;
 use crate::error::Result;
 use crate::results::{Choice, Evaluation, read_json, write_json};
 use crate::session::Session;
-use crate::stages::{BATCH_TOKENS, tokens_digest};
+use crate::stages::tokens_digest;
 
-/// Of what an evaluation finds: it goes up when results change.
-const VERSION: u32 = 4;
+/// Of what text and long contexts are found to be; it goes up when results change.
+const TEXT: u32 = 5;
+/// Of how questions are asked and answers scored.
+const ANSWERS: u32 = 1;
 
-impl Session<'_> {
-    /// What figures of text depend on.
-    pub(crate) fn text_config(&self) -> serde_json::Value {
-        let context = self.config.evaluate.context;
-        serde_json::json!({"context": context, "batch_tokens": BATCH_TOKENS, "device": self.device})
-    }
+/// File with the figures of every stage.
+const RESULT: &str = "result.json";
+/// File with every answer.
+const QUESTIONS: &str = "questions.json";
 
-    fn evaluation_config(&self) -> serde_json::Value {
-        let asked = |m: &MultipleChoice| serde_json::json!({"task": m.task, "bos": m.bos});
-        let choices: Vec<serde_json::Value> = self.config.evaluate.choices().map(asked).collect();
-        serde_json::json!({"text": self.text_config(), "choices": choices})
-    }
+/// Whose evaluation it is.
+#[derive(Clone, Copy)]
+pub(crate) enum Whose<'a> {
+    Original,
+    /// A tuned checkpoint, beside the original's evaluation.
+    Tuned(&'a Artifact, &'a Evaluated),
+}
 
-    /// Quality of the original, and its final states for comparisons.
-    pub(crate) fn evaluate_base(&self) -> Result<Artifact> {
-        let windows = self.source.evaluation(self.config, self.sizes())?;
-        let questions = self.questions()?;
-        self.stage("evaluate the original", &self.base_identity(&windows, &questions), |work| {
-            let text = eval::evaluate_text(&self.model, &windows, BATCH_TOKENS, None, work, self.console)?;
-            let choices = self.answer(&self.model, &questions, None, work)?;
-            write_json(&work.path("result.json"), &Evaluation { text, choices })
-        })
-    }
+/// A stage of an evaluation.
+#[derive(Clone, Copy)]
+pub(crate) enum Part {
+    Text,
+    Positions,
+    Answers(Task),
+}
 
-    pub(crate) fn base_identity(&self, windows: &Windows, questions: &[Items]) -> Identity {
-        let inputs = [("tokens", tokens_digest(windows)), ("questions", questions_digest(questions))];
-        self.identity("evaluate-base", VERSION, inputs, self.evaluation_config())
-    }
-
-    /// Quality of a tuned checkpoint, read back from its files.
-    pub(crate) fn evaluate(&self, base: &Artifact, encoded: &Artifact) -> Result<Artifact> {
-        self.stage("evaluate", &self.evaluation_identity(base.digest(), encoded.digest()), |work| {
-            let windows = self.source.evaluation(self.config, self.sizes())?;
-            let questions = self.questions()?;
-            let tuned = Model::open(&encoded.path("checkpoint"), self.model.device())?;
-            let original = Some((&self.model, base.dir.as_path()));
-            let text = eval::evaluate_text(&tuned, &windows, BATCH_TOKENS, original, work, self.console)?;
-            let choices = self.answer(&tuned, &questions, Some(base), work)?;
-            write_json(&work.path("result.json"), &Evaluation { text, choices })
-        })
-    }
-
-    pub(crate) fn evaluation_identity(&self, base: String, encoded: String) -> Identity {
-        self.identity("evaluate", VERSION, [("checkpoint", encoded), ("base", base)], self.evaluation_config())
-    }
-
-    /// Questions of every benchmark.
-    pub(crate) fn questions(&self) -> Result<Vec<Items>> {
-        self.config.evaluate.choices().map(|m| self.source.questions(m)).collect()
-    }
-
-    /// Answers the questions, keeps every answer, and pairs with the original's.
-    fn answer(&self, model: &Model, questions: &[Items], base: Option<&Artifact>, work: &Work) -> Result<Vec<Choice>> {
-        let mut choices = Vec::new();
-        for (n, (m, items)) in self.config.evaluate.choices().zip(questions).enumerate() {
-            let text = Text::open(&self.source.dir, &self.model.config)?;
-            let task = m.task;
-            let name = format!("{}-{n}", task.name());
-            let asked = eval::Asked { task, items, bos: m.bos, name: &name };
-            let start = Instant::now();
-            let (result, answers) = eval::evaluate_choices(model, &text, &asked, work, self.console)?;
-            let (count, seconds) = (answers.len() as f64, start.elapsed().as_secs_f64());
-            self.console.note(&format!("{name}: {count} questions in {seconds:.1} s, {:.1} a second", count / seconds));
-            let file = format!("questions-{name}.json");
-            write_json(&work.path(&file), &answers)?;
-            let original: Vec<eval::QuestionResult> = match base {
-                Some(base) => read_json(&base.path(&file))?,
-                None => answers.clone(),
-            };
-            let point = |correct: bool| f64::from(u8::from(correct));
-            let changes: Vec<f64> =
-                answers.iter().zip(&original).map(|(a, b)| point(a.correct) - point(b.correct)).collect();
-            choices.push(Choice { task, result, change: eval::Estimate::of(&changes) });
+impl Part {
+    /// What is done, in words.
+    pub fn label(self, original: bool) -> String {
+        match (self, original) {
+            (Self::Text, true) => "evaluate the original".into(),
+            (Self::Text, false) => "evaluate".into(),
+            (Self::Positions, true) => "evaluate the original by position".into(),
+            (Self::Positions, false) => "evaluate by position".into(),
+            (Self::Answers(task), true) => format!("answer {} with the original", task.name()),
+            (Self::Answers(task), false) => format!("answer {}", task.name()),
         }
-        Ok(choices)
     }
 }
 
-fn questions_digest(questions: &[Items]) -> String {
-    let mut hasher = blake3::Hasher::new();
-    for items in questions {
-        hasher.update(format!("{items:?}").as_bytes());
+/// Artifacts of an evaluation.
+pub(crate) struct Evaluated {
+    pub text: Artifact,
+    by_position: Option<Artifact>,
+    /// In the order of the configuration.
+    answers: Vec<Artifact>,
+}
+
+/// What text is evaluated on, and what is asked.
+pub(crate) struct Asked {
+    pub windows: Windows,
+    pub long: Option<Windows>,
+    pub questions: Vec<Items>,
+}
+
+/// Figures of a benchmark.
+#[derive(Serialize, Deserialize)]
+struct Answered {
+    task: Task,
+    result: eval::ChoiceResult,
+}
+
+impl Evaluated {
+    /// All figures; `original` is what changes are from.
+    pub fn read(&self, original: Option<&Self>) -> Result<Evaluation> {
+        let answers = |a: &Artifact| read_json::<Vec<eval::QuestionResult>>(&a.path(QUESTIONS));
+        let choice = |(n, own): (usize, &Artifact)| {
+            let Answered { task, result } = read_json(&own.path(RESULT))?;
+            let point = |correct: bool| f64::from(u8::from(correct));
+            let changes: Vec<f64> = match original {
+                None => vec![0.0; result.all.questions],
+                Some(original) => {
+                    let (own, before) = (answers(own)?, answers(&original.answers[n])?);
+                    own.iter().zip(&before).map(|(a, b)| point(a.correct) - point(b.correct)).collect()
+                }
+            };
+            Ok(Choice { task, result, change: eval::Estimate::of(&changes), answers: own.path(QUESTIONS) })
+        };
+        Ok(Evaluation {
+            text: read_json(&self.text.path(RESULT))?,
+            by_position: self.by_position.as_ref().map_or(Ok(vec![]), |a| read_json(&a.path(RESULT)))?,
+            choices: self.answers.iter().enumerate().map(choice).collect::<Result<_>>()?,
+        })
     }
-    hasher.finalize().to_hex().to_string()
+}
+
+impl Session<'_> {
+    /// Stages of an evaluation.
+    pub(crate) fn evaluations(&self) -> usize {
+        1 + usize::from(self.config.evaluate.long_context.is_some()) + self.config.evaluate.choices().count()
+    }
+
+    /// What figures of text depend on.
+    pub(crate) fn text_config(&self) -> serde_json::Value {
+        let e = &self.config.evaluate;
+        serde_json::json!({"context": e.context, "batch_tokens": e.batch_tokens, "device": self.device})
+    }
+
+    /// Reads all texts and questions, so that what is wrong with them is said before anything runs.
+    pub(crate) fn asked(&self) -> Result<Asked> {
+        let (source, config, sizes) = (&self.source, self.config, self.sizes());
+        let e = &config.evaluate;
+        Ok(Asked {
+            windows: source.evaluation(config, sizes, self.console)?,
+            long: e.long_context.map(|long| source.long(config, &long, sizes, self.console)).transpose()?,
+            questions: e.choices().map(|m| source.questions(m, sizes, self.console)).collect::<Result<_>>()?,
+        })
+    }
+
+    /// Quality of the original, with its final states for comparisons, or of a tuned checkpoint, read back from its
+    /// files.
+    pub(crate) fn evaluate(&self, whose: Whose, asked: &Asked) -> Result<Evaluated> {
+        let batch_tokens = self.config.evaluate.batch_tokens;
+        let original = |of: fn(&Evaluated) -> Option<&Artifact>| match whose {
+            Whose::Original => None,
+            Whose::Tuned(_, base) => of(base),
+        };
+        let base = original(|base| Some(&base.text));
+        let identity = self.text_identity(whose.checkpoint(), base.map(Artifact::digest), &asked.windows);
+        let text = self.stage(&Part::Text.label(whose.is_original()), &identity, |work| {
+            self.with_model(whose, |model| {
+                let original = base.map(|base| (&self.model, base.dir.as_path()));
+                let text = eval::evaluate_text(model, &asked.windows, batch_tokens, original, work, self.console)?;
+                write_json(&work.path(RESULT), &text)
+            })
+        })?;
+        let by_position = match (&asked.long, &self.config.evaluate.long_context) {
+            (Some(windows), Some(long)) => {
+                let base = original(|base| base.by_position.as_ref());
+                let identity =
+                    self.position_identity(whose.checkpoint(), base.map(Artifact::digest), windows, long.bands);
+                Some(self.stage(&Part::Positions.label(whose.is_original()), &identity, |work| {
+                    self.with_model(whose, |model| {
+                        let original = base.map(|base| (&self.model, base.dir.as_path()));
+                        let (bands, console) = (long.bands, self.console);
+                        let found =
+                            eval::evaluate_positions(model, windows, bands, batch_tokens, original, work, console)?;
+                        write_json(&work.path(RESULT), &found)
+                    })
+                })?)
+            }
+            _ => None,
+        };
+        let mut answers = Vec::new();
+        for (m, items) in self.config.evaluate.choices().zip(&asked.questions) {
+            let identity = self.answers_identity(whose.checkpoint(), m, items)?;
+            answers.push(self.stage(&Part::Answers(m.task).label(whose.is_original()), &identity, |work| {
+                self.with_model(whose, |model| self.answer(model, m, items, work))
+            })?);
+        }
+        Ok(Evaluated { text, by_position, answers })
+    }
+
+    pub(crate) fn text_identity(
+        &self,
+        checkpoint: Option<String>,
+        base: Option<String>,
+        windows: &Windows,
+    ) -> Identity {
+        self.compared("evaluate", (checkpoint, base), windows, self.text_config())
+    }
+
+    pub(crate) fn position_identity(
+        &self,
+        checkpoint: Option<String>,
+        base: Option<String>,
+        windows: &Windows,
+        bands: usize,
+    ) -> Identity {
+        let mut config = self.text_config();
+        (config["context"], config["bands"]) = (windows.context.into(), bands.into());
+        self.compared("positions", (checkpoint, base), windows, config)
+    }
+
+    /// Identity of a stage that leaves the original's states, or compares with them.
+    fn compared(
+        &self,
+        stage: &str,
+        (checkpoint, base): (Option<String>, Option<String>),
+        windows: &Windows,
+        config: serde_json::Value,
+    ) -> Identity {
+        match checkpoint.zip(base) {
+            Some((checkpoint, base)) => {
+                self.identity(stage, TEXT, [("checkpoint", checkpoint), ("base", base)], config)
+            }
+            None => self.identity(&format!("{stage}-base"), TEXT, [("tokens", tokens_digest(windows))], config),
+        }
+    }
+
+    pub(crate) fn answers_identity(
+        &self,
+        checkpoint: Option<String>,
+        m: &MultipleChoice,
+        items: &Items,
+    ) -> Result<Identity> {
+        let tokenizer = hash_file(&self.source.dir.join("tokenizer.json"))?;
+        let prefix = Text::open(&self.source.dir, &self.model.config)?.prefix().to_vec();
+        let config = serde_json::json!({
+            "task": m.task, "bos": m.bos.then_some(prefix), "skip_long": m.skip_long,
+            "batch_tokens": self.config.evaluate.batch_tokens, "device": self.device,
+        });
+        let questions = blake3::hash(format!("{items:?}").as_bytes()).to_hex().to_string();
+        let mut identity =
+            self.identity("answers", ANSWERS, [("questions", questions), ("tokenizer", tokenizer)], config);
+        identity.inputs.extend(checkpoint.map(|digest| ("checkpoint".to_string(), digest)));
+        Ok(identity)
+    }
+
+    fn with_model<T>(&self, whose: Whose, f: impl FnOnce(&Model) -> Result<T>) -> Result<T> {
+        match whose {
+            Whose::Original => f(&self.model),
+            Whose::Tuned(encoded, _) => f(&Model::open(&encoded.path("checkpoint"), self.model.device())?),
+        }
+    }
+
+    /// Answers the questions of a benchmark and keeps every answer.
+    fn answer(&self, model: &Model, m: &MultipleChoice, items: &Items, work: &Work) -> Result<()> {
+        let text = Text::open(&self.source.dir, &self.model.config)?;
+        let (task, name) = (m.task, m.task.name());
+        let batch_tokens = 2 * self.config.evaluate.batch_tokens;
+        let asked = eval::Asked { task, items, bos: m.bos, skip_long: m.skip_long, batch_tokens, name };
+        let start = Instant::now();
+        let (result, answers) = eval::evaluate_choices(model, &text, &asked, work, self.console)?;
+        let (count, seconds) = (answers.len() as f64, start.elapsed().as_secs_f64());
+        self.console.note(&format!("{name}: {count} questions in {seconds:.1} s, {:.1} a second", count / seconds));
+        write_json(&work.path(QUESTIONS), &answers)?;
+        write_json(&work.path(RESULT), &Answered { task, result })
+    }
+}
+
+impl Whose<'_> {
+    fn is_original(self) -> bool {
+        matches!(self, Self::Original)
+    }
+
+    fn checkpoint(self) -> Option<String> {
+        match self {
+            Self::Original => None,
+            Self::Tuned(encoded, _) => Some(encoded.digest()),
+        }
+    }
 }

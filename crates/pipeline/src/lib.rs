@@ -3,6 +3,8 @@
 mod compare;
 mod config;
 mod console;
+mod data;
+mod device_memory;
 mod error;
 mod estimate;
 mod evaluation;
@@ -40,7 +42,7 @@ pub use stages::Until;
 pub use sweep::{DryRun, Sweep, SweepOutput, SweepRunOutput, dry_run, load_sweep, run_sweep};
 pub use training::{TrainConfig, TrainOutput, load_train, train, train_schema};
 pub use waterfill_artifacts::Store;
-pub use waterfill_evaluate::Share;
+pub use waterfill_evaluate::{Band, Share};
 
 /// Decodes the checkpoint in `from` to a dense Hugging Face directory `to`; `dtype` is `bf16`,
 /// `f32` or `None` to keep each tensor's own.

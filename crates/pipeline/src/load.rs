@@ -101,7 +101,7 @@ fn named_files(config: &Config) -> Vec<(&str, &str)> {
 
 fn exist(files: Vec<(&str, &str)>, path: &Path) -> Result<()> {
     for (key, file) in files {
-        if file != "fixture" && !Path::new(file).exists() {
+        if file != "fixture" && !file.starts_with("hf:") && !Path::new(file).exists() {
             let reason =
                 format!("{key} is {file:?}, which does not exist (paths are relative to the working directory)");
             return Err(PipelineError::Config { path: path.to_path_buf(), reason });

@@ -13,6 +13,7 @@ use waterfill_model::{architectures, device};
 use crate::config::Config;
 use crate::console::Console;
 use crate::error::{PipelineError, Result};
+use crate::evaluation::Whose;
 use crate::results::{Evaluation, read_json, write_json};
 use crate::run::BenchmarkOutput;
 use crate::session::Session;
@@ -36,9 +37,11 @@ pub struct OriginalOutput {
     pub context: usize,
     /// Share of right answers to the first benchmark.
     pub accuracy: Option<f64>,
+    /// Figures by position in long sequences, where they were asked for.
+    pub by_position: Vec<eval::Band>,
     /// All benchmarks.
     pub benchmarks: Vec<BenchmarkOutput>,
-    /// Directory of the artifact.
+    /// Directory of the text's artifact.
     pub artifact: PathBuf,
 }
 
@@ -47,14 +50,22 @@ pub struct OriginalOutput {
 /// # Errors
 /// Models that cannot be opened or run, data that cannot be read.
 pub fn evaluate_original(config: &Config, store: &Store, device: &str, console: &Console) -> Result<OriginalOutput> {
-    console.steps(1);
     let source = Source::open(config, store, console)?;
     let found = architectures(&source.dir)?;
-    let artifact = match other::names().any(|name| found == [name]) {
-        true => evaluate_other(config, store, device, &source, console)?,
-        false => Session::of_source(source, config, store, device, console)?.evaluate_base()?,
+    let (result, artifact) = match other::names().any(|name| found == [name]) {
+        true => {
+            console.steps(1);
+            let artifact = evaluate_other(config, store, device, &source, console)?;
+            let text = read_json(&artifact.path("result.json"))?;
+            (Evaluation { text, by_position: vec![], choices: vec![] }, artifact)
+        }
+        false => {
+            let session = Session::of_source(source, config, store, device, console)?;
+            console.steps(session.evaluations() as u64);
+            let evaluated = session.evaluate(Whose::Original, &session.asked()?)?;
+            (evaluated.read(None)?, evaluated.text)
+        }
     };
-    let result: Evaluation = read_json(&artifact.path("result.json"))?;
     let text = &result.text;
     Ok(OriginalOutput {
         model: config.name.clone(),
@@ -65,6 +76,7 @@ pub fn evaluate_original(config: &Config, store: &Store, device: &str, console: 
         context: text.context,
         accuracy: result.choices.first().map(|c| c.result.all.accuracy),
         benchmarks: BenchmarkOutput::all(&result),
+        by_position: result.by_position,
         artifact: artifact.dir,
     })
 }
@@ -85,12 +97,12 @@ fn evaluate_other(
     let digest = checkpoint.digest()?;
     drop(checkpoint);
     let model = OtherModel::open(&source.dir, &device(device_name)?)?;
-    let windows = source.evaluation(config, (model.vocab, model.positions))?;
+    let windows = source.evaluation(config, (model.vocab, model.positions), console)?;
     let mut inputs = BTreeMap::from([("model".to_string(), digest), ("tokens".to_string(), tokens_digest(&windows))]);
     inputs.extend(source.commit.iter().map(|commit| ("commit".to_string(), commit.clone())));
     let identity = Identity {
         stage: "evaluate-base".into(),
-        version: 1,
+        version: 2,
         inputs,
         config: serde_json::json!({"context": windows.context, "token_by_token": true}),
         seeds: BTreeMap::new(),
@@ -98,7 +110,7 @@ fn evaluate_other(
     console.step("evaluate the original");
     let artifact = store.get_or_make::<PipelineError>(&config.name, &identity, console, |work| {
         let text = eval::evaluate_other(&model, &windows, work, console)?;
-        write_json(&work.path("result.json"), &Evaluation { text, choices: vec![] })
+        write_json(&work.path("result.json"), &text)
     })?;
     let timings = artifact.timings();
     console.step_done(artifact.cached, timings.seconds, Some(timings.peak_memory_bytes));

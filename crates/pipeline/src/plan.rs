@@ -7,6 +7,7 @@ use waterfill_model::Windows;
 use crate::config::{Probes, Sequential};
 use crate::error::Result;
 use crate::estimate::Times;
+use crate::evaluation::{Asked, Part};
 use crate::probe::{ALONE, TOGETHER};
 use crate::session::{Goal, Session};
 
@@ -29,6 +30,12 @@ pub struct PlannedStage {
 
 /// Digests of a calibration and of one on held-out text.
 type Digests = (String, Option<String>);
+
+/// Digests of the original's evaluation that comparisons depend on.
+struct Base {
+    text: String,
+    positions: Option<String>,
+}
 
 struct Planner<'a, 'b> {
     session: &'a Session<'b>,
@@ -70,6 +77,25 @@ impl Planner<'_, '_> {
         self.stage("encode".into(), &self.session.encoding_identity(calibration.clone(), allocation, sequential))
     }
 
+    /// Adds an evaluation of the original or of a checkpoint beside it; digests that others depend on.
+    fn evaluated(&mut self, checkpoint: Option<String>, base: Option<&Base>, asked: &Asked) -> Result<Base> {
+        let (session, original) = (self.session, checkpoint.is_none());
+        let e = &session.config.evaluate;
+        let identity = session.text_identity(checkpoint.clone(), base.map(|b| b.text.clone()), &asked.windows);
+        let text = self.stage(Part::Text.label(original), &identity)?;
+        let mut positions = None;
+        if let (Some(windows), Some(long)) = (&asked.long, &e.long_context) {
+            let base = base.and_then(|b| b.positions.clone());
+            let identity = session.position_identity(checkpoint.clone(), base, windows, long.bands);
+            positions = Some(self.stage(Part::Positions.label(original), &identity)?);
+        }
+        for (m, items) in e.choices().zip(&asked.questions) {
+            let identity = session.answers_identity(checkpoint.clone(), m, items)?;
+            self.stage(Part::Answers(m.task).label(original), &identity)?;
+        }
+        Ok(Base { text, positions })
+    }
+
     /// Adds probes; their digest.
     fn probes(&mut self, held_out: &Windows, calibration: &Digests, points: &str) -> Result<String> {
         let session = self.session;
@@ -101,7 +127,7 @@ impl Planner<'_, '_> {
 /// Data that cannot be read, and damaged artifacts.
 pub(crate) fn plan(session: &Session) -> Result<Vec<PlannedStage>> {
     let mut planner = Planner { session, times: Times::read(session), stages: Vec::new() };
-    let (windows, held_out) = session.source.calibration(session.config, &session.model.config)?;
+    let (windows, held_out) = session.source.calibration(session.config, &session.model.config, session.console)?;
     let shards = session.config.calibrate.shards;
     let fitted = planner.stage("calibrate".into(), &session.calibration_identity(&windows, shards))?;
     let apart = session.predicts_held_out().then(|| session.calibration_identity(&held_out, 1));
@@ -115,15 +141,14 @@ pub(crate) fn plan(session: &Session) -> Result<Vec<PlannedStage>> {
             probed = Some(planner.probes(&held_out, &calibration, &points)?);
         }
     }
-    let windows = session.source.evaluation(session.config, session.sizes())?;
-    let questions = session.questions()?;
-    let base = planner.stage("evaluate the original".into(), &session.base_identity(&windows, questions.as_ref()))?;
+    let asked = session.asked()?;
+    let base = planner.evaluated(None, None, &asked)?;
     for goal in session.goals() {
         let encoded = match goal {
             Goal::Width(bits) => planner.stage(goal.label(), &session.baseline_identity(fitted.clone(), bits))?,
             _ => planner.encoded(&calibration, &points, probed.clone(), goal, session.config.encode.sequential)?,
         };
-        planner.stage("evaluate".into(), &session.evaluation_identity(base.clone(), encoded))?;
+        planner.evaluated(Some(encoded), Some(&base), &asked)?;
     }
     Ok(planner.stages)
 }

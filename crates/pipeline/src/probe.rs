@@ -14,7 +14,7 @@ use crate::config::Probes;
 use crate::error::Result;
 use crate::results::{read_json, write_json};
 use crate::session::{Goal, Session};
-use crate::stages::{BATCH_TOKENS, Calibration, tokens_digest};
+use crate::stages::{Calibration, tokens_digest};
 
 /// Predicted losses that all tensors are tuned together at, nats per token.
 const PROBED_LOSSES: [f64; 4] = [0.0002, 0.002, 0.015, 0.06];
@@ -93,7 +93,7 @@ impl Session<'_> {
         if probes == Probes::None {
             return Ok(None);
         }
-        let (_, windows) = self.source.calibration(self.config, &self.model.config)?;
+        let (_, windows) = self.source.calibration(self.config, &self.model.config, self.console)?;
         let base = self.part_base(&windows)?;
         let alone = self.probe_alone(calibration, points, (&windows, &base))?;
         let all: BTreeSet<String> = self.probed_groups().into_values().flatten().collect();
@@ -181,7 +181,8 @@ impl Session<'_> {
     fn part_base(&self, windows: &Windows) -> Result<Artifact> {
         let identity = self.part_base_identity(windows);
         self.stage("evaluate the original on held-out text", &identity, |work| {
-            let text = eval::evaluate_text(&self.model, windows, BATCH_TOKENS, None, work, self.console)?;
+            let text =
+                eval::evaluate_text(&self.model, windows, self.config.evaluate.batch_tokens, None, work, self.console)?;
             write_json(&work.path("result.json"), &text)
         })
     }
@@ -200,7 +201,8 @@ impl Session<'_> {
             let tuned = Checkpoint::open(encoded.path("checkpoint"))?;
             let model = Model::open(&self.source.dir, self.model.device())?.with(tuned, names.clone());
             let original = Some((&self.model, base.dir.as_path()));
-            let text = eval::evaluate_text(&model, windows, BATCH_TOKENS, original, work, self.console)?;
+            let text =
+                eval::evaluate_text(&model, windows, self.config.evaluate.batch_tokens, original, work, self.console)?;
             write_json(&work.path("result.json"), &text)
         })
     }

@@ -1,7 +1,7 @@
 //! What stages leave in their artifacts as JSON.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -32,20 +32,24 @@ pub(crate) struct TensorSummary {
     pub formats: BTreeMap<String, u64>,
 }
 
-/// `result.json` of an evaluation.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+/// Figures of a model.
+#[derive(Debug, Clone)]
 pub(crate) struct Evaluation {
     pub text: eval::TextResult,
+    /// The same by position in long sequences.
+    pub by_position: Vec<eval::Band>,
     /// Benchmarks in the order of the configuration.
     pub choices: Vec<Choice>,
 }
 
 /// Multiple choice, with the paired change from the original.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone)]
 pub(crate) struct Choice {
     pub task: eval::tasks::Task,
     pub result: eval::ChoiceResult,
     pub change: eval::Estimate,
+    /// File with every answer.
+    pub answers: PathBuf,
 }
 
 pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {

@@ -9,10 +9,11 @@ use waterfill_codec::BitsPerWeight;
 use waterfill_encode::EncodeSummary;
 use waterfill_encode::search::Usage;
 use waterfill_evaluate::tasks::Task;
-use waterfill_evaluate::{ChoiceResult, Estimate};
+use waterfill_evaluate::{Band, ChoiceResult, Estimate};
 use waterfill_report as report;
 
 use crate::error::Result;
+use crate::evaluation::Whose;
 use crate::probe::Probed;
 use crate::results::{AllocationSummary, Choice, Evaluation, read_json};
 use crate::session::{Goal, Session};
@@ -40,6 +41,8 @@ pub struct BaseOutput {
     pub perplexity: f64,
     /// Share of right answers to the first benchmark.
     pub accuracy: Option<f64>,
+    /// Figures by position in long sequences, where they were asked for.
+    pub by_position: Vec<Band>,
     /// All benchmarks.
     pub benchmarks: Vec<BenchmarkOutput>,
 }
@@ -54,11 +57,14 @@ pub struct BenchmarkOutput {
     pub result: ChoiceResult,
     /// Change of the accuracy from the original's, paired, with its standard error.
     pub change: Estimate,
+    /// File with every answer.
+    pub answers: PathBuf,
 }
 
 impl BenchmarkOutput {
     pub(crate) fn all(evaluation: &Evaluation) -> Vec<Self> {
-        let one = |c: &Choice| Self { task: c.task, result: c.result.clone(), change: c.change };
+        let one =
+            |c: &Choice| Self { task: c.task, result: c.result.clone(), change: c.change, answers: c.answers.clone() };
         evaluation.choices.iter().map(one).collect()
     }
 }
@@ -88,6 +94,8 @@ pub struct PointOutput {
     pub top1: Option<f64>,
     /// Share of right answers to the first benchmark.
     pub accuracy: Option<f64>,
+    /// Figures by position in long sequences, where they were asked for.
+    pub by_position: Vec<Band>,
     /// All benchmarks.
     pub benchmarks: Vec<BenchmarkOutput>,
     /// Loss that the allocation predicted.
@@ -116,8 +124,9 @@ struct Made {
 /// The first failure; finished artifacts stay.
 pub fn run(session: &Session, until: Until) -> Result<RunOutput> {
     let goals = session.goals();
-    let per_goal = [Until::Allocate, Until::Encode, Until::Evaluate].iter().filter(|u| **u <= until).count() as u64;
-    let shared = [Until::Calibrate, Until::Allocate, Until::Evaluate].iter().filter(|u| **u <= until).count() as u64;
+    let evaluations = if until >= Until::Evaluate { session.evaluations() as u64 } else { 0 };
+    let per_goal = [Until::Allocate, Until::Encode].iter().filter(|u| **u <= until).count() as u64 + evaluations;
+    let shared = [Until::Calibrate, Until::Allocate].iter().filter(|u| **u <= until).count() as u64 + evaluations;
     let reports = u64::from(until >= Until::Report);
     session.console.steps(shared + per_goal * goals.len() as u64 + reports);
     let mut artifacts = BTreeMap::new();
@@ -140,7 +149,9 @@ pub fn run(session: &Session, until: Until) -> Result<RunOutput> {
             artifacts.extend(artifact.iter().map(|a| (name.to_string(), a.dir.clone())));
         }
         if until >= Until::Evaluate {
-            base = Some(session.evaluate_base()?);
+            let asked = session.asked()?;
+            let evaluated = session.evaluate(Whose::Original, &asked)?;
+            base = Some((evaluated, asked));
         }
         for &goal in &goals {
             let tuned = match (&points, goal) {
@@ -155,32 +166,30 @@ pub fn run(session: &Session, until: Until) -> Result<RunOutput> {
                 (Some(points), _) => session.tune(&calibration, points, probes.as_ref(), goal)?,
             };
             let evaluated = match &base {
-                Some(base) => Some(read_json(&session.evaluate(base, &tuned.encoded)?.path("result.json"))?),
+                Some((base, asked)) => {
+                    let evaluated = session.evaluate(Whose::Tuned(&tuned.encoded, base), asked)?;
+                    Some(evaluated.read(Some(base))?)
+                }
                 None => None,
             };
             made.push(Made { summary: tuned.allocation, encoded: Some((tuned.encoded, tuned.sizes)), evaluated });
         }
     }
     made.sort_by(|a, b| b.summary.lambda.total_cmp(&a.summary.lambda));
-    let base: Option<(Artifact, Evaluation)> = match base {
-        Some(artifact) => {
-            let evaluation = read_json(&artifact.path("result.json"))?;
-            Some((artifact, evaluation))
-        }
-        None => None,
-    };
+    let base = base.map(|(evaluated, _)| evaluated.read(None)).transpose()?;
     let mut output = RunOutput {
         model: session.config.name.clone(),
-        base: base.as_ref().map(|(_, e)| BaseOutput {
+        base: base.as_ref().map(|e| BaseOutput {
             nll: e.text.nll.mean,
             perplexity: e.text.perplexity,
             accuracy: e.choices.first().map(|c| c.result.all.accuracy),
+            by_position: e.by_position.clone(),
             benchmarks: BenchmarkOutput::all(e),
         }),
         points: made.iter().map(|one| point_output(one, probed.as_ref())).collect(),
         artifacts,
     };
-    if let Some((_, base)) = base.filter(|_| until >= Until::Report) {
+    if let Some(base) = base.filter(|_| until >= Until::Report) {
         let artifact = write_report(session, &base, &made, &output)?;
         output.artifacts.insert("report".into(), artifact.dir);
     }
@@ -203,6 +212,7 @@ fn point_output(made: &Made, probed: Option<&Probed>) -> PointOutput {
         kl_se: text.map(|t| t.kl.se),
         top1: text.map(|t| t.top1.mean),
         accuracy: made.evaluated.as_ref().and_then(|e| e.choices.first()).map(|c| c.result.all.accuracy),
+        by_position: made.evaluated.as_ref().map(|e| e.by_position.clone()).unwrap_or_default(),
         benchmarks: made.evaluated.as_ref().map(BenchmarkOutput::all).unwrap_or_default(),
         predicted_loss: made.summary.predicted_loss,
         decoded_loss: sizes.map(|s| s.loss),

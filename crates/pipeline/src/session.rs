@@ -10,6 +10,7 @@ use waterfill_model::{Model, device};
 
 use crate::config::{Config, Target};
 use crate::console::Console;
+use crate::device_memory;
 use crate::error::Result;
 use crate::estimate::{Times, available_memory, calibration_disk, gigabytes, stage_memory};
 use crate::sources::Source;
@@ -47,6 +48,8 @@ pub struct Session<'a> {
     pub(crate) source: Source,
     /// Kind of the device, which is part of identities.
     pub(crate) device: String,
+    /// The device as the user named it.
+    pub(crate) device_name: String,
     model_digest: String,
 }
 
@@ -72,7 +75,7 @@ impl<'a> Session<'a> {
         let model = Model::open(&source.dir, &device)?;
         let model_digest = model.checkpoint().digest()?;
         let kind = device_name.split(':').next().unwrap_or_default().to_string();
-        Ok(Self { config, store, console, model, source, model_digest, device: kind })
+        Ok(Self { config, store, console, model, source, model_digest, device: kind, device_name: device_name.into() })
     }
 
     /// Vocabulary and positions of the model.
@@ -105,7 +108,8 @@ impl<'a> Session<'a> {
         let start = Instant::now();
         let artifact = self.store.get_or_make(&self.config.name, identity, self.console, |work| {
             self.announce(label, &identity.stage);
-            make(work)
+            let free = device_memory::free(self);
+            make(work).map_err(|error| device_memory::explained(error, self, label, &identity.stage, free))
         })?;
         let peak = artifact.timings().peak_memory_bytes;
         self.console.step_done(artifact.cached, start.elapsed().as_secs_f64(), (peak > 0).then_some(peak));

@@ -1,15 +1,18 @@
 //! Where models and data come from.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 
 use waterfill_artifacts::{Identity, Progress, Store};
-use waterfill_evaluate::tasks::{self, Items};
+use waterfill_evaluate::tasks::{self, Items, Task};
 use waterfill_fixture::{Fixture, Shape, generate};
 use waterfill_hub::{Settings, fetch};
 use waterfill_model::tokens::{Layout, read_u16_tokens};
 use waterfill_model::{ModelConfig, Text, Windows};
 
-use crate::config::{Config, MultipleChoice};
+use crate::config::{Bos, Config, LongContext, MultipleChoice};
+use crate::data::{self, Rows};
 use crate::error::{PipelineError, Result};
 
 /// Word that stands for a part of the generated fixture.
@@ -21,6 +24,8 @@ pub(crate) struct Source {
     /// Commit of a model from the hub.
     pub commit: Option<String>,
     fixture: Option<Fixture>,
+    /// Directories of datasets that were looked up on the hub, by what was asked for.
+    datasets: Mutex<BTreeMap<String, PathBuf>>,
 }
 
 impl Source {
@@ -31,11 +36,16 @@ impl Source {
             if !Path::new(dir).is_dir() {
                 return Err(bad(format!("{dir} is no directory")));
             }
-            return Ok(Self { dir: dir.into(), commit: None, fixture: None });
+            return Ok(Self { dir: dir.into(), commit: None, fixture: None, datasets: Mutex::default() });
         }
         if let Some(id) = config.model.strip_prefix("hf:") {
             let snapshot = fetch(&id.parse().map_err(bad)?, &Settings::from_env(), progress)?;
-            return Ok(Self { dir: snapshot.dir, commit: Some(snapshot.commit), fixture: None });
+            return Ok(Self {
+                dir: snapshot.dir,
+                commit: Some(snapshot.commit),
+                fixture: None,
+                datasets: Mutex::default(),
+            });
         }
         let Some(seed) = config.model.strip_prefix("fixture:") else {
             return Err(bad(format!("{:?}, expected hf:OWNER/NAME, path:DIR or fixture:SEED", config.model)));
@@ -53,14 +63,20 @@ impl Source {
             Ok(())
         })?;
         let fixture = Fixture::at(&artifact.dir);
-        Ok(Self { dir: fixture.model.clone(), commit: None, fixture: Some(fixture) })
+        Ok(Self { dir: fixture.model.clone(), commit: None, fixture: Some(fixture), datasets: Mutex::default() })
     }
 
     /// Windows for calibration, spread over its part of the text, and those held out among them.
-    pub fn calibration(&self, config: &Config, model: &ModelConfig) -> Result<(Windows, Windows)> {
+    pub fn calibration(
+        &self,
+        config: &Config,
+        model: &ModelConfig,
+        progress: &dyn Progress,
+    ) -> Result<(Windows, Windows)> {
         let c = &config.calibrate;
         let path = self.resolve(&c.text, |f| f.calibration.clone(), "calibrate.text")?;
-        let (prefix, ids) = self.encode(&path, model.vocab)?;
+        let rows = Rows { join: &c.join, most: c.documents };
+        let (prefix, ids) = self.encode((&path, &rows), model.vocab, progress)?;
         let sizes = (model.vocab, model.positions);
         let wanted = c.sequences + c.held_out;
         let all = Windows::cut((&prefix, part_of(&ids, c.part)), c.context, wanted, Layout::Spread, sizes, &path)?;
@@ -70,27 +86,82 @@ impl Source {
 
     /// Windows for evaluation, from the start of its part of the text, for a model of a vocabulary and a number of
     /// positions. Files of token ids are taken as they are.
-    pub fn evaluation(&self, config: &Config, sizes: (usize, usize)) -> Result<Windows> {
+    pub fn evaluation(&self, config: &Config, sizes: (usize, usize), progress: &dyn Progress) -> Result<Windows> {
+        let (path, prefix, ids) = self.evaluation_tokens(config, sizes.0, progress)?;
+        let e = &config.evaluate;
+        Ok(Windows::cut((&prefix, &ids), e.context, e.sequences, Layout::FromStart, sizes, &path)?)
+    }
+
+    /// Long windows of the evaluation's text.
+    pub fn long(
+        &self,
+        config: &Config,
+        long: &LongContext,
+        sizes: (usize, usize),
+        progress: &dyn Progress,
+    ) -> Result<Windows> {
+        let (path, prefix, ids) = self.evaluation_tokens(config, sizes.0, progress)?;
+        let context = long.context.unwrap_or(sizes.1);
+        Ok(Windows::cut((&prefix, &ids), context, long.sequences, Layout::FromStart, sizes, &path)?)
+    }
+
+    /// The evaluation's text: its file, what stands before every sequence, and its part's tokens.
+    fn evaluation_tokens(
+        &self,
+        config: &Config,
+        vocab: usize,
+        progress: &dyn Progress,
+    ) -> Result<(PathBuf, Vec<u32>, Vec<u32>)> {
         let e = &config.evaluate;
         let (path, (prefix, ids)) = match (&e.tokens, &e.text) {
             (Some(tokens), _) => (PathBuf::from(tokens), (vec![], read_u16_tokens(Path::new(tokens))?)),
             (None, text) => {
                 let text = text.as_deref().unwrap_or(FIXTURE);
                 let path = self.resolve(text, |f| f.validation.clone(), "evaluate.text")?;
-                let encoded = self.encode(&path, sizes.0)?;
+                let rows = Rows { join: &e.join, most: e.documents };
+                let encoded = self.encode((&path, &rows), vocab, progress)?;
                 (path, encoded)
             }
         };
-        Ok(Windows::cut((&prefix, part_of(&ids, e.part)), e.context, e.sequences, Layout::FromStart, sizes, &path)?)
+        let part = part_of(&ids, e.part);
+        Ok(match e.bos {
+            Bos::Each => (path, prefix, part.to_vec()),
+            Bos::First => (path, vec![], [&prefix, part].concat()),
+            Bos::None => (path, vec![], part.to_vec()),
+        })
     }
 
     /// Questions of a benchmark.
-    pub fn questions(&self, m: &MultipleChoice) -> Result<Items> {
-        let path = self.resolve(&m.path, |f| f.questions.clone(), "evaluate.multiple_choice.path")?;
+    pub fn questions(&self, m: &MultipleChoice, sizes: (usize, usize), progress: &dyn Progress) -> Result<Items> {
+        if m.task == Task::Retrieval {
+            return self.retrieval(m, sizes, progress);
+        }
+        let mut path = self.resolve(&m.path, |f| f.questions.clone(), "evaluate.multiple_choice.path")?;
+        if let Some(asked) = data::on_hub(&m.path, "evaluate.multiple_choice.path")? {
+            let wanted = match &asked.pattern {
+                Some(pattern) => vec![vec![pattern.clone()]],
+                None => m.task.wanted(m.shots() > 0 && m.examples.is_none()),
+            };
+            path = self.dataset(&asked, &wanted, progress)?;
+            if let Some(pattern) = asked.pattern {
+                path = data::only_file(&path, &pattern)?;
+            }
+        }
         let (shots, scoring, subjects) = (m.shots(), m.scoring, m.subjects.as_slice());
         let examples = m.examples.as_deref().map(Path::new);
         let selection = tasks::Selection { shots, examples, scoring, subjects, count: m.questions, seed: m.seed };
         Ok(tasks::open(m.task, &path, &selection)?)
+    }
+
+    /// Keys hidden in a text.
+    fn retrieval(&self, m: &MultipleChoice, sizes: (usize, usize), progress: &dyn Progress) -> Result<Items> {
+        let path = self.resolve(&m.path, |f| f.validation.clone(), "evaluate.benchmarks.path")?;
+        let text = self.text(&path, &Rows { join: "\n", most: None }, progress)?;
+        let tokenizer = Text::open_sized(&self.dir, sizes.0)?;
+        let asked = m.retrieval.clone().unwrap_or_default();
+        let tokens = |text: &str| Ok(tokenizer.encode(text)?.len());
+        let positions = sizes.1 - if m.bos { tokenizer.prefix().len() } else { 0 };
+        Ok(tasks::retrieval(&asked, (&path, &text), positions, (m.questions, m.seed, m.scoring), tokens)?)
     }
 
     fn resolve(&self, path: &str, part: impl Fn(&Fixture) -> PathBuf, key: &str) -> Result<PathBuf> {
@@ -104,11 +175,44 @@ impl Source {
         }
     }
 
+    /// Directory of a dataset of the hub with the wanted files; the hub is asked once.
+    fn dataset(&self, asked: &data::OnHub, wanted: &[Vec<String>], progress: &dyn Progress) -> Result<PathBuf> {
+        let mut known = self.datasets.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let key = format!("{} {wanted:?}", asked.id);
+        if let Some(dir) = known.get(&key) {
+            return Ok(dir.clone());
+        }
+        let dir = waterfill_hub::fetch_data(&asked.id, wanted, &Settings::from_env(), progress)?.dir;
+        known.insert(key, dir.clone());
+        Ok(dir)
+    }
+
     /// What stands before every text, and the ids of one.
-    fn encode(&self, path: &Path, vocab: usize) -> Result<(Vec<u32>, Vec<u32>)> {
-        let text = std::fs::read_to_string(path).map_err(|source| PipelineError::Io { path: path.into(), source })?;
+    fn encode(
+        &self,
+        (path, rows): (&Path, &Rows),
+        vocab: usize,
+        progress: &dyn Progress,
+    ) -> Result<(Vec<u32>, Vec<u32>)> {
+        let text = self.text(path, rows, progress)?;
         let tokenizer = Text::open_sized(&self.dir, vocab)?;
         Ok((tokenizer.prefix().to_vec(), tokenizer.encode(&text)?))
+    }
+
+    /// A text by its file or its name on the hub.
+    fn text(&self, path: &Path, rows: &Rows, progress: &dyn Progress) -> Result<String> {
+        let files = match path.to_str().map(|p| data::on_hub(p, "text")).transpose()?.flatten() {
+            Some(asked) => {
+                let Some(pattern) = asked.pattern.clone() else {
+                    let reason = format!("hf:{0} names no files; give some as hf:{0}:FOLDER/test-*.parquet", asked.id);
+                    return Err(PipelineError::Config { path: "text".into(), reason });
+                };
+                let wanted = [vec![pattern]];
+                waterfill_artifacts::matching_files(&self.dataset(&asked, &wanted, progress)?, &wanted[0])
+            }
+            None => vec![path.to_path_buf()],
+        };
+        data::read_text(&files, rows)
     }
 }
 

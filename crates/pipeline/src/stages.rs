@@ -60,7 +60,7 @@ impl Session<'_> {
     /// Sensitivities of all weights, and those on held-out text if there is any.
     pub(crate) fn calibrate(&self) -> Result<Calibration> {
         let c = &self.config.calibrate;
-        let (windows, held_out) = self.source.calibration(self.config, &self.model.config)?;
+        let (windows, held_out) = self.source.calibration(self.config, &self.model.config, self.console)?;
         let fitted = self.calibrate_on("calibrate", &windows, c.shards)?;
         let held_out = match self.predicts_held_out() {
             true => Some(self.calibrate_on("calibrate on held-out text", &held_out, 1)?),
@@ -96,7 +96,7 @@ impl Session<'_> {
                     config::Weighting::Gradient => calib::Weighting::Gradient,
                 },
             },
-            batch_tokens: BATCH_TOKENS,
+            batch_tokens: c.batch_tokens,
         };
         self.stage(label, &self.calibration_identity(windows, shards), |work| {
             let summary = calib::calibrate(&self.model, windows, &settings, work, self.console)?;
@@ -110,7 +110,7 @@ impl Session<'_> {
         let settled = serde_json::json!({
             "context": windows.context, "labels": c.labels, "shards": shards, "second_moment": c.second_moment,
             "second_moment_block": c.second_moment_block, "second_moment_weighting": c.second_moment_weighting, "output_moment": c.output_moment,
-            "batch_tokens": BATCH_TOKENS, "device": self.device,
+            "batch_tokens": c.batch_tokens, "device": self.device,
         });
         let mut identity = self.identity("calibrate", 6, [("tokens", tokens_digest(windows))], settled);
         identity.seeds.insert("labels".into(), c.seed);
@@ -284,7 +284,7 @@ impl Session<'_> {
                 feedback,
                 memory: coding_memory(),
             };
-            let (windows, _) = self.source.calibration(self.config, &self.model.config)?;
+            let (windows, _) = self.source.calibration(self.config, &self.model.config, self.console)?;
             let adaptation = sequential.map(|s| {
                 let settings = adapt::Settings { steps: s.steps, rate: s.rate, batch_tokens: BATCH_TOKENS };
                 let copy = Model::open(&self.source.dir, self.model.device())?;

@@ -1,12 +1,13 @@
 //! Exercises whose answer the model writes out.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
 use regex::Regex;
 use serde::Deserialize;
 
-use super::{Selection, draw, jsonl};
+use super::records::records;
+use super::{Selection, Task, draw};
 use crate::error::{EvaluateError, Result};
 
 /// What the reasoning of GSM8K ends with, before the number.
@@ -38,17 +39,21 @@ struct Gsm8k {
 /// # Errors
 /// Files that cannot be read or are of another layout, answers without their number.
 pub(super) fn gsm8k(path: &Path, selection: &Selection) -> Result<Vec<Exercise>> {
-    let read = |path: &Path| -> Result<Vec<Gsm8k>> {
-        let lines: Vec<Gsm8k> = jsonl::lines(path)?;
+    let read = |files: Vec<PathBuf>| -> Result<Vec<Gsm8k>> {
+        let lines: Vec<Gsm8k> = records(&files, usize::MAX)?;
         match lines.iter().position(|l| number_after_mark(&l.answer).is_none()) {
             Some(n) => Err(EvaluateError::Questions {
-                path: path.into(),
+                path: files[0].clone(),
                 reason: format!("exercise {}: its answer has no {MARK} with a number", n + 1),
             }),
             None => Ok(lines),
         }
     };
-    let solved = selection.examples.map_or(Ok(vec![]), &read)?;
+    let solved = match selection.examples {
+        Some(examples) => read(vec![examples.into()])?,
+        None if selection.shots > 0 => read(Task::Gsm8k.examples(path)?)?,
+        None => vec![],
+    };
     let before: String = solved
         .iter()
         .take(selection.shots)
@@ -60,7 +65,7 @@ pub(super) fn gsm8k(path: &Path, selection: &Selection) -> Result<Vec<Exercise>>
         answer: number_after_mark(&e.answer).unwrap_or_default(),
         stops: ["Question:", "</s>", "<|im_end|>"].map(String::from).into(),
     };
-    Ok(draw(read(path)?, selection.count, selection.seed).into_iter().map(exercise).collect())
+    Ok(draw(read(Task::Gsm8k.files(path)?)?, selection.count, selection.seed).into_iter().map(exercise).collect())
 }
 
 /// The number after the mark, as the harness' strict filter finds it.

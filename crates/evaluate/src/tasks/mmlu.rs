@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Exercise, Items, Selection, draw};
+use super::records::records;
+use super::{Exercise, Items, Selection, Task, draw};
 use crate::error::{EvaluateError, Result};
 
 /// The letters of the choices.
@@ -124,11 +125,22 @@ struct Question {
     answer: usize,
 }
 
+/// A row on the hub.
+#[derive(Deserialize)]
+struct Row {
+    question: String,
+    subject: String,
+    choices: [String; 4],
+    answer: u64,
+}
+
 /// Reads `dev/*_dev.csv` and `test/*_test.csv` below `dir` (columns question, four choices, answer as a letter
-/// or 0 to 3; a header is optional). Before each question stand the first examples of its subject in `dev/`.
+/// or 0 to 3; a header is optional), or the tables of the dataset on the hub. Before each question stand the first examples of its subject in `dev/`.
 pub(super) fn open(dir: &Path, selection: &Selection) -> Result<Items> {
-    let mut test = read_split(dir, "test")?;
-    let dev = read_split(dir, "dev")?;
+    let (mut test, dev) = match dir.join("test").is_dir() {
+        true => (read_split(dir, "test")?, read_split(dir, "dev")?),
+        false => (read_tables(Task::Mmlu.files(dir)?)?, read_tables(Task::Mmlu.examples(dir)?)?),
+    };
     if let Some(unknown) = selection.subjects.iter().find(|s| test.iter().all(|q| q.subject != **s)) {
         let near = test.iter().map(|q| q.subject.as_str()).max_by(|a, b| {
             let like = |s: &str| strsim::jaro_winkler(s, unknown);
@@ -160,6 +172,18 @@ pub(super) fn open(dir: &Path, selection: &Selection) -> Result<Items> {
         subject: q.subject,
     };
     Ok(Items::Questions(asked.map(question).collect()))
+}
+
+fn read_tables(files: Vec<PathBuf>) -> Result<Vec<Question>> {
+    let rows: Vec<Row> = records(&files, usize::MAX)?;
+    let question = |(n, Row { question, subject, choices, answer }): (usize, Row)| match answer {
+        0..4 => Ok(Question { subject, question, choices, answer: answer as usize }),
+        _ => {
+            let reason = format!("row {}: answer {answer}, expected 0 to 3", n + 1);
+            Err(EvaluateError::Questions { path: files[0].clone(), reason })
+        }
+    };
+    rows.into_iter().enumerate().map(question).collect()
 }
 
 fn read_split(dir: &Path, split: &str) -> Result<Vec<Question>> {
@@ -261,6 +285,8 @@ fn body(q: &Question, scoring: Scoring) -> String {
 
 #[cfg(test)]
 mod tests {
+    use polars::prelude::{Column, DataFrame, NamedFrom, ParquetWriter, Series};
+
     use super::*;
 
     #[test]
@@ -281,6 +307,38 @@ mod tests {
             text,
             expected.replace("Answer: C", "The right choice is three").replace("Answer:", "The right choice is")
         );
+    }
+
+    /// A folder as `cais/mmlu` on the hub.
+    #[test]
+    fn tables_of_the_hub_are_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("all");
+        std::fs::create_dir(&folder).unwrap();
+        let write = |split: &str, questions: [&str; 2], answers: [i64; 2]| {
+            let choices = Series::new("".into(), ["a", "b", "c", "d"]);
+            let columns = [
+                Series::new("question".into(), questions),
+                Series::new("subject".into(), ["virology", "sociology"]),
+                Series::new("choices".into(), [choices.clone(), choices]),
+                Series::new("answer".into(), answers),
+            ];
+            let mut frame = DataFrame::new(2, columns.map(Column::from).into()).unwrap();
+            let file = std::fs::File::create(folder.join(format!("{split}-00000-of-00001.parquet"))).unwrap();
+            ParquetWriter::new(file).finish(&mut frame).unwrap();
+        };
+        write("test", ["First?", "Second?"], [3, 0]);
+        write("dev", ["Solved?", "Other?"], [1, 2]);
+        let selection =
+            Selection { shots: 1, examples: None, scoring: Scoring::Letter, subjects: &[], count: 9, seed: 1 };
+        let Items::Questions(found) = open(dir.path(), &selection).unwrap() else { panic!("letters are chosen") };
+        assert_eq!((found.len(), found[0].answer, found[0].subject.as_str()), (2, 3, "virology"));
+        let expected = "about virology.\n\nSolved?\nA. a\nB. b\nC. c\nD. d\nAnswer: B\n\nFirst?\nA. a\n";
+        assert!(found[0].contexts[0].contains(expected), "{}", found[0].contexts[0]);
+        write("test", ["First?", "Second?"], [3, 4]);
+        assert!(open(dir.path(), &selection).unwrap_err().to_string().contains("row 2: answer 4, expected 0 to 3"));
+        std::fs::remove_dir_all(&folder).unwrap();
+        assert!(open(dir.path(), &selection).unwrap_err().to_string().contains("all/test-*.parquet or"));
     }
 
     #[test]

@@ -2,38 +2,44 @@
 //! what a model writes.
 
 mod exercise;
-mod jsonl;
+mod likelihood;
 mod mmlu;
+mod records;
+mod retrieval;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::error::Result;
+use crate::error::{EvaluateError, Result};
 pub use exercise::Exercise;
 pub(crate) use exercise::{last_number, number_after_mark};
 pub use mmlu::{Group, Scoring};
+pub use records::records;
+pub use retrieval::{Retrieval, retrieval};
 
 /// A benchmark.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Task {
-    /// Hendrycks et al. 2021; a directory with `dev/` and `test/`.
+    /// Hendrycks et al. 2021; a directory with `dev/` and `test/`, or as `cais/mmlu` on the hub.
     #[default]
     Mmlu,
-    /// Zellers et al. 2019; JSON lines with `activity_label`, `ctx_a`, `ctx_b`, `endings`, `label`.
+    /// Zellers et al. 2019; rows with `activity_label`, `ctx_a`, `ctx_b`, `endings`, `label`, as `Rowan/hellaswag`.
     Hellaswag,
-    /// Clark et al. 2018; JSON lines with `query`, `choices`, `gold`.
+    /// Clark et al. 2018; rows with `query`, `choices`, `gold`, or as `allenai/ai2_arc`.
     ArcEasy,
-    /// Bisk et al. 2020; the same.
+    /// Bisk et al. 2020; the same, or as `ybisk/piqa`.
     Piqa,
-    /// Sakaguchi et al. 2020; JSON lines with `context_options`, `continuation`, `gold`.
+    /// Sakaguchi et al. 2020; rows with `context_options`, `continuation`, `gold`, or as `allenai/winogrande`.
     Winogrande,
-    /// Cobbe et al. 2021; JSON lines with `question` and `answer`; what the model writes is compared.
+    /// Cobbe et al. 2021; rows with `question` and `answer`, as `openai/gsm8k`; what the model writes is compared.
     Gsm8k,
+    /// Keys hidden in a text, by [`retrieval`].
+    Retrieval,
 }
 
 impl Task {
@@ -46,6 +52,7 @@ impl Task {
             Self::Piqa => "piqa",
             Self::Winogrande => "winogrande",
             Self::Gsm8k => "gsm8k",
+            Self::Retrieval => "retrieval",
         }
     }
 
@@ -55,7 +62,7 @@ impl Task {
         match self {
             Self::Hellaswag | Self::ArcEasy | Self::Piqa => Some("by length"),
             Self::Gsm8k => Some("flexible"),
-            Self::Mmlu | Self::Winogrande => None,
+            Self::Mmlu | Self::Winogrande | Self::Retrieval => None,
         }
     }
 
@@ -69,9 +76,68 @@ impl Task {
         matches!(self, Self::Mmlu | Self::Gsm8k)
     }
 
+    /// The dataset's part that is asked, its split with the questions, and that with solved examples.
+    fn parts(self) -> (&'static str, &'static str, Option<&'static str>) {
+        match self {
+            Self::Mmlu => ("all", "test", Some("dev")),
+            Self::Hellaswag => ("default", "validation", None),
+            Self::ArcEasy => ("ARC-Easy", "test", None),
+            Self::Piqa => ("plain_text", "validation", None),
+            Self::Winogrande => ("winogrande_xl", "validation", None),
+            Self::Gsm8k => ("main", "test", Some("train")),
+            // Made here.
+            Self::Retrieval => ("", "", None),
+        }
+    }
+
+    /// Patterns of the files of a split, the first that any match counts: as the hub stores tables, and as its own
+    /// conversions of other formats do (revision `refs/convert/parquet`).
+    fn patterns(self, split: &str) -> Vec<String> {
+        let (part, ..) = self.parts();
+        ["{part}/{split}-*.parquet", "{part}/{split}/*.parquet", "data/{split}-*.parquet", "default/{split}/*.parquet"]
+            .map(|pattern| pattern.replace("{part}", part).replace("{split}", split))
+            .into()
+    }
+
+    /// Files of a dataset that the questions need, with solved examples or without: a list of patterns for each
+    /// split, of which the first counts that any files have.
+    pub fn wanted(self, with_examples: bool) -> Vec<Vec<String>> {
+        let (_, questions, examples) = self.parts();
+        [Some(questions), examples.filter(|_| with_examples)].into_iter().flatten().map(|s| self.patterns(s)).collect()
+    }
+
+    /// Files with the questions: `path` itself, or those below it.
+    fn files(self, path: &Path) -> Result<Vec<PathBuf>> {
+        self.split(path, self.parts().1)
+    }
+
+    /// Files with solved examples below `path`.
+    fn examples(self, path: &Path) -> Result<Vec<PathBuf>> {
+        self.split(path, self.parts().2.unwrap_or_default())
+    }
+
+    fn split(self, path: &Path, split: &str) -> Result<Vec<PathBuf>> {
+        if !path.is_dir() {
+            return Ok(vec![path.into()]);
+        }
+        let patterns = self.patterns(split);
+        let found = waterfill_artifacts::matching_files(path, &patterns);
+        match found.is_empty() {
+            false => Ok(found),
+            true => {
+                let reason = format!("has no file {}", patterns.join(" or "));
+                Err(EvaluateError::Questions { path: path.into(), reason })
+            }
+        }
+    }
+
     /// Part of the benchmark that a subject belongs to.
-    pub fn group(self, subject: &str) -> Option<Group> {
-        if self == Self::Mmlu { Group::of(subject) } else { None }
+    pub fn group(self, subject: &str) -> Option<String> {
+        match self {
+            Self::Mmlu => Group::of(subject).map(|group| group.name().to_string()),
+            Self::Retrieval => Some(subject.to_string()),
+            _ => None,
+        }
     }
 }
 
@@ -134,9 +200,13 @@ pub struct Selection<'a> {
 /// Files that are missing or of another layout, and subjects that are not there.
 pub fn open(task: Task, path: &Path, selection: &Selection) -> Result<Items> {
     match task {
+        Task::Retrieval => {
+            let reason = "holds no questions of retrieval, which are made from a text".into();
+            Err(EvaluateError::Questions { path: path.into(), reason })
+        }
         Task::Mmlu => mmlu::open(path, selection),
         Task::Gsm8k => Ok(Items::Exercises(exercise::gsm8k(path, selection)?)),
-        _ => Ok(Items::Questions(draw(jsonl::open(task, path)?, selection.count, selection.seed))),
+        _ => Ok(Items::Questions(draw(likelihood::open(task, &task.files(path)?)?, selection.count, selection.seed))),
     }
 }
 
