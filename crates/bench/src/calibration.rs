@@ -50,7 +50,7 @@ pub fn bench_calibration(dir: &Path, tokens: usize, repeats: usize) -> Result<Ca
     })?;
     // Other embeddings serve as gradients.
     let (inputs, gradients) = tensors.split_at(batches);
-    let width = side_by_side(config.vjp_bytes(tokens));
+    let width = side_by_side(model.device(), config.vjp_bytes(tokens));
     let pairs: Vec<_> = inputs.iter().zip(gradients).collect();
     let mut ours = || {
         for group in pairs.chunks(width) {

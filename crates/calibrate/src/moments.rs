@@ -89,7 +89,12 @@ impl Moments {
         let transposed = weighted.t()?;
         self.panels.par_iter_mut().zip(&mut self.there).try_for_each(|((panel, sums), there)| {
             let rows = transposed.narrow(0, panel.first, panel.rows_end - panel.first)?;
-            let product = rows.matmul(&weighted.narrow(1, panel.first, panel.width())?)?;
+            let columns = weighted.narrow(1, panel.first, panel.width())?;
+            // Products on accelerators want factors without gaps between their rows.
+            let product = match stay {
+                true => rows.contiguous()?.matmul(&columns.contiguous()?)?,
+                false => rows.matmul(&columns)?,
+            };
             if stay {
                 let before = match there.take() {
                     Some(before) => before,

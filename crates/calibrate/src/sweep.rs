@@ -141,7 +141,7 @@ impl Pass<'_> {
 
     /// Batches in groups that are computed side by side, each of which takes `bytes` for every batch.
     fn groups(&self, first: usize, bytes: u64) -> impl Iterator<Item = Range<usize>> {
-        let (count, width) = (self.plan.batches.len(), side_by_side(bytes));
+        let (count, width) = (self.plan.batches.len(), side_by_side(self.model.device(), bytes));
         (first..count).step_by(width).map(move |first| first..(first + width).min(count))
     }
 

@@ -65,6 +65,19 @@ fn other_architectures_are_evaluated_but_not_calibrated() {
     waterfill_fixture::write_random(&place.path("model"), &config, 1).unwrap();
     let output = place.json(&["evaluate", "p.yaml", "--original"]);
     let perplexity = output["perplexity"].as_f64().unwrap();
+    // Questions are answered too, by a reading of each choice and in writing.
+    let question = "{\"query\": \"the red fox\", \"choices\": [\"sees the boat\", \"is\"], \"gold\": 0}\n";
+    place.write("piqa.jsonl", &question.repeat(3));
+    place.write("gsm8k.jsonl", "{\"question\": \"two and two?\", \"answer\": \"It is four.\\n#### 4\"}\n");
+    let asked = "benchmarks: [{task: piqa, path: piqa.jsonl}, {task: gsm8k, path: gsm8k.jsonl}]}";
+    let yaml = std::fs::read_to_string(place.path("p.yaml")).unwrap();
+    let (start, _) = yaml.trim_end().rsplit_once('}').unwrap();
+    place.write("q.yaml", &format!("{start}, {asked}\n"));
+    let answered = place.json(&["evaluate", "q.yaml", "--original"]);
+    assert_eq!(answered["perplexity"], output["perplexity"]);
+    assert_eq!(answered["benchmarks"][0]["all"]["questions"], 3);
+    let answers = std::fs::read_to_string(place.path(answered["benchmarks"][1]["answers"].as_str().unwrap())).unwrap();
+    assert!(answers.contains("\"written\""), "{answers}");
     // A random model of 320 tokens knows less than nothing, but is not far from guessing.
     assert!((100.0..5000.0).contains(&perplexity), "{perplexity}");
     let message = place.fails(&["run", "p.yaml"]);

@@ -6,6 +6,7 @@
 
 mod choice;
 mod error;
+mod likelihood;
 mod other;
 mod states;
 mod statistics;
@@ -13,7 +14,7 @@ pub mod tasks;
 mod text;
 mod writing;
 
-pub use choice::{Asked, ChoiceResult, QuestionResult, Share, evaluate_choices};
+pub use choice::{Answering, Asked, ChoiceResult, QuestionResult, Share, evaluate_choices};
 pub use error::{EvaluateError, Result};
 pub use other::evaluate_other;
 pub use states::block_tokens;

@@ -63,7 +63,7 @@ pub(crate) fn final_states(
     };
     progress.advance((first * batches.len()) as u64);
     let largest = batches.iter().map(|b| b.iter().map(|row| row.len()).sum()).max().unwrap_or(0);
-    let width = side_by_side(model.config.forward_bytes(largest));
+    let width = side_by_side(model.device(), model.config.forward_bytes(largest));
     let mut pace = Pace::default();
     for index in first..model.config.layers {
         let block = model.block(index)?;

@@ -228,7 +228,7 @@ fn compare_block(
         let row = |n: usize| Ok((reference.get(n)?, other.as_ref().map(|t| t.get(n)).transpose()?));
         (0..reference.dim(0)?).map(row).collect()
     };
-    let (mut all, width) = (Vec::new(), side_by_side(comparison_bytes(original.0.vocab()?)));
+    let (mut all, width) = (Vec::new(), side_by_side(original.0.device(), comparison_bytes(original.0.vocab()?)));
     // Batches side by side; the sequence that a batch begins with follows from those before it.
     let batches: Vec<usize> = (0..count).collect();
     let mut sequence = first;

@@ -2,8 +2,10 @@
 
 use rayon::prelude::*;
 use waterfill_artifacts::{Progress, Work};
-use waterfill_model::{Generator, Model, Text};
+use waterfill_model::other::OtherModel;
+use waterfill_model::{Generator, Reader, Text, greedy};
 
+use crate::choice::Answering;
 use crate::error::Result;
 use crate::tasks::Exercise;
 
@@ -12,27 +14,47 @@ const MOST: usize = 256;
 /// Exercises of a unit.
 const UNIT: usize = 64;
 
+/// A model in memory.
+enum Loaded<'a> {
+    Streamed(Generator),
+    Whole(&'a OtherModel),
+}
+
+impl Loaded<'_> {
+    /// A text of no tokens yet.
+    fn reader(&self) -> Result<Box<dyn Reader + '_>> {
+        Ok(match self {
+            Self::Streamed(generator) => Box::new(generator.sequence()),
+            Self::Whole(model) => Box::new(model.reader()?),
+        })
+    }
+}
+
 /// What `model` writes greedily after each prompt up to the first of its stops, and whether the prompt lost its
 /// beginning. The whole model is in memory.
 ///
 /// # Errors
 /// Models that cannot be loaded or run.
 pub(crate) fn write_answers(
-    model: &Model,
+    model: Answering,
     (text, prefix): (&Text, &[u32]),
     exercises: &[Exercise],
     (work, name): (&Work, &str),
     progress: &dyn Progress,
 ) -> Result<Vec<(String, bool)>> {
     progress.start(name, exercises.len() as u64);
-    let generator = Generator::new(model)?;
-    let most = MOST.min(model.config.positions / 2).max(1);
+    let loaded = match model {
+        Answering::Streamed(model) => Loaded::Streamed(Generator::new(model)?),
+        Answering::Whole(model) => Loaded::Whole(model),
+    };
+    let positions = model.positions();
+    let most = MOST.min(positions / 2).max(1);
     let one = |exercise: &Exercise| -> Result<(String, bool)> {
         let prompt = [prefix, &text.encode(&exercise.prompt)?].concat();
-        let start = prompt.len().saturating_sub(model.config.positions - most);
+        let start = prompt.len().saturating_sub(positions - most);
         let mut failed = None;
         let ended = |written: &str| exercise.stops.iter().filter_map(|stop| written.find(stop.as_str())).min();
-        let written = generator.greedy(&prompt[start..], most, |made| match text.decode(made) {
+        let written = greedy(&mut *loaded.reader()?, &prompt[start..], most, |made| match text.decode(made) {
             Ok(written) => ended(&written).is_some(),
             Err(error) => {
                 failed = Some(error);

@@ -3,8 +3,9 @@
 use candle_core::{DType, Device, Tensor};
 use waterfill_artifacts::{Silent, Work};
 use waterfill_evaluate::tasks::{Items, Question, Task};
-use waterfill_evaluate::{Asked, EvaluateError, QuestionResult, evaluate_choices};
+use waterfill_evaluate::{Answering, Asked, EvaluateError, QuestionResult, evaluate_choices};
 use waterfill_fixture::{CONTEXT, Fixture, Shape, generate};
+use waterfill_model::other::OtherModel;
 use waterfill_model::{Model, Text};
 
 struct Place {
@@ -28,7 +29,7 @@ impl Place {
         let asked =
             Asked { task: Task::Piqa, items: &items, bos: false, skip_long: false, batch_tokens: 4096, name: "q" };
         let work = Work::begin(out.path()).unwrap();
-        Ok(evaluate_choices(&self.model, &self.text, &asked, &work, &Silent)?.1)
+        Ok(evaluate_choices(Answering::Streamed(&self.model), &self.text, &asked, &work, &Silent)?.1)
     }
 
     /// Log-likelihood of the last `count` of `tokens`, by a row of its own.
@@ -100,4 +101,43 @@ fn a_continuation_longer_than_the_context_is_refused() {
     let long = " fox".repeat(CONTEXT + 5);
     let message = place.answer(&[question(&["Ada"], &[" boat", &long])]).unwrap_err().to_string();
     assert!(message.contains("128"), "{message}");
+}
+
+/// An architecture that runs whole: prompts read at once and tokens one by one, as its own run gives them.
+#[test]
+fn whole_models_give_the_likelihoods_of_their_own_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = waterfill_fixture::small_config_of("llama2-7b").unwrap();
+    config["architectures"] = serde_json::json!(["OlmoForCausalLM"]);
+    config["clip_qkv"] = serde_json::Value::Null;
+    waterfill_fixture::write_random(dir.path(), &config, 1).unwrap();
+    let model = OtherModel::open(dir.path(), &Device::Cpu).unwrap();
+    let text = Text::open_sized(dir.path(), model.vocab).unwrap();
+    let questions = [
+        question(&["Ada sees the red"], &[" fox in the boat .", " lamp"]),
+        question(&["Ada sees the", "Bram likes the blue"], &[" red fox"]),
+    ];
+    let items = Items::Questions(questions.to_vec());
+    let asked = Asked { task: Task::Piqa, items: &items, bos: false, skip_long: false, batch_tokens: 64, name: "q" };
+    let out = tempfile::tempdir().unwrap();
+    let work = Work::begin(out.path()).unwrap();
+    let results = evaluate_choices(Answering::Whole(&model), &text, &asked, &work, &Silent).unwrap().1;
+    for (question, result) in questions.iter().zip(&results) {
+        for (choice, &score) in result.scores.iter().enumerate() {
+            let (context, continuation) = question.request(choice);
+            let before = text.encode(context).unwrap().len();
+            let tokens = text.encode(&format!("{context}{continuation}")).unwrap();
+            let mut expected = 0.0;
+            let each = |position: usize, logits: Tensor| -> Result<(), EvaluateError> {
+                let logits: Vec<f64> = logits.to_dtype(DType::F64)?.flatten_all()?.to_vec1()?;
+                if position + 1 >= before {
+                    let norm = logits.iter().map(|l| l.exp()).sum::<f64>().ln();
+                    expected += logits[tokens[position + 1] as usize] - norm;
+                }
+                Ok(())
+            };
+            model.run(&[&tokens[..tokens.len() - 1]], each).unwrap();
+            assert!((score - expected).abs() < 1e-3, "{context:?}: {score}, by its own run {expected}");
+        }
+    }
 }

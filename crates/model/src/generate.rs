@@ -29,6 +29,40 @@ impl Cache {
     }
 }
 
+/// What has read a text and foretells the token after it.
+pub trait Reader {
+    /// Reads more tokens; the logits of what follows them.
+    ///
+    /// # Errors
+    /// No tokens, more than the model has positions, ids beyond the vocabulary.
+    fn read(&mut self, tokens: &[u32]) -> Result<Vec<f32>>;
+}
+
+/// The likeliest tokens after `prompt`, one after the other, until `done` says so of those there are, or `most` are
+/// there.
+///
+/// # Errors
+/// As [`Reader::read`].
+pub fn greedy(
+    reader: &mut dyn Reader,
+    prompt: &[u32],
+    most: usize,
+    mut done: impl FnMut(&[u32]) -> bool,
+) -> Result<Vec<u32>> {
+    let mut logits = reader.read(prompt)?;
+    let mut made = Vec::new();
+    while made.len() < most {
+        let mut best = 0;
+        (0..logits.len()).for_each(|i| best = if logits[i] > logits[best] { i } else { best });
+        made.push(best as u32);
+        if done(&made) || made.len() == most {
+            break;
+        }
+        logits = reader.read(&[best as u32])?;
+    }
+    Ok(made)
+}
+
 /// A whole model in memory.
 pub struct Generator {
     embedding: Tensor,
@@ -58,36 +92,10 @@ impl Generator {
     pub fn sequence(&self) -> Sequence<'_> {
         Sequence { generator: self, caches: vec![Cache::default(); self.blocks.len()] }
     }
-
-    /// The likeliest tokens after `prompt`, one after the other, until `done` says so of those there are, `most` are
-    /// there or the model takes no more.
-    ///
-    /// # Errors
-    /// Prompts that are empty or too long, ids beyond the vocabulary.
-    pub fn greedy(&self, prompt: &[u32], most: usize, mut done: impl FnMut(&[u32]) -> bool) -> Result<Vec<u32>> {
-        let mut sequence = self.sequence();
-        let mut logits = sequence.read(prompt)?;
-        let mut made = Vec::new();
-        let room = (self.head.config.positions + 1).saturating_sub(prompt.len());
-        while made.len() < most.min(room) {
-            let mut best = 0;
-            (0..logits.len()).for_each(|i| best = if logits[i] > logits[best] { i } else { best });
-            made.push(best as u32);
-            if done(&made) || made.len() == most.min(room) {
-                break;
-            }
-            logits = sequence.read(&[best as u32])?;
-        }
-        Ok(made)
-    }
 }
 
-impl Sequence<'_> {
-    /// Reads more tokens; the logits of what follows them.
-    ///
-    /// # Errors
-    /// No tokens, more than the model has positions, ids beyond the vocabulary.
-    pub fn read(&mut self, tokens: &[u32]) -> Result<Vec<f32>> {
+impl Reader for Sequence<'_> {
+    fn read(&mut self, tokens: &[u32]) -> Result<Vec<f32>> {
         let Generator { embedding, blocks, head } = self.generator;
         let ids = Tensor::new(tokens, embedding.device())?;
         let mut x = embedding.index_select(&ids, 0)?.unsqueeze(0)?;
@@ -172,12 +180,13 @@ mod tests {
                 assert!(worst < 1e-4, "{name} at {at}: {worst}");
             }
             let best = |logits: &[f32]| (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b])).unwrap();
-            let made = generator.greedy(&tokens, 3, |_| false).unwrap();
+            let made = greedy(&mut generator.sequence(), &tokens, 3, |_| false).unwrap();
             let mut again = generator.sequence();
             let next = best(&again.read(&tokens).unwrap()) as u32;
             assert_eq!((made.len(), made[0]), (3, next), "{name}");
             assert_eq!(made[1], best(&again.read(&[next]).unwrap()) as u32, "{name}");
-            assert_eq!(generator.greedy(&tokens, 9, |made| made.len() == 2).unwrap(), made[..2], "{name}");
+            let two = greedy(&mut generator.sequence(), &tokens, 9, |made| made.len() == 2).unwrap();
+            assert_eq!(two, made[..2], "{name}");
         }
     }
 }

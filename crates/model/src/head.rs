@@ -1,6 +1,6 @@
 //! Final norm and output head.
 
-use candle_core::{Tensor, Var};
+use candle_core::{Device, Tensor, Var};
 use candle_nn::ops::rms_norm;
 
 use crate::block::differentiable_norm;
@@ -23,6 +23,11 @@ impl Head {
     /// Shapes that do not fit.
     pub fn normalise(&self, x: &Tensor) -> Result<Tensor> {
         Ok(rms_norm(&x.contiguous()?, &self.norm, self.config.norm_eps as f32)?)
+    }
+
+    /// Where it is computed.
+    pub fn device(&self) -> &Device {
+        self.weight.device()
     }
 
     /// Tokens in the vocabulary.

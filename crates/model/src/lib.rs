@@ -25,7 +25,7 @@ pub use block::{Block, LINEARS, differentiable_norm};
 pub use config::{ARCHITECTURES, ModelConfig, architectures};
 pub use device::{device, free_device_memory};
 pub use error::{ModelError, Result};
-pub use generate::{Generator, Sequence};
+pub use generate::{Generator, Reader, Sequence, greedy};
 pub use head::Head;
 pub use memory::side_by_side;
 pub use pack::{pack, unpack};

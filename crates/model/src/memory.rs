@@ -1,5 +1,7 @@
 //! What the parts of a model take in memory while they are computed with, for f32.
 
+use candle_core::Device;
+
 use crate::LINEARS;
 use crate::config::ModelConfig;
 
@@ -37,7 +39,10 @@ impl ModelConfig {
 }
 
 /// Batches to compute side by side, each of which takes `bytes`: one for each thread as far as memory
-/// allows. A single batch keeps several threads busy too.
-pub fn side_by_side(bytes: u64) -> usize {
+/// allows. A single batch keeps several threads busy too, and all of an accelerator.
+pub fn side_by_side(device: &Device, bytes: u64) -> usize {
+    if !device.is_cpu() {
+        return 1;
+    }
     ((WORKSPACE / bytes.max(1)) as usize).clamp(1, rayon::current_num_threads().max(1))
 }

@@ -12,6 +12,7 @@ use waterfill_checkpoint::Checkpoint;
 
 use crate::config::architectures;
 use crate::error::{ModelError, Result};
+use crate::generate::Reader;
 
 /// Logits after `ids` `[rows, tokens]` that begin at a position.
 type Step = Box<dyn FnMut(&Tensor, usize) -> CandleResult<Tensor>>;
@@ -128,6 +129,14 @@ impl OtherModel {
         (self.make)(&self.text, self.weights.clone()).map_err(failed)
     }
 
+    /// A text of no tokens yet.
+    ///
+    /// # Errors
+    /// As [`OtherModel::open`].
+    pub fn reader(&self) -> Result<OtherReader> {
+        Ok(OtherReader { step: self.start()?, position: 0, device: self.device.clone() })
+    }
+
     /// Calls `each` with position and logits `[rows, vocab]` after every token of equally long rows.
     ///
     /// # Errors
@@ -146,6 +155,22 @@ impl OtherModel {
             each(position, logits)?;
         }
         Ok(())
+    }
+}
+
+/// A text that an [`OtherModel`] has read: a prompt first, then single tokens.
+pub struct OtherReader {
+    step: Step,
+    position: usize,
+    device: Device,
+}
+
+impl Reader for OtherReader {
+    fn read(&mut self, tokens: &[u32]) -> Result<Vec<f32>> {
+        let ids = Tensor::new(tokens, &self.device)?.unsqueeze(0)?;
+        let logits = (self.step)(&ids, self.position)?;
+        self.position += tokens.len();
+        Ok(logits.to_dtype(DType::F32)?.to_device(&Device::Cpu)?.flatten_all()?.to_vec1()?)
     }
 }
 

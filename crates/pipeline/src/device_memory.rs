@@ -2,7 +2,7 @@
 
 use waterfill_calibrate::head_bytes;
 use waterfill_evaluate::{block_tokens, comparison_bytes};
-use waterfill_model::{ModelConfig, free_device_memory, side_by_side};
+use waterfill_model::{ModelConfig, free_device_memory};
 
 use crate::error::PipelineError;
 use crate::estimate::{gigabytes, moment_bytes};
@@ -42,14 +42,15 @@ fn needed(session: &Session, stage: &str, context: usize, tokens: usize) -> u64 
     let (block, table, states) = (model.block_bytes(), model.table_bytes(), model.state_bytes(tokens));
     match stage {
         "calibrate" => {
-            let batch = model.vjp_bytes(tokens) + 2 * states + 8 * scores(model, tokens, context);
+            // Automatic differentiation holds what kernels compute again, and the weights' gradients with them.
+            let batch = 2 * model.vjp_bytes(tokens) + 2 * states + 8 * scores(model, tokens, context);
             let head = table + head_bytes(model.vocab, tokens) + 4 * states;
-            head.max(block + moment_bytes(session) + batch * side_by_side(batch) as u64)
+            head.max(2 * block + moment_bytes(session) + batch)
         }
         _ => {
             let batch = model.forward_bytes(tokens) + 4 * scores(model, tokens, context);
             let held = model.state_bytes(block_tokens(model));
-            held + (block + batch * side_by_side(batch) as u64).max(2 * table + comparison_bytes(model.vocab))
+            held + (block + batch).max(2 * table + comparison_bytes(model.vocab))
         }
     }
 }

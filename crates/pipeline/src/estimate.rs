@@ -78,7 +78,7 @@ pub(crate) fn stage_memory(session: &Session, stage: &str) -> u64 {
     let (block, table) = (model.block_bytes(), model.table_bytes());
     // A batch is one sequence at least.
     let batch = |tokens: usize, context: usize| tokens.max(context);
-    let side = |bytes: u64| bytes * side_by_side(bytes) as u64;
+    let side = |bytes: u64| bytes * side_by_side(session.model.device(), bytes) as u64;
     // Final states of `held` tokens, batches of `tokens`, and one head or two.
     let evaluating = |held: usize, tokens: usize, heads: u64| {
         let states = model.state_bytes(held);

@@ -1,6 +1,7 @@
 //! The evaluation of the original and of tuned checkpoints: text, long contexts, and benchmarks of questions. Each
 //! is a stage of its own, so that another benchmark leaves the others' results as they are.
 
+use std::path::Path;
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
@@ -9,7 +10,8 @@ use waterfill_evaluate as eval;
 use waterfill_evaluate::tasks::{Items, Task};
 use waterfill_model::{Model, Text, Windows};
 
-use crate::config::MultipleChoice;
+use crate::config::{Config, MultipleChoice};
+use crate::console::Console;
 use crate::error::Result;
 use crate::results::{Choice, Evaluation, read_json, write_json};
 use crate::session::Session;
@@ -17,8 +19,8 @@ use crate::stages::tokens_digest;
 
 /// Of what text and long contexts are found to be; it goes up when results change.
 const TEXT: u32 = 5;
-/// Of how questions are asked and answers scored.
-const ANSWERS: u32 = 1;
+/// The stage in which questions are answered, and the version of how they are asked and scored.
+pub(crate) const ANSWERS: (&str, u32) = ("answers", 1);
 
 /// File with the figures of every stage.
 const RESULT: &str = "result.json";
@@ -58,9 +60,9 @@ impl Part {
 /// Artifacts of an evaluation.
 pub(crate) struct Evaluated {
     pub text: Artifact,
-    by_position: Option<Artifact>,
+    pub by_position: Option<Artifact>,
     /// In the order of the configuration.
-    answers: Vec<Artifact>,
+    pub answers: Vec<Artifact>,
 }
 
 /// What text is evaluated on, and what is asked.
@@ -162,7 +164,10 @@ impl Session<'_> {
         for (m, items) in self.config.evaluate.choices().zip(&asked.questions) {
             let identity = self.answers_identity(whose.checkpoint(), m, items)?;
             answers.push(self.stage(&Part::Answers(m.task).label(whose.is_original()), &identity, |work| {
-                self.with_model(whose, |model| self.answer(model, m, items, work))
+                let text = Text::open(&self.source.dir, &self.model.config)?;
+                self.with_model(whose, |model| {
+                    answer(eval::Answering::Streamed(model), &text, (m, items), self.config, work, self.console)
+                })
             })?);
         }
         Ok(Evaluated { text, by_position, answers })
@@ -211,17 +216,10 @@ impl Session<'_> {
         m: &MultipleChoice,
         items: &Items,
     ) -> Result<Identity> {
-        let tokenizer = hash_file(&self.source.dir.join("tokenizer.json"))?;
-        let prefix = Text::open(&self.source.dir, &self.model.config)?.prefix().to_vec();
-        let config = serde_json::json!({
-            "task": m.task, "bos": m.bos.then_some(prefix), "skip_long": m.skip_long,
-            "batch_tokens": self.config.evaluate.batch_tokens, "device": self.device,
-        });
-        let questions = blake3::hash(format!("{items:?}").as_bytes()).to_hex().to_string();
-        let mut identity =
-            self.identity("answers", ANSWERS, [("questions", questions), ("tokenizer", tokenizer)], config);
+        let mut identity = self.identity(ANSWERS.0, ANSWERS.1, [], serde_json::Value::Null);
         identity.inputs.extend(checkpoint.map(|digest| ("checkpoint".to_string(), digest)));
-        Ok(identity)
+        let text = Text::open(&self.source.dir, &self.model.config)?;
+        answered(identity, (&self.source.dir, &text), (m, items), self.config, &self.device)
     }
 
     fn with_model<T>(&self, whose: Whose, f: impl FnOnce(&Model) -> Result<T>) -> Result<T> {
@@ -230,20 +228,43 @@ impl Session<'_> {
             Whose::Tuned(encoded, _) => f(&Model::open(&encoded.path("checkpoint"), self.model.device())?),
         }
     }
+}
 
-    /// Answers the questions of a benchmark and keeps every answer.
-    fn answer(&self, model: &Model, m: &MultipleChoice, items: &Items, work: &Work) -> Result<()> {
-        let text = Text::open(&self.source.dir, &self.model.config)?;
-        let (task, name) = (m.task, m.task.name());
-        let batch_tokens = 2 * self.config.evaluate.batch_tokens;
-        let asked = eval::Asked { task, items, bos: m.bos, skip_long: m.skip_long, batch_tokens, name };
-        let start = Instant::now();
-        let (result, answers) = eval::evaluate_choices(model, &text, &asked, work, self.console)?;
-        let (count, seconds) = (answers.len() as f64, start.elapsed().as_secs_f64());
-        self.console.note(&format!("{name}: {count} questions in {seconds:.1} s, {:.1} a second", count / seconds));
-        write_json(&work.path(QUESTIONS), &answers)?;
-        write_json(&work.path(RESULT), &Answered { task, result })
-    }
+/// The identity of answers, from one with the model that gives them.
+pub(crate) fn answered(
+    mut identity: Identity,
+    (dir, text): (&Path, &Text),
+    (m, items): (&MultipleChoice, &Items),
+    config: &Config,
+    device: &str,
+) -> Result<Identity> {
+    identity.inputs.insert("tokenizer".into(), hash_file(&dir.join("tokenizer.json"))?);
+    identity.inputs.insert("questions".into(), blake3::hash(format!("{items:?}").as_bytes()).to_hex().to_string());
+    identity.config = serde_json::json!({
+        "task": m.task, "bos": m.bos.then_some(text.prefix()), "skip_long": m.skip_long,
+        "batch_tokens": config.evaluate.batch_tokens, "device": device,
+    });
+    Ok(identity)
+}
+
+/// Answers the questions of a benchmark and keeps every answer.
+pub(crate) fn answer(
+    model: eval::Answering,
+    text: &Text,
+    (m, items): (&MultipleChoice, &Items),
+    config: &Config,
+    work: &Work,
+    console: &Console,
+) -> Result<()> {
+    let (task, name) = (m.task, m.task.name());
+    let batch_tokens = 2 * config.evaluate.batch_tokens;
+    let asked = eval::Asked { task, items, bos: m.bos, skip_long: m.skip_long, batch_tokens, name };
+    let start = Instant::now();
+    let (result, answers) = eval::evaluate_choices(model, text, &asked, work, console)?;
+    let (count, seconds) = (answers.len() as f64, start.elapsed().as_secs_f64());
+    console.note(&format!("{name}: {count} questions in {seconds:.1} s, {:.1} a second", count / seconds));
+    write_json(&work.path(QUESTIONS), &answers)?;
+    write_json(&work.path(RESULT), &Answered { task, result })
 }
 
 impl Whose<'_> {

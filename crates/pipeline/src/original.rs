@@ -4,17 +4,18 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::Serialize;
-use waterfill_artifacts::{Artifact, Identity, Progress, Store};
+use waterfill_artifacts::{Identity, Progress, Store, Work};
 use waterfill_checkpoint::Checkpoint;
 use waterfill_evaluate as eval;
+use waterfill_evaluate::tasks::Items;
 use waterfill_model::other::{self, OtherModel};
-use waterfill_model::{architectures, device};
+use waterfill_model::{Text, architectures, device};
 
-use crate::config::Config;
+use crate::config::{Config, MultipleChoice};
 use crate::console::Console;
 use crate::error::{PipelineError, Result};
-use crate::evaluation::Whose;
-use crate::results::{Evaluation, read_json, write_json};
+use crate::evaluation::{ANSWERS, Evaluated, Part, Whose, answer, answered};
+use crate::results::write_json;
 use crate::run::BenchmarkOutput;
 use crate::session::Session;
 use crate::sources::Source;
@@ -52,20 +53,15 @@ pub struct OriginalOutput {
 pub fn evaluate_original(config: &Config, store: &Store, device: &str, console: &Console) -> Result<OriginalOutput> {
     let source = Source::open(config, store, console)?;
     let found = architectures(&source.dir)?;
-    let (result, artifact) = match other::names().any(|name| found == [name]) {
-        true => {
-            console.steps(1);
-            let artifact = evaluate_other(config, store, device, &source, console)?;
-            let text = read_json(&artifact.path("result.json"))?;
-            (Evaluation { text, by_position: vec![], choices: vec![] }, artifact)
-        }
+    let evaluated = match other::names().any(|name| found == [name]) {
+        true => evaluate_other(config, store, device, &source, console)?,
         false => {
             let session = Session::of_source(source, config, store, device, console)?;
             console.steps(session.evaluations() as u64);
-            let evaluated = session.evaluate(Whose::Original, &session.asked()?)?;
-            (evaluated.read(None)?, evaluated.text)
+            session.evaluate(Whose::Original, &session.asked()?)?
         }
     };
+    let result = evaluated.read(None)?;
     let text = &result.text;
     Ok(OriginalOutput {
         model: config.name.clone(),
@@ -77,7 +73,7 @@ pub fn evaluate_original(config: &Config, store: &Store, device: &str, console: 
         accuracy: result.choices.first().map(|c| c.result.all.accuracy),
         benchmarks: BenchmarkOutput::all(&result),
         by_position: result.by_position,
-        artifact: artifact.dir,
+        artifact: evaluated.text.dir,
     })
 }
 
@@ -87,32 +83,47 @@ fn evaluate_other(
     device_name: &str,
     source: &Source,
     console: &Console,
-) -> Result<Artifact> {
+) -> Result<Evaluated> {
     let checkpoint = Checkpoint::open(&source.dir)?;
     let memory = checkpoint.weights() * 4;
     console.note(&format!("runs whole and token by token: about {} of memory", crate::estimate::gigabytes(memory)));
-    if config.evaluate.choices().next().is_some() {
-        console.note("multiple choice is left out: it needs an architecture that can be calibrated");
+    if config.evaluate.long_context.is_some() {
+        console.note("figures by position are left out: they need an architecture that can be calibrated");
     }
+    console.steps(1 + config.evaluate.choices().count() as u64);
     let digest = checkpoint.digest()?;
     drop(checkpoint);
     let model = OtherModel::open(&source.dir, &device(device_name)?)?;
-    let windows = source.evaluation(config, (model.vocab, model.positions), console)?;
-    let mut inputs = BTreeMap::from([("model".to_string(), digest), ("tokens".to_string(), tokens_digest(&windows))]);
-    inputs.extend(source.commit.iter().map(|commit| ("commit".to_string(), commit.clone())));
-    let identity = Identity {
-        stage: "evaluate-base".into(),
-        version: 2,
-        inputs,
-        config: serde_json::json!({"context": windows.context, "token_by_token": true}),
-        seeds: BTreeMap::new(),
+    let sizes = (model.vocab, model.positions);
+    let windows = source.evaluation(config, sizes, console)?;
+    let questions: Vec<(&MultipleChoice, Items)> =
+        config.evaluate.choices().map(|m| Ok((m, source.questions(m, sizes, console)?))).collect::<Result<_>>()?;
+    let identity = |stage: &str, version: u32| {
+        let mut inputs = BTreeMap::from([("model".to_string(), digest.clone())]);
+        inputs.extend(source.commit.iter().map(|commit| ("commit".to_string(), commit.clone())));
+        Identity { stage: stage.into(), version, inputs, config: serde_json::Value::Null, seeds: BTreeMap::new() }
     };
-    console.step("evaluate the original");
-    let artifact = store.get_or_make::<PipelineError>(&config.name, &identity, console, |work| {
-        let text = eval::evaluate_other(&model, &windows, work, console)?;
-        write_json(&work.path("result.json"), &text)
+    let stage = |part: Part, identity: &Identity, make: &dyn Fn(&Work) -> Result<()>| {
+        console.step(&part.label(true));
+        let artifact = store.get_or_make::<PipelineError>(&config.name, identity, console, make)?;
+        let timings = artifact.timings();
+        console.step_done(artifact.cached, timings.seconds, Some(timings.peak_memory_bytes));
+        Ok::<_, PipelineError>(artifact)
+    };
+    let mut of_text = identity("evaluate-base", 2);
+    of_text.inputs.insert("tokens".into(), tokens_digest(&windows));
+    of_text.config = serde_json::json!({"context": windows.context, "token_by_token": true});
+    let text = stage(Part::Text, &of_text, &|work| {
+        write_json(&work.path("result.json"), &eval::evaluate_other(&model, &windows, work, console)?)
     })?;
-    let timings = artifact.timings();
-    console.step_done(artifact.cached, timings.seconds, Some(timings.peak_memory_bytes));
-    Ok(artifact)
+    let tokenizer = Text::open_sized(&source.dir, model.vocab)?;
+    let kind = device_name.split(':').next().unwrap_or_default();
+    let mut answers = Vec::new();
+    for (m, items) in &questions {
+        let identity = answered(identity(ANSWERS.0, ANSWERS.1), (&source.dir, &tokenizer), (*m, items), config, kind)?;
+        answers.push(stage(Part::Answers(m.task), &identity, &|work| {
+            answer(eval::Answering::Whole(&model), &tokenizer, (*m, items), config, work, console)
+        })?);
+    }
+    Ok(Evaluated { text, by_position: None, answers })
 }
