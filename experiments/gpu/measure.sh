@@ -28,6 +28,8 @@ evaluate: {text: calibration-data/world/validation.txt, context: 2047, sequences
 YAML
 used() { nvidia-smi --query-gpu=memory.used --format=csv,noheader,nounits -i 0; }
 for stage in "calibrate" "evaluate --original"; do
+    tokens=$((16 * 2048))
+    if [ "$stage" != calibrate ]; then tokens=$((8 * 2047)); fi
     most=0
     start=$(date +%s.%N)
     # shellcheck disable=SC2086
@@ -38,5 +40,6 @@ for stage in "calibrate" "evaluate --original"; do
         sleep 0.2
     done
     wait $!
-    echo "$stage: $(echo "$(date +%s.%N) - $start" | bc) s, at most $most MiB on the GPU"
+    awk -v stage="$stage" -v tokens="$tokens" -v from="$start" -v to="$(date +%s.%N)" -v most="$most" \
+        'BEGIN { printf "%s: %.1f s, %.0f tokens/s, at most %d MiB on the GPU\n", stage, to - from, tokens / (to - from), most }'
 done

@@ -30,7 +30,15 @@ fn evaluation_equals_the_reference_figures() {
         );
         place.write("p.yaml", &yaml);
         let output = place.json(&["evaluate", "p.yaml"]);
-        let (got, want) = (output["base"]["nll"].as_f64().unwrap(), reference["nll"].as_f64().unwrap());
-        assert!((got - want).abs() < 1e-3, "{name}: {got} nats per token, reference {want}");
+        let want = reference["nll"].as_f64().unwrap();
+        let close = |what: &str, got: &serde_json::Value| {
+            let got = got.as_f64().unwrap();
+            assert!((got - want).abs() < 1e-3, "{name}, {what}: {got} nats per token, reference {want}");
+        };
+        close("tokens", &output["base"]["nll"]);
+        // The text itself, as its tokens were made from it.
+        let text = format!("{shared}/data/{}", name.rsplit(' ').next().unwrap());
+        place.write("t.yaml", &yaml.replace(&format!("tokens: {shared}/bench/{tokens}"), &format!("bos: none, text: {text}")));
+        close("text", &place.json(&["evaluate", "--original", "t.yaml"])["nll"]);
     }
 }

@@ -46,7 +46,7 @@ pub(crate) fn only_file(dir: &Path, pattern: &str) -> Result<PathBuf> {
     }
 }
 
-/// Text of files: as they are, or their rows' `text`s.
+/// Text of files: as they are, all kinds of line ends as line feeds, or their rows' `text`s.
 pub(crate) fn read_text(files: &[PathBuf], rows: &Rows) -> Result<String> {
     #[derive(Deserialize)]
     struct Row {
@@ -57,7 +57,9 @@ pub(crate) fn read_text(files: &[PathBuf], rows: &Rows) -> Result<String> {
     };
     match files {
         [path] if !has_rows(path) => {
-            std::fs::read_to_string(path).map_err(|source| PipelineError::Io { path: path.into(), source })
+            let text = std::fs::read_to_string(path);
+            let text = text.map_err(|source| PipelineError::Io { path: path.into(), source })?;
+            Ok(if text.contains('\r') { text.replace("\r\n", "\n").replace('\r', "\n") } else { text })
         }
         _ => {
             let rows_read: Vec<Row> = records(files, rows.most.unwrap_or(usize::MAX))?;
@@ -96,6 +98,8 @@ mod tests {
         assert_eq!(read(&[&rows, &rows], " ", Some(4)).unwrap(), "one  two one");
         let plain = write("a.txt", "{\"text\": 1}");
         assert_eq!(read(&[&plain], " ", None).unwrap(), "{\"text\": 1}");
+        let ends = write("c.txt", "one\r\ntwo\rthree\n");
+        assert_eq!(read(&[&ends], " ", None).unwrap(), "one\ntwo\nthree\n");
         let other = write("b.jsonl", "{\"txt\": \"one\"}");
         assert!(read(&[&other], " ", None).is_err_and(|e| e.to_string().contains("missing field `text`")));
     }
