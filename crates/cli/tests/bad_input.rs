@@ -96,7 +96,10 @@ fn configurations_that_cannot_be_used_are_named() {
     place.write("p.yaml", &pipeline("lambdas: [1e-6]"));
     let message = place.fails(&["run", "p.yaml", "--model", "meta-llama/Meta-Llama-3-8B"]);
     expect(&message, &["meta-llama/Meta-Llama-3-8B", "expected hf:OWNER/NAME, path:DIR"]);
-    expect(&place.fails(&["run", "p.yaml", "--device", "cuda:0"]), &["cuda:0"]);
+    if !cfg!(feature = "cuda") {
+        let message = place.fails(&["run", "p.yaml", "--device", "cuda:0"]);
+        expect(&message, &["cuda:0", "this build has no CUDA", "just build-cuda"]);
+    }
     expect(&place.fails(&["run", "p.yaml", "--device", "tpu"]), &["tpu", "expected cpu or cuda:N"]);
     place.write(
         "p.yaml",

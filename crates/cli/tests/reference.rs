@@ -38,7 +38,10 @@ fn evaluation_equals_the_reference_figures() {
         close("tokens", &output["base"]["nll"]);
         // The text itself, as its tokens were made from it.
         let text = format!("{shared}/data/{}", name.rsplit(' ').next().unwrap());
-        place.write("t.yaml", &yaml.replace(&format!("tokens: {shared}/bench/{tokens}"), &format!("bos: none, text: {text}")));
+        place.write(
+            "t.yaml",
+            &yaml.replace(&format!("tokens: {shared}/bench/{tokens}"), &format!("bos: none, text: {text}")),
+        );
         close("text", &place.json(&["evaluate", "--original", "t.yaml"])["nll"]);
     }
 }

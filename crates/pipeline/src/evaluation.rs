@@ -219,7 +219,7 @@ impl Session<'_> {
         let mut identity = self.identity(ANSWERS.0, ANSWERS.1, [], serde_json::Value::Null);
         identity.inputs.extend(checkpoint.map(|digest| ("checkpoint".to_string(), digest)));
         let text = Text::open(&self.source.dir, &self.model.config)?;
-        answered(identity, (&self.source.dir, &text), (m, items), self.config, &self.device)
+        identity_of_answers(identity, (&self.source.dir, &text), (m, items), self.config, &self.device)
     }
 
     fn with_model<T>(&self, whose: Whose, f: impl FnOnce(&Model) -> Result<T>) -> Result<T> {
@@ -231,7 +231,7 @@ impl Session<'_> {
 }
 
 /// The identity of answers, from one with the model that gives them.
-pub(crate) fn answered(
+pub(crate) fn identity_of_answers(
     mut identity: Identity,
     (dir, text): (&Path, &Text),
     (m, items): (&MultipleChoice, &Items),

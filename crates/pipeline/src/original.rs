@@ -14,7 +14,7 @@ use waterfill_model::{Text, architectures, device};
 use crate::config::{Config, MultipleChoice};
 use crate::console::Console;
 use crate::error::{PipelineError, Result};
-use crate::evaluation::{ANSWERS, Evaluated, Part, Whose, answer, answered};
+use crate::evaluation::{ANSWERS, Evaluated, Part, Whose, answer, identity_of_answers};
 use crate::results::write_json;
 use crate::run::BenchmarkOutput;
 use crate::session::Session;
@@ -120,7 +120,8 @@ fn evaluate_other(
     let kind = device_name.split(':').next().unwrap_or_default();
     let mut answers = Vec::new();
     for (m, items) in &questions {
-        let identity = answered(identity(ANSWERS.0, ANSWERS.1), (&source.dir, &tokenizer), (*m, items), config, kind)?;
+        let identity =
+            identity_of_answers(identity(ANSWERS.0, ANSWERS.1), (&source.dir, &tokenizer), (*m, items), config, kind)?;
         answers.push(stage(Part::Answers(m.task), &identity, &|work| {
             answer(eval::Answering::Whole(&model), &tokenizer, (*m, items), config, work, console)
         })?);

@@ -32,6 +32,9 @@ pub fn records<T: DeserializeOwned>(paths: &[PathBuf], most: usize) -> Result<Ve
     }
 }
 
+/// Most bytes of a line.
+const LINE: u64 = 64 << 20;
+
 fn failed(path: &Path, reason: String) -> EvaluateError {
     EvaluateError::Questions { path: path.to_path_buf(), reason }
 }
@@ -42,14 +45,24 @@ fn lines<T: DeserializeOwned>(path: &Path, most: usize) -> Result<Vec<T>> {
         true => Box::new(MultiGzDecoder::new(file)),
         false => Box::new(file),
     };
-    let mut all = Vec::new();
-    for (n, line) in BufReader::new(source).lines().enumerate() {
+    let mut source = BufReader::new(source);
+    let (mut all, mut line) = (Vec::new(), Vec::new());
+    for n in 1.. {
         if all.len() == most {
             break;
         }
-        let line = line.map_err(|e| failed(path, format!("line {}: {e}", n + 1)))?;
-        if !line.trim().is_empty() {
-            all.push(serde_json::from_str(&line).map_err(|e| failed(path, format!("line {}: {e}", n + 1)))?);
+        let wrong = |reason: String| failed(path, format!("line {n}: {reason}"));
+        line.clear();
+        // Little that is compressed may become much.
+        let bytes = source.by_ref().take(LINE).read_until(b'\n', &mut line).map_err(|e| wrong(e.to_string()))?;
+        if bytes == 0 {
+            break;
+        }
+        if bytes as u64 == LINE {
+            return Err(wrong(format!("is longer than {} MiB", LINE >> 20)));
+        }
+        if !line.trim_ascii().is_empty() {
+            all.push(serde_json::from_slice(&line).map_err(|e| wrong(e.to_string()))?);
         }
     }
     Ok(all)
@@ -172,6 +185,24 @@ mod tests {
             message.contains("row 1: missing field `goal`; its columns are question, answer, choices"),
             "{message}"
         );
+    }
+
+    #[test]
+    fn endless_lines_and_broken_streams_are_errors() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("rows.jsonl.gz");
+        let mut gzip = GzEncoder::new(Vec::new(), Compression::fast());
+        for _ in 0..=LINE >> 20 {
+            gzip.write_all(&[b' '; 1 << 20]).unwrap();
+        }
+        let bytes = gzip.finish().unwrap();
+        std::fs::write(&path, &bytes).unwrap();
+        let message = || records::<Row>(std::slice::from_ref(&path), 9).unwrap_err().to_string();
+        assert!(message().contains("line 1: is longer than 64 MiB"), "{}", message());
+        std::fs::write(&path, &bytes[..100]).unwrap();
+        assert!(message().contains("line 1"), "{}", message());
+        std::fs::write(&path, "not compressed").unwrap();
+        assert!(message().contains("rows.jsonl.gz: line 1"), "{}", message());
     }
 
     #[test]
