@@ -481,7 +481,8 @@ pub struct MultipleChoice {
     /// its beginning.
     #[serde(default)]
     pub shots: Option<usize>,
-    /// File that GSM8K's solved examples come from; in a dataset's directory and on the hub the split `train`.
+    /// File that GSM8K's solved examples come from, or `hf:OWNER/NAME:PATTERN`; without it, the split `train` of a
+    /// dataset in `path`.
     #[serde(default)]
     pub examples: Option<String>,
     /// Whether the tokenizer's beginning of text stands before; the harness leaves it out.
@@ -521,7 +522,8 @@ impl MultipleChoice {
 
     /// Whether solved examples are to be had.
     fn has_examples(&self) -> bool {
-        let dataset = self.path.starts_with("hf:") || std::path::Path::new(&self.path).is_dir();
+        let whole = self.path.strip_prefix("hf:").is_some_and(|rest| !rest.contains(':'));
+        let dataset = whole || std::path::Path::new(&self.path).is_dir();
         self.task != Task::Gsm8k || self.examples.is_some() || dataset
     }
 }

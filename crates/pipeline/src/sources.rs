@@ -136,21 +136,35 @@ impl Source {
         if m.task == Task::Retrieval {
             return self.retrieval(m, sizes, progress);
         }
-        let mut path = self.resolve(&m.path, |f| f.questions.clone(), "evaluate.multiple_choice.path")?;
-        if let Some(asked) = data::on_hub(&m.path, "evaluate.multiple_choice.path")? {
-            let wanted = match &asked.pattern {
-                Some(pattern) => vec![vec![pattern.clone()]],
-                None => m.task.wanted(m.shots() > 0 && m.examples.is_none()),
-            };
-            path = self.dataset(&asked, &wanted, progress)?;
-            if let Some(pattern) = asked.pattern {
-                path = data::only_file(&path, &pattern)?;
+        let whole = m.task.wanted(m.shots() > 0 && m.examples.is_none());
+        let path = match self.on_hub(&m.path, whole, progress)? {
+            Some(path) => path,
+            None => self.resolve(&m.path, |f| f.questions.clone(), "evaluate.multiple_choice.path")?,
+        };
+        let examples = match m.examples.as_deref() {
+            Some(file) => {
+                let solved = m.task.wanted(true).split_off(1);
+                Some(self.on_hub(file, solved, progress)?.unwrap_or_else(|| file.into()))
             }
-        }
+            None => None,
+        };
         let (shots, scoring, subjects) = (m.shots(), m.scoring, m.subjects.as_slice());
-        let examples = m.examples.as_deref().map(Path::new);
+        let examples = examples.as_deref();
         let selection = tasks::Selection { shots, examples, scoring, subjects, count: m.questions, seed: m.seed };
         Ok(tasks::open(m.task, &path, &selection)?)
+    }
+
+    /// What `name` means on the hub: the one file that its pattern names, or a folder with the files that are wanted
+    /// of the `whole` dataset. `None` for names of local files.
+    fn on_hub(&self, name: &str, whole: Vec<Vec<String>>, progress: &dyn Progress) -> Result<Option<PathBuf>> {
+        let Some(asked) = data::on_hub(name, "evaluate.multiple_choice.path")? else { return Ok(None) };
+        match &asked.pattern {
+            Some(pattern) => {
+                let dir = self.dataset(&asked, &[vec![pattern.clone()]], progress)?;
+                Ok(Some(data::only_file(&dir, pattern)?))
+            }
+            None => Ok(Some(self.dataset(&asked, &whole, progress)?)),
+        }
     }
 
     /// Keys hidden in a text.

@@ -50,6 +50,7 @@ pub(super) fn gsm8k(path: &Path, selection: &Selection) -> Result<Vec<Exercise>>
         }
     };
     let solved = match selection.examples {
+        Some(examples) if examples.is_dir() => read(Task::Gsm8k.examples(examples)?)?,
         Some(examples) => read(vec![examples.into()])?,
         None if selection.shots > 0 => read(Task::Gsm8k.examples(path)?)?,
         None => vec![],

@@ -137,9 +137,13 @@ struct Row {
 /// Reads `dev/*_dev.csv` and `test/*_test.csv` below `dir` (columns question, four choices, answer as a letter
 /// or 0 to 3; a header is optional), or the tables of the dataset on the hub. Before each question stand the first examples of its subject in `dev/`.
 pub(super) fn open(dir: &Path, selection: &Selection) -> Result<Items> {
+    let solved = selection.shots > 0;
     let (mut test, dev) = match dir.join("test").is_dir() {
-        true => (read_split(dir, "test")?, read_split(dir, "dev")?),
-        false => (read_tables(Task::Mmlu.files(dir)?)?, read_tables(Task::Mmlu.examples(dir)?)?),
+        true => (read_split(dir, "test")?, if solved { read_split(dir, "dev")? } else { vec![] }),
+        false => (
+            read_tables(Task::Mmlu.files(dir)?)?,
+            if solved { read_tables(Task::Mmlu.examples(dir)?)? } else { vec![] },
+        ),
     };
     if let Some(unknown) = selection.subjects.iter().find(|s| test.iter().all(|q| q.subject != **s)) {
         let near = test.iter().map(|q| q.subject.as_str()).max_by(|a, b| {
@@ -335,10 +339,19 @@ mod tests {
         assert_eq!((found.len(), found[0].answer, found[0].subject.as_str()), (2, 3, "virology"));
         let expected = "about virology.\n\nSolved?\nA. a\nB. b\nC. c\nD. d\nAnswer: B\n\nFirst?\nA. a\n";
         assert!(found[0].contexts[0].contains(expected), "{}", found[0].contexts[0]);
+        let file = folder.join("test-00000-of-00001.parquet");
+        assert!(open(&file, &selection).unwrap_err().to_string().contains("give shots: 0"));
+        let alone = Selection { shots: 0, ..selection.clone() };
+        assert!(matches!(open(&file, &alone).unwrap(), Items::Questions(found) if found.len() == 2));
         write("test", ["First?", "Second?"], [3, 4]);
         assert!(open(dir.path(), &selection).unwrap_err().to_string().contains("row 2: answer 4, expected 0 to 3"));
         std::fs::remove_dir_all(&folder).unwrap();
-        assert!(open(dir.path(), &selection).unwrap_err().to_string().contains("all/test-*.parquet or"));
+        assert!(
+            open(dir.path(), &selection)
+                .unwrap_err()
+                .to_string()
+                .contains("neither test/ with CSV files nor all/test-*.parquet or")
+        );
     }
 
     #[test]

@@ -113,6 +113,11 @@ impl Task {
 
     /// Files with solved examples below `path`.
     fn examples(self, path: &Path) -> Result<Vec<PathBuf>> {
+        if path.is_file() {
+            let reason =
+                "is a file with questions, which are no examples: give shots: 0, a folder, or gsm8k's examples";
+            return Err(EvaluateError::Questions { path: path.into(), reason: reason.into() });
+        }
         self.split(path, self.parts().2.unwrap_or_default())
     }
 
@@ -125,7 +130,8 @@ impl Task {
         match found.is_empty() {
             false => Ok(found),
             true => {
-                let reason = format!("has no file {}", patterns.join(" or "));
+                let own = if self == Self::Mmlu { "neither test/ with CSV files nor" } else { "no file" };
+                let reason = format!("has {own} {}", patterns.join(" or "));
                 Err(EvaluateError::Questions { path: path.into(), reason })
             }
         }

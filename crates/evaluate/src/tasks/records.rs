@@ -62,7 +62,11 @@ fn lines<T: DeserializeOwned>(path: &Path, most: usize) -> Result<Vec<T>> {
             return Err(wrong(format!("is longer than {} MiB", LINE >> 20)));
         }
         if !line.trim_ascii().is_empty() {
-            all.push(serde_json::from_slice(&line).map_err(|e| wrong(e.to_string()))?);
+            let row = serde_json::from_slice(&line).map_err(|e| match e.is_data() {
+                true => wrong(e.to_string()),
+                false => wrong(format!("is no JSON: {e}")),
+            });
+            all.push(row?);
         }
     }
     Ok(all)
