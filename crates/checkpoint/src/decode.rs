@@ -1,14 +1,111 @@
 //! Whole tensors on all threads.
 
 use rayon::prelude::*;
-use waterfill_codec::{CodedTensor, Result, TilePlan};
+use waterfill_codec::{CodecError, CodedTensor, Dtype, TilePlan};
+
+use crate::control::{Control, Parts};
+use crate::error::{CheckpointError, Result};
+use crate::open::{Checkpoint, Storage};
+
+/// Elements of a plain tensor that are one part.
+const PART: usize = 1 << 18;
 
 /// Decodes a tensor, its slices side by side, and checks its digest; bytes and tiles.
-pub(crate) fn decode_parallel(coded: &CodedTensor) -> Result<(Vec<u8>, Vec<TilePlan>)> {
+pub(crate) fn decode_parallel(coded: &CodedTensor) -> std::result::Result<(Vec<u8>, Vec<TilePlan>), CodecError> {
     let mut bytes = coded.buffer()?;
     let part = coded.bytes(coded.header().slice_rows).max(1);
     let tiles = bytes.par_chunks_mut(part).enumerate().map(|(n, out)| coded.decode_slice(n, out));
-    let tiles = tiles.collect::<Result<Vec<_>>>()?.concat();
+    let tiles = tiles.collect::<std::result::Result<Vec<_>, _>>()?.concat();
     coded.check_digest(&bytes)?;
     Ok((bytes, tiles))
+}
+
+impl Checkpoint {
+    /// Bytes that [`Checkpoint::decode`] of a tensor as `dtype` gives.
+    ///
+    /// # Errors
+    /// Unknown names.
+    pub fn decoded_bytes(&self, name: &str, dtype: Dtype) -> Result<usize> {
+        Ok(self.tensor(name)?.weights() as usize * dtype.bytes())
+    }
+
+    /// Decodes a tensor into `out` as row-major little-endian elements of `dtype` (bf16, f16 or f32), rounded to
+    /// nearest even where that has fewer bits. A tensor in its own type passes through no other buffer; what is
+    /// written of a damaged one is not to be used.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::read`], a buffer of another size, values beyond f16's range, and a cancelled decoding.
+    pub fn decode(&self, name: &str, dtype: Dtype, out: &mut [u8], control: Control) -> Result<()> {
+        let info = self.tensor(name)?;
+        if !dtype.is_weight() {
+            return Err(self.wrong(info, format!("cannot be decoded to {dtype:?}, expected Bf16, F16 or F32")));
+        }
+        let expected = self.decoded_bytes(name, dtype)?;
+        if out.len() != expected {
+            return Err(self.wrong(info, format!("a buffer of {} bytes, expected {expected}", out.len())));
+        }
+        let path = &self.shards[info.shard].path;
+        let failed = |source| CheckpointError::Codec { path: path.clone(), tensor: name.into(), source };
+        let beyond = |value| self.wrong(info, format!("value {value} is beyond the range of {dtype:?}"));
+        if info.storage == Storage::Plain {
+            let own = self.dtype(name)?;
+            let bytes = self.read_raw(name)?;
+            let parts = Parts::new(control, out.len().div_ceil(PART * dtype.bytes()));
+            let pairs = out.par_chunks_mut(PART * dtype.bytes()).zip(bytes.par_chunks(PART * own.bytes()));
+            return pairs.try_for_each(|(out, from)| {
+                parts.go_on()?;
+                convert(own, from, dtype, out).map_err(beyond)?;
+                parts.done();
+                Ok(())
+            });
+        }
+        let bytes = self.read_raw(name)?;
+        let coded = CodedTensor::parse(&bytes).map_err(failed)?;
+        let own = coded.header().dtype;
+        let parts = Parts::new(control, coded.slices());
+        let wide = coded.header().slice_rows * coded.header().cols * dtype.bytes();
+        // Slices side by side, their digest in order: as many at a time as there are threads.
+        let mut digest = coded.digest();
+        for (group, out) in out.chunks_mut(wide.max(1) * rayon::current_num_threads()).enumerate() {
+            let first = group * rayon::current_num_threads();
+            let slices = out.par_chunks_mut(wide.max(1)).enumerate().map(|(i, out)| {
+                parts.go_on()?;
+                let n = first + i;
+                let mut kept = Vec::new();
+                match own == dtype {
+                    true => drop(coded.decode_slice(n, out).map_err(failed)?),
+                    false => {
+                        kept.resize(coded.bytes(coded.slice_rows(n).len()), 0);
+                        coded.decode_slice(n, &mut kept).map_err(failed)?;
+                        convert(own, &kept, dtype, out).map_err(beyond)?;
+                    }
+                }
+                parts.done();
+                Ok(kept)
+            });
+            let decoded = slices.collect::<Result<Vec<Vec<u8>>>>()?;
+            match own == dtype {
+                true => digest.update(out),
+                false => decoded.iter().for_each(|bytes| digest.update(bytes)),
+            }
+        }
+        digest.check().map_err(failed)
+    }
+}
+
+/// Little-endian elements in another type; `Err` is a value beyond its range.
+fn convert(own: Dtype, from: &[u8], dtype: Dtype, out: &mut [u8]) -> std::result::Result<(), f32> {
+    if own == dtype {
+        out.copy_from_slice(from);
+        return Ok(());
+    }
+    for (from, out) in from.chunks_exact(own.bytes()).zip(out.chunks_exact_mut(dtype.bytes())) {
+        let value = own.value_of(from.iter().rev().fold(0, |v, &b| v << 8 | u32::from(b)));
+        let pattern = dtype.pattern_of(value);
+        if value.is_finite() && !dtype.value_of(pattern).is_finite() {
+            return Err(value);
+        }
+        out.copy_from_slice(&pattern.to_le_bytes()[..dtype.bytes()]);
+    }
+    Ok(())
 }

@@ -36,6 +36,9 @@ pub enum CheckpointError {
         /// What was found and what was expected.
         reason: String,
     },
+    /// The caller asked for an end.
+    #[error("decoding was cancelled")]
+    Cancelled,
     /// A coded tensor is damaged or not of this version.
     #[error("{path}: tensor {tensor}: {source}")]
     Codec {

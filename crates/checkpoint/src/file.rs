@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use safetensors::tensor::Metadata;
 
@@ -12,11 +13,33 @@ use crate::error::{CheckpointError, Result};
 /// Largest safetensors header accepted, the limit of the reference implementation.
 const MAX_HEADER: u64 = 100_000_000;
 
+/// Where the bytes of a file are.
+#[derive(Debug, Clone)]
+pub(crate) enum Source {
+    File(Arc<File>),
+    Memory(Arc<[u8]>),
+}
+
+impl Source {
+    /// Reads bytes from `offset` on, all of them or none.
+    pub fn read_exact_at(&self, bytes: &mut [u8], offset: u64) -> std::io::Result<()> {
+        match self {
+            Self::File(file) => file.read_exact_at(bytes, offset),
+            Self::Memory(memory) => {
+                let start = usize::try_from(offset).unwrap_or(usize::MAX);
+                let there = start.checked_add(bytes.len()).and_then(|end| memory.get(start..end));
+                bytes.copy_from_slice(there.ok_or(std::io::ErrorKind::UnexpectedEof)?);
+                Ok(())
+            }
+        }
+    }
+}
+
 /// An open file whose header fits its size.
 #[derive(Debug)]
 pub struct SafetensorsFile {
     pub(crate) path: PathBuf,
-    pub(crate) file: File,
+    pub(crate) file: Source,
     /// Bytes of the whole file.
     pub(crate) size: u64,
     /// The header with its length before it.
@@ -30,6 +53,19 @@ impl SafetensorsFile {
     pub fn open(path: &Path) -> Result<Self> {
         let file = File::open(path).map_err(CheckpointError::io(path))?;
         let size = file.metadata().map_err(CheckpointError::io(path))?.len();
+        Self::of(path, Source::File(Arc::new(file)), size)
+    }
+
+    /// As [`SafetensorsFile::open`] with the file's bytes; `path` is for messages.
+    ///
+    /// # Errors
+    /// As [`SafetensorsFile::open`].
+    pub fn of_bytes(path: &Path, bytes: Arc<[u8]>) -> Result<Self> {
+        let size = bytes.len() as u64;
+        Self::of(path, Source::Memory(bytes), size)
+    }
+
+    fn of(path: &Path, file: Source, size: u64) -> Result<Self> {
         let mut prefix = [0; 8];
         let short = |_| CheckpointError::file(path, format!("{size} bytes are too few for a safetensors file"));
         file.read_exact_at(&mut prefix, 0).map_err(short)?;

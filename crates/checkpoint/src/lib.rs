@@ -4,15 +4,18 @@
 //! positional reads, so memory stays bounded by one tensor. [`writer`] assembles shards from
 //! blobs on disk. The crate depends on no ML framework: it is what an inference runtime links.
 
+mod control;
 mod decode;
 mod error;
 mod file;
 mod mark;
 mod open;
 pub mod pack;
+pub mod packed;
 mod read;
 pub mod writer;
 
+pub use control::{Control, Progress};
 pub use error::{CheckpointError, Result};
 pub use safetensors::Dtype as Element;
 

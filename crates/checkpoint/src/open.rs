@@ -2,14 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use waterfill_codec::CodedTensor;
 use waterfill_codec::header::MAGIC;
 
 use crate::error::{CheckpointError, Result};
-use crate::file::SafetensorsFile;
+use crate::file::{SafetensorsFile, Source};
 use crate::mark::{ShardMark, file_check};
 use crate::writer::INDEX;
 use crate::{Element, MARK_KEY, QUANT_METHOD};
@@ -51,7 +51,7 @@ impl TensorInfo {
 
 pub(crate) struct Shard {
     pub(crate) path: PathBuf,
-    pub(crate) file: File,
+    pub(crate) file: Source,
     bytes: u64,
     mark: Option<ShardMark>,
     /// Names in the order of the shard.
@@ -61,24 +61,45 @@ pub(crate) struct Shard {
 /// An open checkpoint directory.
 pub struct Checkpoint {
     dir: PathBuf,
+    /// Whether it is a directory, and not one file of any.
+    whole: bool,
     pub(crate) shards: Vec<Shard>,
     tensors: BTreeMap<String, TensorInfo>,
 }
 
 impl Checkpoint {
-    /// Opens a directory with `model.safetensors` or a sharded index, and reads all tensor tables.
+    /// Opens a directory with `model.safetensors` or a sharded index, or one safetensors file, and reads all tensor
+    /// tables.
     ///
     /// # Errors
     /// Missing or malformed files; shards named by the index that are not there.
-    pub fn open(dir: impl AsRef<Path>) -> Result<Self> {
-        let dir = dir.as_ref().to_path_buf();
-        let mut this = Self { shards: Vec::new(), tensors: BTreeMap::new(), dir };
-        let names = shard_names(&this.dir)?;
-        let tuned = is_tuned(&this.dir)?;
-        for name in names {
-            this.add_shard(&name, tuned)?;
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        if path.is_file() {
+            let mut this = Self::empty(path.parent().unwrap_or(Path::new("")), false);
+            this.add_shard(SafetensorsFile::open(path)?, None)?;
+            return Ok(this);
+        }
+        let mut this = Self::empty(path, true);
+        let tuned = is_tuned(path)?;
+        for name in shard_names(path)? {
+            this.add_shard(SafetensorsFile::open(&path.join(name))?, Some(tuned))?;
         }
         Ok(this)
+    }
+
+    /// Opens the bytes of one safetensors file; `name` is for messages.
+    ///
+    /// # Errors
+    /// Bytes that are no such file.
+    pub fn of_bytes(name: &str, bytes: Arc<[u8]>) -> Result<Self> {
+        let mut this = Self::empty(Path::new(""), false);
+        this.add_shard(SafetensorsFile::of_bytes(Path::new(name), bytes)?, None)?;
+        Ok(this)
+    }
+
+    fn empty(dir: &Path, whole: bool) -> Self {
+        Self { shards: Vec::new(), tensors: BTreeMap::new(), dir: dir.to_path_buf(), whole }
     }
 
     /// The directory.
@@ -118,6 +139,12 @@ impl Checkpoint {
         self.tensors().map(TensorInfo::weights).sum()
     }
 
+    /// Files beside the shards that determine the model; of one file alone none are known.
+    fn companions(&self) -> Vec<PathBuf> {
+        let all = ["config.json", "tokenizer.json"].map(|name| self.dir.join(name));
+        all.into_iter().filter(|path| self.whole && path.exists()).collect()
+    }
+
     /// Digest of everything that determines the model: all shards, `config.json` and
     /// `tokenizer.json`.
     ///
@@ -125,14 +152,24 @@ impl Checkpoint {
     /// Read errors.
     pub fn digest(&self) -> Result<String> {
         let mut hasher = blake3::Hasher::new();
-        let shards = self.shards.iter().map(|s| s.path.clone());
-        let others = ["config.json", "tokenizer.json"].map(|n| self.dir.join(n)).into_iter().filter(|p| p.exists());
-        for path in shards.chain(others) {
+        let mut add = |path: &Path, source: &Source| -> Result<()> {
             let mut file = blake3::Hasher::new();
-            let reader = File::open(&path).map_err(CheckpointError::io(&path))?;
-            file.update_reader(reader).map_err(CheckpointError::io(&path))?;
+            match source {
+                // A handle of its own: others may read at the same time.
+                Source::File(_) => {
+                    let reader = File::open(path).map_err(CheckpointError::io(path))?;
+                    file.update_reader(reader).map_err(CheckpointError::io(path))?;
+                }
+                Source::Memory(bytes) => drop(file.update(bytes)),
+            }
             let name = path.file_name().unwrap_or_default().to_string_lossy();
             hasher.update(format!("{name} {}\n", file.finalize().to_hex()).as_bytes());
+            Ok(())
+        };
+        self.shards.iter().try_for_each(|shard| add(&shard.path, &shard.file))?;
+        for path in self.companions() {
+            let file = File::open(&path).map_err(CheckpointError::io(&path))?;
+            add(&path, &Source::File(Arc::new(file)))?;
         }
         Ok(hasher.finalize().to_hex().to_string())
     }
@@ -150,7 +187,7 @@ impl Checkpoint {
                 lines.push(format!("{path}: a plain shard without digests; its layout is consistent"));
                 continue;
             };
-            for (name, check) in &mark.files {
+            for (name, check) in mark.files.iter().filter(|_| self.whole) {
                 let file = self.dir.join(name);
                 let computed = file_check(&file)?;
                 if computed != *check {
@@ -182,8 +219,9 @@ impl Checkpoint {
         CheckpointError::Tensor { path, tensor: info.name.clone(), reason }
     }
 
-    fn add_shard(&mut self, name: &str, tuned: bool) -> Result<()> {
-        let SafetensorsFile { path, file, size, header, metadata } = SafetensorsFile::open(&self.dir.join(name))?;
+    /// `tuned` is whether the directory says that its shards are, where there is one.
+    fn add_shard(&mut self, shard: SafetensorsFile, tuned: Option<bool>) -> Result<()> {
+        let SafetensorsFile { path, file, size, header, metadata } = shard;
         let start = header.len() as u64;
         let mark = match metadata.metadata().as_ref().and_then(|m| m.get(MARK_KEY)) {
             Some(text) => {
@@ -194,12 +232,13 @@ impl Checkpoint {
             None => None,
         };
         match (&mark, tuned) {
-            (None, true) => {
+            (None, Some(true)) => {
                 let reason = format!("has no metadata key {MARK_KEY}, which config.json ({QUANT_METHOD}) asks for");
                 return Err(CheckpointError::file(&path, reason));
             }
-            (Some(_), false) => {
+            (Some(_), Some(false)) => {
                 let config = self.dir.join("config.json");
+                let name = path.file_name().unwrap_or_default().display();
                 let reason = format!("does not name the quantisation method {QUANT_METHOD}, but {name} is tuned");
                 return Err(CheckpointError::file(&config, reason));
             }

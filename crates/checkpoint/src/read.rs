@@ -1,7 +1,6 @@
 //! Reading and decoding tensors.
 
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
 
 use rayon::prelude::*;
 use waterfill_codec::{CodedTensor, Dtype, TilePlan};

@@ -49,7 +49,7 @@ pub use lossless::{Elements, encode_lossless};
 pub use minifloat::Minifloat;
 pub use plan::{Parameters, TensorPlan};
 pub use simd::on_this_machine;
-pub use tensor::{CodedTensor, DecodedSlice};
+pub use tensor::{CodedTensor, DecodedSlice, TensorDigest};
 pub use tile::{Kind, Palette, Predictor, TilePlan};
 pub use transform::{Kernel, Transform};
 pub use trellis::Trellis;

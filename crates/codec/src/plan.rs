@@ -6,7 +6,7 @@ use crate::TILE;
 use crate::error::{CodecError, Result};
 use crate::format::{Dtype, Format};
 use crate::header::{check_slice, slice_count};
-use crate::scale::UNIT;
+use crate::scale::{UNIT, scale};
 use crate::side::Codebook;
 use crate::table::class_of;
 use crate::tile::{Kind, Predictor, TilePlan};
@@ -263,6 +263,21 @@ impl TensorPlan {
     pub(crate) fn tile_scale_index(&self, tile: &TilePlan) -> i32 {
         let shift = tile.format.minifloat().map_or(0, |m| m.scale_shift());
         self.step_base + UNIT * i32::from(tile.step) - shift
+    }
+
+    /// The tile's scale, to which row and column scales are factors.
+    pub fn tile_scale(&self, tile: &TilePlan) -> f32 {
+        scale(self.tile_scale_index(tile))
+    }
+
+    /// Scales of rows, or none.
+    pub fn row_scales(&self) -> Vec<f32> {
+        self.row_scale.iter().map(|&v| scale(UNIT * i32::from(v))).collect()
+    }
+
+    /// Scales of columns, or none.
+    pub fn col_scales(&self) -> Vec<f32> {
+        self.col_scale.iter().map(|&v| scale(UNIT * i32::from(v))).collect()
     }
 
     /// Spread that the entropy coder expects of a weight, quarter octaves over the base step.

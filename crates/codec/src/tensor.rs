@@ -241,14 +241,14 @@ impl<'a> CodedTensor<'a> {
     /// # Errors
     /// As [`CodedTensor::decode`].
     pub fn verify(&self) -> Result<()> {
-        let mut digest = blake3::Hasher::new();
+        let mut digest = self.digest();
         let mut bytes = Vec::new();
         for n in 0..self.slices() {
             bytes.resize(self.bytes(self.slice_rows(n).len()), 0);
             self.decode_slice(n, &mut bytes)?;
             digest.update(&bytes);
         }
-        if truncate(&digest) == self.header.digest { Ok(()) } else { Err(CodecError::Digest) }
+        digest.check()
     }
 
     /// Compares decoded bytes with the tensor digest.
@@ -256,9 +256,35 @@ impl<'a> CodedTensor<'a> {
     /// # Errors
     /// When they differ.
     pub fn check_digest(&self, bytes: &[u8]) -> Result<()> {
-        let mut digest = blake3::Hasher::new();
+        let mut digest = self.digest();
         digest.update(bytes);
-        if truncate(&digest) == self.header.digest { Ok(()) } else { Err(CodecError::Digest) }
+        digest.check()
+    }
+
+    /// The tensor's digest of decoded bytes, to be given them in order.
+    pub fn digest(&self) -> TensorDigest {
+        TensorDigest { hasher: blake3::Hasher::new(), expected: self.header.digest }
+    }
+}
+
+/// A digest of decoded bytes, and what the tensor says it is.
+pub struct TensorDigest {
+    hasher: blake3::Hasher,
+    expected: [u8; 16],
+}
+
+impl TensorDigest {
+    /// Adds bytes.
+    pub fn update(&mut self, bytes: &[u8]) {
+        self.hasher.update(bytes);
+    }
+
+    /// Compares.
+    ///
+    /// # Errors
+    /// When they differ.
+    pub fn check(self) -> Result<()> {
+        if truncate(&self.hasher) == self.expected { Ok(()) } else { Err(CodecError::Digest) }
     }
 }
 
