@@ -91,6 +91,31 @@ pub enum Command {
         /// Directory or packed file
         path: PathBuf,
     },
+    /// Continue a text with a checkpoint, multiplying straight from its packed tiles
+    Generate {
+        /// Directory, tuned or not
+        checkpoint: PathBuf,
+        /// Text to continue
+        #[arg(long)]
+        prompt: String,
+        /// Most tokens to write
+        #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
+        tokens: u32,
+        /// Keep linear layers as dense f32 instead
+        #[arg(long)]
+        dense: bool,
+    },
+    /// Compare products from packed tiles with dense ones, and what both write
+    ServeCheck {
+        /// Directory, tuned or not
+        checkpoint: PathBuf,
+        /// Text to continue
+        #[arg(long, default_value = "The")]
+        prompt: String,
+        /// Tokens to write
+        #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u32).range(2..))]
+        tokens: u32,
+    },
     /// Pack a safetensors file without loss
     Pack {
         /// Safetensors file

@@ -14,6 +14,7 @@ use waterfill_pipeline::{
     Console, Mode, Session, Store, Until, decode, dry_run, evaluate_original, inspect, json_schema, load, load_sweep,
     load_train, make_checkpoint, pack, run, run_sweep, train, train_schema, unpack, validate, verify,
 };
+use waterfill_runtime::{Form, Runtime};
 
 /// Tensors come and go by the million; the system's allocator returns each to the kernel and
 /// spends as long clearing pages as the arithmetic takes.
@@ -94,6 +95,25 @@ fn execute(arguments: &Arguments) -> Result<()> {
         }
         Command::Inspect { path } => show(arguments, inspect(path)?.trim_end(), "text"),
         Command::Verify { path } => show(arguments, verify(path)?.trim_end(), "verified"),
+        Command::Generate { checkpoint, prompt, tokens, dense } => {
+            let form = if *dense { Form::Dense } else { Form::Packed };
+            let runtime = Runtime::open(checkpoint, form)?;
+            let written = runtime.write(prompt, *tokens as usize)?;
+            match arguments.mode() {
+                Mode::Json => println!("{}", table::generated(&runtime, &written)),
+                mode => {
+                    println!("{prompt}{}", written.text);
+                    if mode != Mode::Quiet {
+                        eprintln!("{}", table::render_generated(&runtime, &written));
+                    }
+                }
+            }
+            Ok(())
+        }
+        Command::ServeCheck { checkpoint, prompt, tokens } => {
+            let checked = waterfill_runtime::check(checkpoint, prompt, *tokens as usize)?;
+            show_figures(arguments, &checked, table::render_checked)
+        }
         Command::Pack { file, out } => {
             let text = pack(file, out, &console)?;
             console.finish("");

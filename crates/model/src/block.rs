@@ -1,5 +1,7 @@
 //! A transformer block and its forward pass.
 
+use std::sync::Arc;
+
 use candle_core::{D, DType, Device, Result as CandleResult, Tensor};
 use candle_nn::ops::{rms_norm, softmax, softmax_last_dim};
 use candle_nn::rotary_emb::{rope, rope_slow};
@@ -21,6 +23,18 @@ pub const LINEARS: [&str; 7] = [
     "mlp.down_proj",
 ];
 
+/// A linear layer that is computed otherwise than by a dense matrix.
+pub trait Linear: Send + Sync {
+    /// Output `[tokens, out]` for `[tokens, in]`, without a bias.
+    ///
+    /// # Errors
+    /// As the tensor library says.
+    fn forward(&self, x: &Tensor) -> CandleResult<Tensor>;
+}
+
+/// What stands for a linear layer, by the name of its weight.
+pub type Others<'a> = dyn FnMut(&str) -> Result<Option<Arc<dyn Linear>>> + 'a;
+
 /// Weights of one block. Linear weights are `[out, in]`.
 pub struct Block {
     pub(crate) index: usize,
@@ -29,6 +43,8 @@ pub struct Block {
     pub(crate) mlp_norm: Tensor,
     /// In the order of [`LINEARS`].
     pub(crate) weights: Vec<Tensor>,
+    /// What stands for some of them, in a block that gives no gradients.
+    pub(crate) others: Vec<Option<Arc<dyn Linear>>>,
     /// In the order of [`LINEARS`].
     pub(crate) biases: Vec<Option<Tensor>>,
     /// Of queries and keys, `[head_dim]`.
@@ -86,6 +102,7 @@ impl Block {
             attention_norm,
             mlp_norm,
             weights: weights.into(),
+            others: vec![None; LINEARS.len()],
             biases: vec![None; LINEARS.len()],
             qk_norms: None,
             rotary: rotary.clone(),
@@ -145,10 +162,10 @@ impl Block {
 
     /// Output `[tokens, out]` of linear layer `i` for `[tokens, in]`.
     pub(crate) fn linear(&self, i: usize, x: &Tensor, operations: Operations) -> CandleResult<Tensor> {
-        let transposed = self.weights[i].t()?;
-        let y = match operations {
-            Operations::Direct => product(x, &transposed)?,
-            _ => x.matmul(&transposed)?,
+        let y = match (&self.others[i], operations) {
+            (Some(other), _) => other.forward(x)?,
+            (None, Operations::Direct) => product(x, &self.weights[i].t()?)?,
+            (None, _) => x.matmul(&self.weights[i].t()?)?,
         };
         match &self.biases[i] {
             Some(bias) => y.broadcast_add(bias),

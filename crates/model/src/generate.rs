@@ -4,7 +4,7 @@ use candle_core::{DType, Device, Result as CandleResult, Tensor};
 use candle_nn::ops::softmax_last_dim;
 use candle_nn::rotary_emb::rope;
 
-use crate::block::Block;
+use crate::block::{Block, Others};
 use crate::error::Result;
 use crate::head::Head;
 use crate::stream::Model;
@@ -82,9 +82,17 @@ impl Generator {
     /// # Errors
     /// As [`Model::block`].
     pub fn new(model: &Model) -> Result<Self> {
+        Self::with(model, &mut |_| Ok(None))
+    }
+
+    /// As [`Generator::new`], with what `others` gives for some linear layers by their weights' names in their place.
+    ///
+    /// # Errors
+    /// As [`Model::block_with`].
+    pub fn with(model: &Model, others: &mut Others) -> Result<Self> {
         let head = model.head()?;
         let embedding = if model.config.tied { head.weight.clone() } else { model.embedding()? };
-        let blocks = (0..model.config.layers).map(|i| model.block(i)).collect::<Result<_>>()?;
+        let blocks = (0..model.config.layers).map(|i| model.block_with(i, others)).collect::<Result<_>>()?;
         Ok(Self { embedding, blocks, head })
     }
 

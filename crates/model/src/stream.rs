@@ -6,7 +6,7 @@ use std::path::Path;
 use candle_core::{DType, Device, Tensor};
 use waterfill_checkpoint::Checkpoint;
 
-use crate::block::{Block, LINEARS};
+use crate::block::{Block, LINEARS, Others};
 use crate::config::ModelConfig;
 use crate::error::{ModelError, Result};
 use crate::head::Head;
@@ -117,10 +117,26 @@ impl Model {
     /// # Errors
     /// Tensors that are missing, damaged, of another shape or not finite.
     pub fn block(&self, index: usize) -> Result<Block> {
+        self.block_with(index, &mut |_| Ok(None))
+    }
+
+    /// As [`Model::block`] for forward passes alone, with what `others` gives for some weights by name in their
+    /// place; those are not loaded.
+    ///
+    /// # Errors
+    /// As [`Model::block`], and those of `others`.
+    pub fn block_with(&self, index: usize, others: &mut Others) -> Result<Block> {
         let [attention_norm, mlp_norm] = norm_names(index).map(|name| self.load(&name, &[self.config.hidden]));
-        let weights = (0..LINEARS.len())
-            .map(|i| self.load(&linear_name(index, i), &self.linear_shape(i)))
-            .collect::<Result<_>>()?;
+        let (mut weights, mut found) = (Vec::new(), Vec::new());
+        for i in 0..LINEARS.len() {
+            let name = linear_name(index, i);
+            let other = others(&name)?;
+            weights.push(match &other {
+                Some(_) => Tensor::zeros((0, 0), self.dtype, &self.device)?,
+                None => self.load(&name, &self.linear_shape(i))?,
+            });
+            found.push(other);
+        }
         let bias = |i: usize| match self.config.biases[i] {
             true => self.load(&bias_name(index, i), &self.linear_shape(i)[..1]).map(Some),
             false => Ok(None),
@@ -139,6 +155,7 @@ impl Model {
             attention_norm: attention_norm?,
             mlp_norm: mlp_norm?,
             weights,
+            others: found,
             biases,
             qk_norms,
             rotary: self.rotary.clone(),

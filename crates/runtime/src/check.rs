@@ -1,0 +1,106 @@
+//! Products from packed tiles against products with dense weights.
+
+use std::path::Path;
+
+use candle_core::{Device, Tensor};
+use serde::Serialize;
+use waterfill_checkpoint::Control;
+use waterfill_model::{LINEARS, Model, linear_name};
+
+use crate::error::{Result, RuntimeError};
+use crate::linear::PackedLinear;
+use crate::load::{Form, Runtime, Written};
+
+/// Most error of a product over its norm. Decoded values are rounded to bf16, by 2^-8 of a value at most and by less
+/// than a third of that as a rule; roundings of different weights add up as noise does.
+const MOST: f64 = 1.0 / 256.0;
+/// Rows of inputs.
+const TOKENS: usize = 4;
+
+/// One weight.
+#[derive(Debug, Clone, Serialize)]
+pub struct LayerCheck {
+    /// Its name.
+    pub name: String,
+    /// Bytes in memory.
+    pub bytes: usize,
+    /// Weights.
+    pub weights: u64,
+    /// Error of the product over the norm of the dense one.
+    pub error: f64,
+}
+
+/// What was compared.
+#[derive(Debug, Clone, Serialize)]
+pub struct Checked {
+    /// Every linear layer.
+    pub layers: Vec<LayerCheck>,
+    /// KL(dense || packed) of the token after the prompt, nats.
+    pub kl: f64,
+    /// Bytes of the linear layers: packed, and in bf16.
+    pub linear_bytes: [usize; 2],
+    /// What each form wrote: packed, then dense in f32.
+    pub written: [Written; 2],
+    /// Seconds of loading each.
+    pub load_seconds: [f64; 2],
+}
+
+/// Multiplies noise with every linear layer both ways, then writes `tokens` tokens after `prompt` with each form.
+///
+/// # Errors
+/// Checkpoints that cannot be run, and products that differ more than rounding explains.
+pub fn check(dir: &Path, prompt: &str, tokens: usize) -> Result<Checked> {
+    let model = Model::open(dir, &Device::Cpu)?;
+    let mut layers = Vec::new();
+    for block in 0..model.config.layers {
+        for i in 0..LINEARS.len() {
+            layers.push(layer(&model, &linear_name(block, i))?);
+        }
+    }
+    let forms = [Form::Packed, Form::Dense].map(|form| Runtime::open(dir, form));
+    let [packed, dense] = forms;
+    let (packed, dense) = (packed?, dense?);
+    let (p, q) = (dense.logits(prompt)?, packed.logits(prompt)?);
+    Ok(Checked {
+        layers,
+        kl: divergence(&p, &q),
+        linear_bytes: [packed.linear_bytes, 2 * packed.linear_weights as usize],
+        load_seconds: [packed.load_seconds, dense.load_seconds],
+        written: [packed.write(prompt, tokens)?, dense.write(prompt, tokens)?],
+    })
+}
+
+fn layer(model: &Model, name: &str) -> Result<LayerCheck> {
+    let packed = PackedLinear::new(model.checkpoint().decode_packed(name, Control::default())?);
+    let (rows, cols) = (packed.tensor().rows, packed.tensor().cols);
+    // Noise that every machine makes alike.
+    let noise = |n: usize| ((n as u32).wrapping_mul(0x9e37_79b9) >> 8) as f32 / (1 << 23) as f32 - 1.0;
+    let x: Vec<f32> = (0..TOKENS * cols).map(noise).collect();
+    let weights = Tensor::from_vec(model.values(name)?, (rows, cols), &Device::Cpu)?;
+    let expected = Tensor::from_slice(&x, (TOKENS, cols), &Device::Cpu)?.matmul(&weights.t()?)?;
+    let expected: Vec<f32> = expected.flatten_all()?.to_vec1()?;
+    let found = packed.multiply(&x);
+    let square = |v: f32| f64::from(v) * f64::from(v);
+    let norm: f64 = expected.iter().map(|&v| square(v)).sum();
+    let off: f64 = expected.iter().zip(&found).map(|(a, b)| square(a - b)).sum();
+    let error = if norm > 0.0 { (off / norm).sqrt() } else { off.sqrt() };
+    if error > MOST {
+        return Err(RuntimeError::Differs { tensor: name.into(), found: error, most: MOST });
+    }
+    let bytes = packed.tensor().resident_bytes();
+    Ok(LayerCheck { name: name.into(), bytes, weights: (rows * cols) as u64, error })
+}
+
+/// KL(p || q) of two rows of logits, nats.
+fn divergence(p: &[f32], q: &[f32]) -> f64 {
+    let norm = |logits: &[f32]| {
+        let largest = logits.iter().fold(f32::NEG_INFINITY, |m, &v| m.max(v));
+        logits.iter().map(|&v| f64::from(v - largest).exp()).sum::<f64>().ln() + f64::from(largest)
+    };
+    let (p_norm, q_norm) = (norm(p), norm(q));
+    let term = |(&a, &b): (&f32, &f32)| {
+        let log_p = f64::from(a) - p_norm;
+        log_p.exp() * (log_p - (f64::from(b) - q_norm))
+    };
+    p.iter().zip(q).map(term).sum::<f64>().max(0.0)
+}

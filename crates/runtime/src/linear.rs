@@ -1,0 +1,146 @@
+//! Products with a matrix in packed tiles.
+
+#![allow(clippy::needless_range_loop)] // Loops over lanes by number are what the compiler makes wide.
+
+use candle_core::{Device, Tensor};
+use rayon::prelude::*;
+use waterfill_checkpoint::packed::{Bucket, PackedFormat, PackedTensor};
+use waterfill_codec::{TILE, on_this_machine};
+use waterfill_model::Linear;
+
+/// A linear layer whose weights stay packed.
+pub struct PackedLinear(PackedTensor);
+
+impl PackedLinear {
+    /// From packed tiles.
+    pub fn new(tensor: PackedTensor) -> Self {
+        Self(tensor)
+    }
+
+    /// The tiles.
+    pub fn tensor(&self) -> &PackedTensor {
+        &self.0
+    }
+
+    /// `x` `[tokens, cols]` times the transposed matrix: `[tokens, rows]`. Rows of tiles are tasks, so the result
+    /// does not depend on the number of threads.
+    pub fn multiply(&self, x: &[f32]) -> Vec<f32> {
+        let PackedTensor { rows, cols, .. } = self.0;
+        let tokens = x.len() / cols.max(1);
+        // Whole tiles of inputs, once as they are and once with the columns' scales; padding meets zeros.
+        let across = self.0.tiles_across();
+        let padded = |scales: &[f32]| -> Vec<f32> {
+            let mut all = vec![0.0; tokens * across * TILE];
+            for (to, from) in all.chunks_exact_mut(across * TILE).zip(x.chunks_exact(cols)) {
+                to[..cols].copy_from_slice(from);
+                to.iter_mut().zip(scales).for_each(|(v, s)| *v *= s);
+            }
+            all
+        };
+        let (plain, scaled) = (padded(&[]), padded(&self.0.col_scales));
+        let task = |n: usize| self.tile_row(n, tokens, &plain, &scaled);
+        let parts: Vec<Vec<f32>> = (0..rows.div_ceil(TILE)).into_par_iter().map(task).collect();
+        let mut out = vec![0.0; tokens * rows];
+        for (n, part) in parts.iter().enumerate() {
+            for (t, values) in part.chunks_exact(TILE).enumerate() {
+                let top = n * TILE;
+                let count = TILE.min(rows - top);
+                out[t * rows + top..][..count].copy_from_slice(&values[..count]);
+            }
+        }
+        out
+    }
+
+    /// Outputs of a row of tiles, `[tokens, 16]`.
+    fn tile_row(&self, n: usize, tokens: usize, plain: &[f32], scaled: &[f32]) -> Vec<f32> {
+        let across = self.0.tiles_across();
+        let places = (n * across) as u32..((n + 1) * across) as u32;
+        let empty = || vec![Lanes::default(); tokens];
+        let (mut codes, mut elements) = (empty(), empty());
+        for bucket in &self.0.buckets {
+            let is_plain = matches!(bucket.format, PackedFormat::Plain(_));
+            let (x, sums) = if is_plain { (plain, &mut elements) } else { (scaled, &mut codes) };
+            let start = bucket.tiles.partition_point(|&place| place < places.start);
+            let end = bucket.tiles.partition_point(|&place| place < places.end);
+            for tile in start..end {
+                let left = bucket.tiles[tile] as usize % across * TILE;
+                let scale = if is_plain { 1.0 } else { bucket.scales[tile] };
+                for (sums, x) in sums.iter_mut().zip(x.chunks_exact(across * TILE)) {
+                    add_tile(bucket, tile, &x[left..left + TILE], scale, sums);
+                }
+            }
+        }
+        // Scales of rows are of codes only.
+        let row = |(i, (codes, elements)): (usize, (&[f32; TILE], &[f32; TILE]))| {
+            let scale = self.0.row_scales.get(n * TILE + i).copied().unwrap_or(1.0);
+            codes.iter().sum::<f32>() * scale + elements.iter().sum::<f32>()
+        };
+        let token = |(codes, elements): (&Lanes, &Lanes)| -> Vec<f32> {
+            codes.iter().zip(elements).enumerate().map(row).collect()
+        };
+        codes.iter().zip(&elements).flat_map(token).collect()
+    }
+}
+
+/// Products of a tile with its inputs, kept apart by row and lane: the rows' sums are added up at the end.
+type Lanes = [[f32; TILE]; TILE];
+
+/// Adds `scale` times the products of a tile and 16 inputs.
+fn add_tile(bucket: &Bucket, tile: usize, x: &[f32], scale: f32, sums: &mut Lanes) {
+    let bytes = &bucket.data[tile * bucket.format.tile_bytes()..][..bucket.format.tile_bytes()];
+    // As the halves of bytes lie: columns 0, 2, 4... before 1, 3, 5...
+    let even_first: [f32; TILE] = std::array::from_fn(|l| x[l % (TILE / 2) * 2 + l / (TILE / 2)] * scale);
+    let x: [f32; TILE] = std::array::from_fn(|l| x[l] * scale);
+    match bucket.format {
+        PackedFormat::Int4 => {
+            let bytes: &[u8; 128] = bytes.try_into().expect("a tile of four-bit levels");
+            on_this_machine(
+                #[inline(always)]
+                || add_int4(bytes, &even_first, sums),
+            );
+        }
+        PackedFormat::Int8 => {
+            let bytes: &[u8; 256] = bytes.try_into().expect("a tile of eight-bit levels");
+            on_this_machine(
+                #[inline(always)]
+                || add_int8(bytes, &x, sums),
+            );
+        }
+        _ => {
+            for (i, sums) in sums.iter_mut().enumerate() {
+                for (j, (sum, x)) in sums.iter_mut().zip(x).enumerate() {
+                    *sum += bucket.value(tile, i * TILE + j) * x;
+                }
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn add_int8(bytes: &[u8; 256], x: &[f32; TILE], sums: &mut Lanes) {
+    for i in 0..TILE {
+        for j in 0..TILE {
+            sums[i][j] += f32::from(bytes[TILE * i + j] as i8) * x[j];
+        }
+    }
+}
+
+#[inline(always)]
+fn add_int4(bytes: &[u8; 128], x: &[f32; TILE], sums: &mut Lanes) {
+    const HALF: usize = TILE / 2;
+    for i in 0..TILE {
+        for j in 0..HALF {
+            let byte = bytes[HALF * i + j];
+            sums[i][j] += f32::from((byte << 4) as i8 >> 4) * x[j];
+            sums[i][HALF + j] += f32::from(byte as i8 >> 4) * x[HALF + j];
+        }
+    }
+}
+
+impl Linear for PackedLinear {
+    fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
+        let tokens = x.dim(0)?;
+        let values: Vec<f32> = x.flatten_all()?.to_vec1()?;
+        Tensor::from_vec(self.multiply(&values), (tokens, self.0.rows), &Device::Cpu)
+    }
+}

@@ -1,0 +1,131 @@
+//! A checkpoint ready to write text.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+use candle_core::Device;
+use serde::Serialize;
+use waterfill_checkpoint::Control;
+use waterfill_model::{Generator, Linear, Model, Reader, Text, greedy};
+
+use crate::error::{Result, RuntimeError};
+use crate::linear::PackedLinear;
+
+/// How linear layers are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Form {
+    /// Tiles as they were decoded; products straight from them.
+    Packed,
+    /// Values in f32.
+    Dense,
+}
+
+/// A loaded checkpoint.
+pub struct Runtime {
+    generator: Generator,
+    text: Text,
+    positions: usize,
+    /// Bytes that the linear layers of all blocks take.
+    pub linear_bytes: usize,
+    /// Their weights.
+    pub linear_weights: u64,
+    /// Seconds that loading took.
+    pub load_seconds: f64,
+}
+
+/// A continuation.
+#[derive(Debug, Clone, Serialize)]
+pub struct Written {
+    /// What was written.
+    pub text: String,
+    /// Its tokens.
+    pub tokens: usize,
+    /// Tokens of the prompt.
+    pub prompt_tokens: usize,
+    /// Tokens of the prompt read in a second.
+    pub prompt_rate: f64,
+    /// Tokens written in a second.
+    pub rate: f64,
+}
+
+impl Runtime {
+    /// Loads a checkpoint directory, tuned or not.
+    ///
+    /// # Errors
+    /// Checkpoints that cannot be read or run.
+    pub fn open(dir: &Path, form: Form) -> Result<Self> {
+        let start = Instant::now();
+        let model = Model::open(dir, &Device::Cpu)?;
+        let text = Text::open(dir, &model.config)?;
+        let (mut linear_bytes, mut linear_weights) = (0, 0);
+        let generator = Generator::with(&model, &mut |name| {
+            let weights = model.checkpoint().tensor(name)?.weights();
+            linear_weights += weights;
+            if form == Form::Dense {
+                linear_bytes += 4 * weights as usize;
+                return Ok(None);
+            }
+            let packed = model.checkpoint().decode_packed(name, Control::default())?;
+            linear_bytes += packed.resident_bytes();
+            Ok(Some(Arc::new(PackedLinear::new(packed)) as Arc<dyn Linear>))
+        })?;
+        let load_seconds = start.elapsed().as_secs_f64();
+        Ok(Self { generator, text, positions: model.config.positions, linear_bytes, linear_weights, load_seconds })
+    }
+
+    /// The likeliest continuation of `prompt`, `most` tokens or fewer.
+    ///
+    /// # Errors
+    /// Prompts that are empty or leave no room.
+    pub fn write(&self, prompt: &str, most: usize) -> Result<Written> {
+        let ids = self.ids(prompt, most)?;
+        let mut sequence = self.generator.sequence();
+        let mut read = Timed { reader: &mut sequence, calls: vec![] };
+        let made = greedy(&mut read, &ids, most, |_| false)?;
+        let (first, rest) = (read.calls[0], &read.calls[1..]);
+        // Some tokenizers drop the space that a text begins with.
+        let (before, whole) = (self.text.decode(&ids)?, self.text.decode(&[&ids[..], &made].concat())?);
+        let text = whole.strip_prefix(&before).map_or_else(|| self.text.decode(&made), |text| Ok(text.into()))?;
+        Ok(Written {
+            text,
+            tokens: made.len(),
+            prompt_tokens: ids.len(),
+            prompt_rate: ids.len() as f64 / first,
+            rate: rest.len() as f64 / rest.iter().sum::<f64>().max(f64::MIN_POSITIVE),
+        })
+    }
+
+    /// Logits of what follows a prompt.
+    ///
+    /// # Errors
+    /// As [`Runtime::write`].
+    pub fn logits(&self, prompt: &str) -> Result<Vec<f32>> {
+        Ok(self.generator.sequence().read(&self.ids(prompt, 0)?)?)
+    }
+
+    fn ids(&self, prompt: &str, most: usize) -> Result<Vec<u32>> {
+        let ids = [self.text.prefix(), &self.text.encode(prompt)?].concat();
+        let room = self.positions.saturating_sub(most);
+        if ids.is_empty() || ids.len() > room {
+            return Err(RuntimeError::Prompt { tokens: ids.len(), most: room, positions: self.positions });
+        }
+        Ok(ids)
+    }
+}
+
+/// A reader with the seconds of its calls.
+struct Timed<'a> {
+    reader: &'a mut dyn Reader,
+    calls: Vec<f64>,
+}
+
+impl Reader for Timed<'_> {
+    fn read(&mut self, tokens: &[u32]) -> waterfill_model::Result<Vec<f32>> {
+        let start = Instant::now();
+        let logits = self.reader.read(tokens)?;
+        self.calls.push(start.elapsed().as_secs_f64());
+        Ok(logits)
+    }
+}
