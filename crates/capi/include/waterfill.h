@@ -1,0 +1,208 @@
+/* The waterfill decoder for C. Made by cbindgen from crates/capi/src/lib.rs: change it there. */
+
+#ifndef WATERFILL_H
+#define WATERFILL_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+// How a call ended.
+typedef enum WfStatus {
+  // As asked.
+  WF_STATUS_OK = 0,
+  // A file cannot be read.
+  WF_STATUS_IO = 1,
+  // A file is not of the expected form.
+  WF_STATUS_FILE = 2,
+  // A tensor is missing, or of another type or shape.
+  WF_STATUS_TENSOR = 3,
+  // A coded tensor is damaged or of another version.
+  WF_STATUS_DAMAGED = 4,
+  // The callback asked for an end.
+  WF_STATUS_CANCELLED = 5,
+  // A null pointer, text that is not UTF-8, an index beyond the end, or a buffer of another size.
+  WF_STATUS_ARGUMENT = 6,
+  // A fault of this library.
+  WF_STATUS_PANIC = 7,
+} WfStatus;
+
+// Element type of decoded tensors.
+typedef enum WfDtype {
+  // bfloat16.
+  WF_DTYPE_BF16 = 0,
+  // IEEE half precision.
+  WF_DTYPE_F16 = 1,
+  // IEEE single precision.
+  WF_DTYPE_F32 = 2,
+} WfDtype;
+
+// Number format of packed tiles.
+typedef enum WfFormat {
+  // Levels -8 to 7, the lower half of a byte first: 128 bytes a tile.
+  WF_FORMAT_INT4 = 0,
+  // Levels -127 to 127: 256 bytes.
+  WF_FORMAT_INT8 = 1,
+  // FP8 E4M3: 256 bytes.
+  WF_FORMAT_E4M3 = 2,
+  // FP8 E5M2: 256 bytes.
+  WF_FORMAT_E5M2 = 3,
+  // Elements of the tensor's type, without scales: 512 bytes, or 1024 of F32.
+  WF_FORMAT_PLAIN = 4,
+} WfFormat;
+
+// An open checkpoint.
+typedef struct WfCheckpoint WfCheckpoint;
+
+// A matrix in packed tiles.
+typedef struct WfPacked WfPacked;
+
+// A tensor of a checkpoint; pointers hold until the checkpoint is closed.
+typedef struct WfTensorInfo {
+  // Name, UTF-8 with a zero at its end.
+  const char *name;
+  // Its dimensions.
+  const uintptr_t *shape;
+  // How many there are.
+  uintptr_t dims;
+  // Weights.
+  uint64_t weights;
+  // Bytes in the file.
+  uint64_t bytes;
+  // Whether it is coded.
+  bool coded;
+} WfTensorInfo;
+
+// Told parts done and parts in all, from any thread; anything but zero ends the decoding.
+typedef int32_t (*WfProgress)(uintptr_t done, uintptr_t all, void *user);
+
+// A packed matrix; pointers hold until it is freed.
+typedef struct WfPackedInfo {
+  // Rows (output features).
+  uintptr_t rows;
+  // Columns (input features).
+  uintptr_t cols;
+  // Type of the decoded tensor, and of plain tiles.
+  enum WfDtype dtype;
+  // Scale of each row, or null for ones.
+  const float *row_scales;
+  // Scale of each column, or null for ones.
+  const float *col_scales;
+  // Number of buckets.
+  uintptr_t buckets;
+  // Bytes in memory.
+  uintptr_t resident_bytes;
+} WfPackedInfo;
+
+// Tiles of one format; pointers hold until the matrix is freed.
+typedef struct WfBucket {
+  // Their format.
+  enum WfFormat format;
+  // How many there are.
+  uintptr_t tiles;
+  // Where each is: row of tiles times tiles across, plus column of tiles; ascending.
+  const uint32_t *places;
+  // Scale of each, or null of plain tiles.
+  const float *scales;
+  // Tile after tile, 16 rows of 16; aligned to 128 bytes.
+  const uint8_t *data;
+  // Bytes of `data`.
+  uintptr_t bytes;
+} WfBucket;
+
+#ifdef __cplusplus
+extern "C" {
+#endif // __cplusplus
+
+// Message of the last call on this thread; empty where it went well. Holds until the next call.
+const char *wf_last_error(void);
+
+// Opens a directory or one safetensors file.
+//
+// # Safety
+// `path` ends with a zero; `out` takes the handle, to be closed with [`wf_close`].
+enum WfStatus wf_open(const char *path, struct WfCheckpoint **out);
+
+// Opens the bytes of one safetensors file, which are copied.
+//
+// # Safety
+// `data` has `length` bytes; `out` takes the handle, to be closed with [`wf_close`].
+enum WfStatus wf_open_bytes(const uint8_t *data, uintptr_t length, struct WfCheckpoint **out);
+
+// Closes a checkpoint; null is left alone.
+//
+// # Safety
+// `checkpoint` comes from this library and is not used again.
+void wf_close(struct WfCheckpoint *checkpoint);
+
+// Number of tensors.
+//
+// # Safety
+// `checkpoint` is null or open.
+uintptr_t wf_tensor_count(const struct WfCheckpoint *checkpoint);
+
+// Tensor `index` in the order of names.
+//
+// # Safety
+// `checkpoint` is open; `out` takes what is told.
+enum WfStatus wf_tensor_info(const struct WfCheckpoint *checkpoint,
+                             uintptr_t index,
+                             struct WfTensorInfo *out);
+
+// Bytes that [`wf_decode`] of a tensor as a [`WfDtype`] gives.
+//
+// # Safety
+// `checkpoint` is open, `name` ends with a zero, `out` takes the number.
+enum WfStatus wf_decoded_bytes(const struct WfCheckpoint *checkpoint,
+                               const char *name,
+                               uint32_t dtype,
+                               uintptr_t *out);
+
+// Decodes a tensor to row-major little-endian elements of a [`WfDtype`].
+//
+// # Safety
+// `checkpoint` is open, `name` ends with a zero, `out` has `length` bytes that nothing else uses meanwhile;
+// `progress` is null or takes calls from any thread with `user`.
+enum WfStatus wf_decode(const struct WfCheckpoint *checkpoint,
+                        const char *name,
+                        uint32_t dtype,
+                        uint8_t *out,
+                        uintptr_t length,
+                        WfProgress progress,
+                        void *user);
+
+// Decodes a matrix to tiles that can be computed with.
+//
+// # Safety
+// As [`wf_decode`]; `out` takes the handle, to be freed with [`wf_packed_free`].
+enum WfStatus wf_decode_packed(const struct WfCheckpoint *checkpoint,
+                               const char *name,
+                               struct WfPacked **out,
+                               WfProgress progress,
+                               void *user);
+
+// What a packed matrix is.
+//
+// # Safety
+// `packed` is a matrix that was not freed; `out` takes what is told.
+enum WfStatus wf_packed_info(const struct WfPacked *packed, struct WfPackedInfo *out);
+
+// Bucket `index` of a packed matrix.
+//
+// # Safety
+// As [`wf_packed_info`].
+enum WfStatus wf_packed_bucket(const struct WfPacked *packed,
+                               uintptr_t index,
+                               struct WfBucket *out);
+
+// Frees a packed matrix; null is left alone.
+//
+// # Safety
+// `packed` comes from this library and is not used again.
+void wf_packed_free(struct WfPacked *packed);
+
+#ifdef __cplusplus
+}  // extern "C"
+#endif  // __cplusplus
+
+#endif  /* WATERFILL_H */

@@ -1,0 +1,465 @@
+//! The decoder for C. Every function returns a [`WfStatus`]; what went wrong is told by [`wf_last_error`] on the same
+//! thread. No panic crosses the border: it becomes [`WfStatus::Panic`].
+//!
+//! Unsafe code is confined to this file. Its invariant: pointers that callers hand over are null, which is an error,
+//! or valid for what the function's documentation says; handles come from this library and are used until they are
+//! freed, by one thread at a time where that is a freeing one.
+
+#![allow(unsafe_code)]
+
+use std::cell::RefCell;
+use std::ffi::{CStr, CString, c_char, c_void};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use waterfill_checkpoint::packed::{PackedFormat, PackedTensor};
+use waterfill_checkpoint::{Checkpoint, CheckpointError, Control, Storage};
+use waterfill_codec::Dtype;
+
+/// How a call ended.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WfStatus {
+    /// As asked.
+    Ok = 0,
+    /// A file cannot be read.
+    Io = 1,
+    /// A file is not of the expected form.
+    File = 2,
+    /// A tensor is missing, or of another type or shape.
+    Tensor = 3,
+    /// A coded tensor is damaged or of another version.
+    Damaged = 4,
+    /// The callback asked for an end.
+    Cancelled = 5,
+    /// A null pointer, text that is not UTF-8, an index beyond the end, or a buffer of another size.
+    Argument = 6,
+    /// A fault of this library.
+    Panic = 7,
+}
+
+/// Element type of decoded tensors.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WfDtype {
+    /// bfloat16.
+    Bf16 = 0,
+    /// IEEE half precision.
+    F16 = 1,
+    /// IEEE single precision.
+    F32 = 2,
+}
+
+/// Number format of packed tiles.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WfFormat {
+    /// Levels -8 to 7, the lower half of a byte first: 128 bytes a tile.
+    Int4 = 0,
+    /// Levels -127 to 127: 256 bytes.
+    Int8 = 1,
+    /// FP8 E4M3: 256 bytes.
+    E4m3 = 2,
+    /// FP8 E5M2: 256 bytes.
+    E5m2 = 3,
+    /// Elements of the tensor's type, without scales: 512 bytes, or 1024 of F32.
+    Plain = 4,
+}
+
+/// An open checkpoint.
+pub struct WfCheckpoint {
+    checkpoint: Checkpoint,
+    names: Vec<CString>,
+}
+
+/// A matrix in packed tiles.
+pub struct WfPacked(PackedTensor);
+
+/// A tensor of a checkpoint; pointers hold until the checkpoint is closed.
+#[repr(C)]
+pub struct WfTensorInfo {
+    /// Name, UTF-8 with a zero at its end.
+    pub name: *const c_char,
+    /// Its dimensions.
+    pub shape: *const usize,
+    /// How many there are.
+    pub dims: usize,
+    /// Weights.
+    pub weights: u64,
+    /// Bytes in the file.
+    pub bytes: u64,
+    /// Whether it is coded.
+    pub coded: bool,
+}
+
+/// A packed matrix; pointers hold until it is freed.
+#[repr(C)]
+pub struct WfPackedInfo {
+    /// Rows (output features).
+    pub rows: usize,
+    /// Columns (input features).
+    pub cols: usize,
+    /// Type of the decoded tensor, and of plain tiles.
+    pub dtype: WfDtype,
+    /// Scale of each row, or null for ones.
+    pub row_scales: *const f32,
+    /// Scale of each column, or null for ones.
+    pub col_scales: *const f32,
+    /// Number of buckets.
+    pub buckets: usize,
+    /// Bytes in memory.
+    pub resident_bytes: usize,
+}
+
+/// Tiles of one format; pointers hold until the matrix is freed.
+#[repr(C)]
+pub struct WfBucket {
+    /// Their format.
+    pub format: WfFormat,
+    /// How many there are.
+    pub tiles: usize,
+    /// Where each is: row of tiles times tiles across, plus column of tiles; ascending.
+    pub places: *const u32,
+    /// Scale of each, or null of plain tiles.
+    pub scales: *const f32,
+    /// Tile after tile, 16 rows of 16; aligned to 128 bytes.
+    pub data: *const u8,
+    /// Bytes of `data`.
+    pub bytes: usize,
+}
+
+/// Told parts done and parts in all, from any thread; anything but zero ends the decoding.
+pub type WfProgress = Option<extern "C" fn(done: usize, all: usize, user: *mut c_void) -> i32>;
+
+thread_local! {
+    static LAST: RefCell<CString> = RefCell::default();
+}
+
+/// A status and its message.
+struct Failure(WfStatus, String);
+
+impl From<CheckpointError> for Failure {
+    fn from(error: CheckpointError) -> Self {
+        let status = match &error {
+            CheckpointError::Io { .. } => WfStatus::Io,
+            CheckpointError::File { .. } => WfStatus::File,
+            CheckpointError::Tensor { .. } => WfStatus::Tensor,
+            CheckpointError::Codec { .. } => WfStatus::Damaged,
+            CheckpointError::Cancelled => WfStatus::Cancelled,
+        };
+        Self(status, error.to_string())
+    }
+}
+
+fn argument(reason: &str) -> Failure {
+    Failure(WfStatus::Argument, reason.into())
+}
+
+/// Runs `f`, keeps its message, lets no panic out.
+fn guard(f: impl FnOnce() -> Result<(), Failure>) -> WfStatus {
+    let (status, message) = match catch_unwind(AssertUnwindSafe(f)) {
+        Ok(Ok(())) => (WfStatus::Ok, String::new()),
+        Ok(Err(Failure(status, message))) => (status, message),
+        Err(_) => (WfStatus::Panic, "a fault of the library; please report it".into()),
+    };
+    LAST.with_borrow_mut(|last| *last = CString::new(message.replace('\0', " ")).unwrap_or_default());
+    status
+}
+
+/// # Safety
+/// `pointer` is null or valid for reads.
+unsafe fn reference<'a, T>(pointer: *const T, what: &str) -> Result<&'a T, Failure> {
+    // SAFETY: as the caller promises.
+    unsafe { pointer.as_ref() }.ok_or_else(|| argument(&format!("{what} is null")))
+}
+
+/// # Safety
+/// `out` is null or valid for a write.
+unsafe fn put<T>(out: *mut T, value: T) -> Result<(), Failure> {
+    if out.is_null() {
+        return Err(argument("out is null"));
+    }
+    // SAFETY: not null, and valid as the caller promises.
+    unsafe { out.write(value) };
+    Ok(())
+}
+
+/// # Safety
+/// `text` is null or ends with a zero.
+unsafe fn text<'a>(text: *const c_char, what: &str) -> Result<&'a str, Failure> {
+    if text.is_null() {
+        return Err(argument(&format!("{what} is null")));
+    }
+    // SAFETY: not null, and ends with a zero as the caller promises.
+    unsafe { CStr::from_ptr(text) }.to_str().map_err(|_| argument(&format!("{what} is not UTF-8")))
+}
+
+fn opened(checkpoint: Checkpoint) -> Box<WfCheckpoint> {
+    let names = checkpoint.tensors().map(|t| CString::new(t.name.replace('\0', " ")).unwrap_or_default()).collect();
+    Box::new(WfCheckpoint { checkpoint, names })
+}
+
+/// One of [`WfDtype`]'s numbers: C callers may pass any.
+fn dtype_of(dtype: u32) -> Result<Dtype, Failure> {
+    [Dtype::Bf16, Dtype::F16, Dtype::F32]
+        .get(dtype as usize)
+        .copied()
+        .ok_or_else(|| argument(&format!("dtype {dtype}, expected 0 to 2")))
+}
+
+/// Decodes with a callback as progress and end.
+fn followed<T>(
+    progress: WfProgress,
+    user: *mut c_void,
+    f: impl FnOnce(Control) -> waterfill_checkpoint::Result<T>,
+) -> Result<T, Failure> {
+    let stop = AtomicBool::new(false);
+    // What the caller does with the pointer on several threads is told in the header.
+    let user = user as usize;
+    let told = |done: usize, all: usize| {
+        if let Some(callback) = progress
+            && callback(done, all, user as *mut c_void) != 0
+        {
+            stop.store(true, Ordering::Relaxed);
+        }
+    };
+    let done = f(Control { progress: Some(&told), cancelled: Some(&stop) })?;
+    match stop.load(Ordering::Relaxed) {
+        true => Err(CheckpointError::Cancelled.into()),
+        false => Ok(done),
+    }
+}
+
+/// Message of the last call on this thread; empty where it went well. Holds until the next call.
+#[unsafe(no_mangle)]
+pub extern "C" fn wf_last_error() -> *const c_char {
+    LAST.with_borrow(|last| last.as_ptr())
+}
+
+/// Opens a directory or one safetensors file.
+///
+/// # Safety
+/// `path` ends with a zero; `out` takes the handle, to be closed with [`wf_close`].
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn wf_open(path: *const c_char, out: *mut *mut WfCheckpoint) -> WfStatus {
+    guard(|| {
+        // SAFETY: as this function's caller promises.
+        let checkpoint = Checkpoint::open(unsafe { text(path, "path") }?)?;
+        // SAFETY: likewise.
+        unsafe { put(out, Box::into_raw(opened(checkpoint))) }
+    })
+}
+
+/// Opens the bytes of one safetensors file, which are copied.
+///
+/// # Safety
+/// `data` has `length` bytes; `out` takes the handle, to be closed with [`wf_close`].
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn wf_open_bytes(data: *const u8, length: usize, out: *mut *mut WfCheckpoint) -> WfStatus {
+    guard(|| {
+        if data.is_null() {
+            return Err(argument("data is null"));
+        }
+        // SAFETY: not null, and as long as this function's caller promises.
+        let bytes = unsafe { std::slice::from_raw_parts(data, length) };
+        let checkpoint = Checkpoint::of_bytes("bytes in memory", bytes.into())?;
+        // SAFETY: as this function's caller promises.
+        unsafe { put(out, Box::into_raw(opened(checkpoint))) }
+    })
+}
+
+/// Closes a checkpoint; null is left alone.
+///
+/// # Safety
+/// `checkpoint` comes from this library and is not used again.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn wf_close(checkpoint: *mut WfCheckpoint) {
+    if !checkpoint.is_null() {
+        // SAFETY: made by Box::into_raw, and given back once as the caller promises.
+        drop(unsafe { Box::from_raw(checkpoint) });
+    }
+}
+
+/// Number of tensors.
+///
+/// # Safety
+/// `checkpoint` is null or open.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn wf_tensor_count(checkpoint: *const WfCheckpoint) -> usize {
+    // SAFETY: as the caller promises.
+    unsafe { checkpoint.as_ref() }.map_or(0, |c| c.names.len())
+}
+
+/// Tensor `index` in the order of names.
+///
+/// # Safety
+/// `checkpoint` is open; `out` takes what is told.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn wf_tensor_info(
+    checkpoint: *const WfCheckpoint,
+    index: usize,
+    out: *mut WfTensorInfo,
+) -> WfStatus {
+    guard(|| {
+        // SAFETY: as this function's caller promises.
+        let this = unsafe { reference(checkpoint, "checkpoint") }?;
+        let count = this.names.len();
+        let tensor = this.checkpoint.tensors().nth(index);
+        let tensor = tensor.ok_or_else(|| argument(&format!("tensor {index} of {count}")))?;
+        let info = WfTensorInfo {
+            name: this.names[index].as_ptr(),
+            shape: tensor.shape.as_ptr(),
+            dims: tensor.shape.len(),
+            weights: tensor.weights(),
+            bytes: tensor.bytes,
+            coded: tensor.storage == Storage::Coded,
+        };
+        // SAFETY: as this function's caller promises.
+        unsafe { put(out, info) }
+    })
+}
+
+/// Bytes that [`wf_decode`] of a tensor as a [`WfDtype`] gives.
+///
+/// # Safety
+/// `checkpoint` is open, `name` ends with a zero, `out` takes the number.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn wf_decoded_bytes(
+    checkpoint: *const WfCheckpoint,
+    name: *const c_char,
+    dtype: u32,
+    out: *mut usize,
+) -> WfStatus {
+    guard(|| {
+        // SAFETY: as this function's caller promises.
+        let (this, name) = unsafe { (reference(checkpoint, "checkpoint")?, text(name, "name")?) };
+        let bytes = this.checkpoint.decoded_bytes(name, dtype_of(dtype)?)?;
+        // SAFETY: likewise.
+        unsafe { put(out, bytes) }
+    })
+}
+
+/// Decodes a tensor to row-major little-endian elements of a [`WfDtype`].
+///
+/// # Safety
+/// `checkpoint` is open, `name` ends with a zero, `out` has `length` bytes that nothing else uses meanwhile;
+/// `progress` is null or takes calls from any thread with `user`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn wf_decode(
+    checkpoint: *const WfCheckpoint,
+    name: *const c_char,
+    dtype: u32,
+    out: *mut u8,
+    length: usize,
+    progress: WfProgress,
+    user: *mut c_void,
+) -> WfStatus {
+    guard(|| {
+        // SAFETY: as this function's caller promises.
+        let (this, name) = unsafe { (reference(checkpoint, "checkpoint")?, text(name, "name")?) };
+        let dtype = dtype_of(dtype)?;
+        let expected = this.checkpoint.decoded_bytes(name, dtype)?;
+        if out.is_null() || length != expected {
+            return Err(argument(&format!("{name}: a buffer of {length} bytes, expected {expected}")));
+        }
+        // SAFETY: not null, and the caller's alone for as many bytes.
+        let out = unsafe { std::slice::from_raw_parts_mut(out, length) };
+        followed(progress, user, |control| this.checkpoint.decode(name, dtype, out, control))
+    })
+}
+
+/// Decodes a matrix to tiles that can be computed with.
+///
+/// # Safety
+/// As [`wf_decode`]; `out` takes the handle, to be freed with [`wf_packed_free`].
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn wf_decode_packed(
+    checkpoint: *const WfCheckpoint,
+    name: *const c_char,
+    out: *mut *mut WfPacked,
+    progress: WfProgress,
+    user: *mut c_void,
+) -> WfStatus {
+    guard(|| {
+        // SAFETY: as this function's caller promises.
+        let (this, name) = unsafe { (reference(checkpoint, "checkpoint")?, text(name, "name")?) };
+        let packed = followed(progress, user, |control| this.checkpoint.decode_packed(name, control))?;
+        // SAFETY: likewise.
+        unsafe { put(out, Box::into_raw(Box::new(WfPacked(packed)))) }
+    })
+}
+
+/// What a packed matrix is.
+///
+/// # Safety
+/// `packed` is a matrix that was not freed; `out` takes what is told.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn wf_packed_info(packed: *const WfPacked, out: *mut WfPackedInfo) -> WfStatus {
+    guard(|| {
+        // SAFETY: as this function's caller promises.
+        let WfPacked(tensor) = unsafe { reference(packed, "packed") }?;
+        let dtype = match tensor.dtype {
+            Dtype::F16 => WfDtype::F16,
+            Dtype::F32 => WfDtype::F32,
+            _ => WfDtype::Bf16,
+        };
+        let info = WfPackedInfo {
+            rows: tensor.rows,
+            cols: tensor.cols,
+            dtype,
+            row_scales: pointer(&tensor.row_scales),
+            col_scales: pointer(&tensor.col_scales),
+            buckets: tensor.buckets.len(),
+            resident_bytes: tensor.resident_bytes(),
+        };
+        // SAFETY: as this function's caller promises.
+        unsafe { put(out, info) }
+    })
+}
+
+/// Bucket `index` of a packed matrix.
+///
+/// # Safety
+/// As [`wf_packed_info`].
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn wf_packed_bucket(packed: *const WfPacked, index: usize, out: *mut WfBucket) -> WfStatus {
+    guard(|| {
+        // SAFETY: as this function's caller promises.
+        let WfPacked(tensor) = unsafe { reference(packed, "packed") }?;
+        let count = tensor.buckets.len();
+        let bucket = tensor.buckets.get(index).ok_or_else(|| argument(&format!("bucket {index} of {count}")))?;
+        let format = match bucket.format {
+            PackedFormat::Int4 => WfFormat::Int4,
+            PackedFormat::Int8 => WfFormat::Int8,
+            PackedFormat::E4m3 => WfFormat::E4m3,
+            PackedFormat::E5m2 => WfFormat::E5m2,
+            PackedFormat::Plain(_) => WfFormat::Plain,
+        };
+        let told = WfBucket {
+            format,
+            tiles: bucket.tiles.len(),
+            places: bucket.tiles.as_ptr(),
+            scales: pointer(&bucket.scales),
+            data: bucket.data.as_ptr(),
+            bytes: bucket.data.len(),
+        };
+        // SAFETY: as this function's caller promises.
+        unsafe { put(out, told) }
+    })
+}
+
+/// Frees a packed matrix; null is left alone.
+///
+/// # Safety
+/// `packed` comes from this library and is not used again.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn wf_packed_free(packed: *mut WfPacked) {
+    if !packed.is_null() {
+        // SAFETY: made by Box::into_raw, and given back once as the caller promises.
+        drop(unsafe { Box::from_raw(packed) });
+    }
+}
+
+fn pointer(values: &[f32]) -> *const f32 {
+    if values.is_empty() { std::ptr::null() } else { values.as_ptr() }
+}

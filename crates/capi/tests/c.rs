@@ -1,0 +1,91 @@
+//! The header, and a C program that uses it.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use waterfill_checkpoint::writer::{Data, Entry, write_checkpoint};
+use waterfill_codec::{Dtype, Format, TensorPlan, TilePlan, encode_tensor};
+
+fn here() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// `WATERFILL_HEADER=write cargo test -p waterfill-capi` writes it.
+#[test]
+fn the_committed_header_is_what_the_code_gives() {
+    let config = cbindgen::Config::from_file(here().join("cbindgen.toml")).unwrap();
+    let bindings = cbindgen::Builder::new().with_config(config).with_src(here().join("src/lib.rs")).generate().unwrap();
+    let mut made = Vec::new();
+    bindings.write(&mut made);
+    let path = here().join("include/waterfill.h");
+    if std::env::var_os("WATERFILL_HEADER").is_some() {
+        std::fs::write(&path, &made).unwrap();
+    }
+    assert!(std::fs::read(&path).unwrap() == made, "run WATERFILL_HEADER=write cargo test -p waterfill-capi");
+}
+
+/// The static library that was built with this test.
+fn library() -> PathBuf {
+    let mut dir = std::env::current_exe().unwrap();
+    dir.pop();
+    let found = |dir: &Path| {
+        let mut files: Vec<PathBuf> = std::fs::read_dir(dir).unwrap().filter_map(|e| Some(e.ok()?.path())).collect();
+        let name = |p: &PathBuf| p.file_name().unwrap().to_string_lossy().into_owned();
+        files.retain(|p| name(p).starts_with("libwaterfill") && name(p).ends_with(".a"));
+        files.retain(|p| !name(p).contains("waterfill_"));
+        files.into_iter().max_by_key(|p| p.metadata().unwrap().modified().unwrap())
+    };
+    found(&dir).or_else(|| found(dir.parent().unwrap())).expect("cargo builds the static library with its tests")
+}
+
+fn checkpoint(dir: &Path) {
+    let (rows, cols) = (200, 70);
+    let mut plan = TensorPlan::uniform(Dtype::Bf16, rows, cols, TilePlan::default());
+    plan.step_base = -48;
+    plan.row_scale = (0..rows).map(|r| (r % 5) as i8 - 2).collect();
+    plan.col_scale = (0..cols).map(|c| (c % 3) as i8 - 1).collect();
+    for (n, tile) in plan.tiles.iter_mut().enumerate() {
+        tile.format = [Format::Int4, Format::Int8, Format::Lossless, Format::Fp8][n % 4];
+        tile.step = if tile.format == Format::Int4 { 0 } else { -12 };
+    }
+    let weights: Vec<f32> = (0..rows * cols).map(|n| (n as f32 * 0.731).sin() * 0.06).collect();
+    let weights: Vec<f32> = weights.iter().map(|v| f32::from_bits(v.to_bits() & 0xffff_0000)).collect();
+    let bytes = encode_tensor(&plan, &weights).unwrap();
+    let plain: Vec<u8> = weights.iter().flat_map(|v| v.to_le_bytes()).collect();
+    let entry = |name: &str, plain, bytes: Vec<u8>| Entry {
+        name: name.into(),
+        shape: vec![rows, cols],
+        plain,
+        bytes: bytes.len() as u64,
+        data: Data::Made(Box::new(move || bytes.clone())),
+    };
+    let from = tempfile::tempdir().unwrap();
+    std::fs::write(from.path().join("config.json"), "{}").unwrap();
+    let entries = [entry("a", None, bytes), entry("b", Some(waterfill_checkpoint::Element::F32), plain)];
+    write_checkpoint(from.path(), dir, &entries, true).unwrap();
+}
+
+#[test]
+fn a_c_program_decodes_a_checkpoint() {
+    let dir = tempfile::tempdir().unwrap();
+    let (program, model) = (dir.path().join("demo"), dir.path().join("model"));
+    std::fs::create_dir(&model).unwrap();
+    checkpoint(&model);
+    let compiled = Command::new("cc")
+        .args(["-std=c99", "-Wall", "-Wextra", "-Werror", "-O1", "-o"])
+        .arg(&program)
+        .arg(here().join("tests/demo.c"))
+        .arg("-I")
+        .arg(here().join("include"))
+        .arg(library())
+        .args(["-lpthread", "-ldl", "-lm"])
+        .output()
+        .unwrap();
+    assert!(compiled.status.success(), "{}", String::from_utf8_lossy(&compiled.stderr));
+    let output = Command::new(&program).arg(&model).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    // Of 200 x 70 weights those in FP8 tiles, a quarter, are left out.
+    let text = String::from_utf8(output.stdout).unwrap();
+    let compared: usize = text.rsplit(", ").next().unwrap().split(' ').next().unwrap().parse().unwrap();
+    assert!(text.starts_with("2 tensors, 1 coded, ") && (9_000..12_000).contains(&compared), "{text}");
+}

@@ -1,0 +1,117 @@
+/* What an engine does with the library: list, decode, compute from packed tiles; and what it is told when it errs. */
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "waterfill.h"
+
+#define CHECK(condition)                                                                    \
+    do {                                                                                    \
+        if (!(condition)) {                                                                 \
+            fprintf(stderr, "line %d: %s; last: %s\n", __LINE__, #condition, wf_last_error()); \
+            exit(1);                                                                        \
+        }                                                                                   \
+    } while (0)
+
+static int32_t stop_at_once(size_t done, size_t all, void *user) {
+    (void)all;
+    *(size_t *)user = done;
+    return 1;
+}
+
+static float bf16(const uint8_t *b) {
+    uint32_t bits = (uint32_t)(b[0] | b[1] << 8) << 16;
+    float value;
+    memcpy(&value, &bits, 4);
+    return value;
+}
+
+/* A weight from its bucket, before scales; FP8 is left to the library's other functions. */
+static int code_of(const struct WfBucket *bucket, size_t tile, size_t i, float *value) {
+    switch (bucket->format) {
+    case WF_FORMAT_INT4: {
+        int nibble = bucket->data[tile * 128 + i / 2] >> (4 * (i % 2)) & 15;
+        *value = (float)(nibble < 8 ? nibble : nibble - 16);
+        return 1;
+    }
+    case WF_FORMAT_INT8:
+        *value = (float)(int8_t)bucket->data[tile * 256 + i];
+        return 1;
+    case WF_FORMAT_PLAIN:
+        *value = bf16(bucket->data + (tile * 256 + i) * 2);
+        return 1;
+    default:
+        return 0;
+    }
+}
+
+static size_t compare(const struct WfCheckpoint *checkpoint, const char *name, const float *dense) {
+    struct WfPacked *packed = NULL;
+    struct WfPackedInfo info;
+    CHECK(wf_decode_packed(checkpoint, name, &packed, NULL, NULL) == WF_STATUS_OK);
+    CHECK(wf_packed_info(packed, &info) == WF_STATUS_OK && info.dtype == WF_DTYPE_BF16);
+    size_t across = (info.cols + 15) / 16, compared = 0;
+    for (size_t b = 0; b < info.buckets; b++) {
+        struct WfBucket bucket;
+        CHECK(wf_packed_bucket(packed, b, &bucket) == WF_STATUS_OK);
+        CHECK((uintptr_t)bucket.data % 128 == 0);
+        for (size_t t = 0; t < bucket.tiles; t++) {
+            for (size_t i = 0; i < 256; i++) {
+                size_t row = bucket.places[t] / across * 16 + i / 16, col = bucket.places[t] % across * 16 + i % 16;
+                float value;
+                if (row >= info.rows || col >= info.cols || !code_of(&bucket, t, i, &value)) continue;
+                if (bucket.scales) {
+                    value *= bucket.scales[t] * (info.row_scales ? info.row_scales[row] : 1.0f) *
+                             (info.col_scales ? info.col_scales[col] : 1.0f);
+                }
+                float expected = dense[row * info.cols + col];
+                CHECK(fabsf(value - expected) <= fabsf(expected) * (1.0f / 256 + 1e-4f));
+                compared++;
+            }
+        }
+    }
+    struct WfBucket beyond;
+    CHECK(wf_packed_bucket(packed, info.buckets, &beyond) == WF_STATUS_ARGUMENT);
+    wf_packed_free(packed);
+    return compared;
+}
+
+int main(int count, char **arguments) {
+    CHECK(count == 2);
+    struct WfCheckpoint *checkpoint = NULL;
+    CHECK(wf_open("nowhere/at/all", &checkpoint) != WF_STATUS_OK && strstr(wf_last_error(), "nowhere/at/all"));
+    CHECK(wf_open(NULL, &checkpoint) == WF_STATUS_ARGUMENT);
+    CHECK(wf_open_bytes((const uint8_t *)"not a file", 10, &checkpoint) == WF_STATUS_FILE);
+    CHECK(wf_open(arguments[1], &checkpoint) == WF_STATUS_OK && strlen(wf_last_error()) == 0);
+    size_t tensors = wf_tensor_count(checkpoint), compared = 0, coded = 0;
+    for (size_t n = 0; n < tensors; n++) {
+        struct WfTensorInfo info;
+        size_t bytes = 0, last = 99;
+        CHECK(wf_tensor_info(checkpoint, n, &info) == WF_STATUS_OK);
+        CHECK(wf_decoded_bytes(checkpoint, info.name, WF_DTYPE_F32, &bytes) == WF_STATUS_OK);
+        CHECK(bytes == info.weights * 4);
+        float *values = malloc(bytes);
+        CHECK(wf_decode(checkpoint, info.name, WF_DTYPE_F32, (uint8_t *)values, bytes - 1, NULL, NULL) ==
+              WF_STATUS_ARGUMENT);
+        CHECK(wf_decode(checkpoint, info.name, WF_DTYPE_F32, (uint8_t *)values, bytes, stop_at_once, &last) ==
+              WF_STATUS_CANCELLED);
+        CHECK(last == 1);
+        CHECK(wf_decode(checkpoint, info.name, WF_DTYPE_F32, (uint8_t *)values, bytes, NULL, NULL) == WF_STATUS_OK);
+        if (info.coded) {
+            compared += compare(checkpoint, info.name, values);
+            coded++;
+        }
+        free(values);
+    }
+    struct WfTensorInfo beyond;
+    CHECK(wf_tensor_info(checkpoint, tensors, &beyond) == WF_STATUS_ARGUMENT);
+    size_t bytes;
+    CHECK(wf_decoded_bytes(checkpoint, "a", 7, &bytes) == WF_STATUS_ARGUMENT);
+    CHECK(wf_decoded_bytes(checkpoint, "no.such.tensor", WF_DTYPE_F32, &bytes) == WF_STATUS_TENSOR);
+    CHECK(strstr(wf_last_error(), "no.such.tensor"));
+    wf_close(checkpoint);
+    wf_close(NULL);
+    printf("%zu tensors, %zu coded, %zu weights compared\n", tensors, coded, compared);
+    return 0;
+}
