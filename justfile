@@ -41,6 +41,10 @@ flips TIMES="10000":
 fuzz TARGET SECONDS="600":
     cd crates/checkpoint/fuzz && mkdir -p corpus/{{TARGET}} && cargo +nightly fuzz run -O {{TARGET}} corpus/{{TARGET}} ../../codec/tests/vectors -- -max_total_time={{SECONDS}} -rss_limit_mb=4000
 
+# Build the Python wheel and test it
+wheel:
+    crates/python/test.sh
+
 # Build with CUDA for a GPU of capability COMPUTE_CAP (times ten) into target/cuda/release; gets CUDA's compiler where there is none
 build-cuda COMPUTE_CAP="90":
     COMPUTE_CAP={{COMPUTE_CAP}} experiments/gpu/build.sh

@@ -1,0 +1,129 @@
+"""Decoder of checkpoints tuned by waterfill.
+
+    checkpoint = waterfill.open("results/.../checkpoint")
+    checkpoint.tensor("model.norm.weight")                      # numpy, float32
+    checkpoint.tensor("model.norm.weight", framework="torch")   # torch, in the tensor's own type or the one asked for
+    waterfill.load_into(transformers_model, "results/.../checkpoint")
+"""
+
+import numpy as np
+
+from ._native import Checkpoint as _Checkpoint
+
+__all__ = ["Bucket", "Checkpoint", "Packed", "load_into", "open"]
+
+_NUMPY = {"float16": np.dtype("<f2"), "float32": np.dtype("<f4")}
+
+
+class Bucket:
+    """Tiles of one format, `int4`, `int8`, `fp8-e4m3`, `fp8-e5m2` or an element type.
+
+    `tiles` says where each is (row of tiles times tiles across, plus column of tiles), `scales` has one for each (none
+    of elements), `data` is `[tiles, bytes of a tile]`.
+    """
+
+    def __init__(self, made):
+        self.format = made["format"]
+        self.tiles = np.frombuffer(made["tiles"], "<u4")
+        self.scales = np.frombuffer(made["scales"], "<f4")
+        self.data = np.frombuffer(made["data"], np.uint8).reshape(len(self.tiles), -1)
+
+    def codes(self):
+        """Levels `[tiles, 16, 16]` of integer formats, elements as float32, FP8 as bytes."""
+        shape = (len(self.tiles), 16, 16)
+        if self.format == "int4":
+            low, high = self.data << 4, self.data
+            both = np.stack([low, high], axis=-1).view(np.int8) >> 4
+            return both.reshape(shape)
+        if self.format == "int8":
+            return self.data.view(np.int8).reshape(shape)
+        if self.format == "bfloat16":
+            return (self.data.view("<u2").astype("<u4") << 16).view("<f4").reshape(shape)
+        if self.format in _NUMPY:
+            return self.data.view(_NUMPY[self.format]).astype("<f4").reshape(shape)
+        return self.data.reshape(shape)
+
+
+class Packed:
+    """A matrix in tiles of 16x16; a code times the scales of its tile, row and column is a weight."""
+
+    def __init__(self, made):
+        self.shape, self.dtype, self.resident_bytes = made["shape"], made["dtype"], made["resident_bytes"]
+        ones = [np.ones(n, np.float32) for n in self.shape]
+        scales = [np.frombuffer(made[k], "<f4") for k in ("row_scales", "col_scales")]
+        self.row_scales, self.col_scales = (s if len(s) else one for s, one in zip(scales, ones))
+        self.buckets = [Bucket(b) for b in made["buckets"]]
+
+
+class Checkpoint:
+    """A checkpoint directory or one safetensors file, tuned or not."""
+
+    def __init__(self, path):
+        self._checkpoint = _Checkpoint(path)
+
+    def names(self):
+        """Names of all tensors, sorted."""
+        return self._checkpoint.names()
+
+    def __contains__(self, name):
+        return name in set(self.names())
+
+    def shape(self, name):
+        """Shape of the decoded tensor."""
+        return tuple(self._checkpoint.info(name)[0])
+
+    def is_coded(self, name):
+        """Whether the tensor is coded."""
+        return self._checkpoint.info(name)[2]
+
+    def tensor(self, name, dtype=None, framework="numpy"):
+        """A tensor, decoded; `dtype` is float32, float16 or, with torch, bfloat16."""
+        if framework == "numpy":
+            dtype = dtype or "float32"
+            if dtype not in _NUMPY:
+                raise ValueError(f"dtype {dtype!r}: numpy has float32 and float16; framework='torch' has bfloat16")
+            values = np.frombuffer(self._checkpoint.decode(name, dtype), _NUMPY[dtype])
+            return values.reshape(self.shape(name))
+        if framework != "torch":
+            raise ValueError(f"framework {framework!r}, expected numpy or torch")
+        import torch
+
+        dtype = dtype or "bfloat16"
+        if not isinstance(dtype, str):
+            dtype = str(dtype).rsplit(".", 1)[-1]
+        data = self._checkpoint.decode(name, dtype)
+        return torch.frombuffer(data, dtype=getattr(torch, dtype)).reshape(self.shape(name))
+
+    def packed(self, name):
+        """A matrix in tiles to compute with."""
+        return Packed(self._checkpoint.packed(name))
+
+
+def open(path):
+    """Opens a checkpoint directory, or one safetensors file."""
+    return Checkpoint(path)
+
+
+def load_into(model, path):
+    """Copies a checkpoint's tensors into a torch module of the same names, such as a transformers model.
+
+    Parameters that the checkpoint has no tensor for must share their memory with one that it has (tied embeddings).
+    """
+    import torch
+
+    checkpoint = open(path)
+    names, filled, missing = set(checkpoint.names()), set(), []
+    with torch.no_grad():
+        for name, parameter in model.state_dict().items():
+            if name not in names:
+                missing.append((name, parameter))
+                continue
+            if tuple(parameter.shape) != checkpoint.shape(name):
+                raise ValueError(f"{name}: shape {tuple(parameter.shape)}, the checkpoint has {checkpoint.shape(name)}")
+            dtype = parameter.dtype if parameter.dtype in (torch.bfloat16, torch.float16) else torch.float32
+            parameter.copy_(checkpoint.tensor(name, dtype, "torch"))
+            filled.add(parameter.data_ptr())
+    absent = [name for name, parameter in missing if parameter.data_ptr() not in filled]
+    if absent:
+        raise ValueError(f"the checkpoint has no {', '.join(absent)}")
+    return model
