@@ -20,6 +20,9 @@ pub enum BenchError {
     /// The codec.
     #[error(transparent)]
     Codec(#[from] waterfill_codec::CodecError),
+    /// What was coded did not come back.
+    #[error("the coder is faulty: what was coded did not come back")]
+    Round,
     /// Nothing to compare.
     #[error("{path}: has no full second moments; calibrate with second_moment: full")]
     Moments {

@@ -2,6 +2,7 @@
 //! run, medians of repeated measurements on one core unless it says otherwise.
 
 mod calibration;
+mod difference;
 mod entropy;
 mod error;
 mod levels;
@@ -12,6 +13,7 @@ mod rotation;
 mod source;
 
 pub use calibration::{CalibrationBench, bench_calibration};
+pub use difference::{DifferenceRow, bench_difference};
 pub use entropy::{EntropyBench, bench_entropy};
 pub use error::BenchError;
 pub use moments::{MomentsBench, bench_moments};

@@ -12,7 +12,8 @@ impl Gaussians {
         Self { state: seed, spare: None }
     }
 
-    fn uniform(&mut self) -> f64 {
+    /// Uniform between 0 and 1.
+    pub fn uniform(&mut self) -> f64 {
         self.state = self.state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
         ((self.state >> 11) as f64 + 0.5) / (1u64 << 53) as f64
     }

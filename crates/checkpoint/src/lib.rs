@@ -6,6 +6,7 @@
 
 mod control;
 mod decode;
+pub mod delta;
 mod error;
 mod file;
 mod mark;

@@ -43,15 +43,15 @@ const LEAST_BYTES: usize = 256;
 
 /// A piece of the file's data.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-struct Record {
+pub(crate) struct Record {
     /// Whether it is a coded tensor.
-    coded: bool,
+    pub(crate) coded: bool,
     /// Bytes in the file.
-    bytes: u64,
+    pub(crate) bytes: u64,
     /// Bytes in the packed file.
-    stored: u64,
+    pub(crate) stored: u64,
     /// Check of bytes stored as they are.
-    check: u64,
+    pub(crate) check: u64,
 }
 
 /// What the packed file says of itself.
@@ -143,7 +143,7 @@ pub fn is_packed(path: &Path) -> bool {
 }
 
 /// Writes a file that appears under its name only when it is whole.
-fn write_whole(to: &Path, write: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
+pub(crate) fn write_whole(to: &Path, write: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
     if to.exists() {
         return Err(CheckpointError::file(to, "exists already; choose another name or remove it"));
     }
@@ -161,26 +161,26 @@ fn write_whole(to: &Path, write: impl FnOnce(&mut dyn Write) -> Result<()>) -> R
 }
 
 /// A tensor, or the bytes between tensors.
-struct Piece {
-    name: String,
-    start: u64,
-    bytes: u64,
-    elements: Option<Elements>,
+pub(crate) struct Piece {
+    pub(crate) name: String,
+    pub(crate) start: u64,
+    pub(crate) bytes: u64,
+    pub(crate) elements: Option<Elements>,
     /// For integers: also try them as nibbles.
     nibbles: bool,
 }
 
-struct Source<'a> {
+pub(crate) struct Source<'a> {
     path: &'a Path,
     file: File,
-    size: u64,
-    prefix: Vec<u8>,
-    pieces: Vec<Piece>,
-    elements: u64,
+    pub(crate) size: u64,
+    pub(crate) prefix: Vec<u8>,
+    pub(crate) pieces: Vec<Piece>,
+    pub(crate) elements: u64,
 }
 
 impl<'a> Source<'a> {
-    fn open(path: &'a Path) -> Result<Self> {
+    pub(crate) fn open(path: &'a Path) -> Result<Self> {
         let file = File::open(path).map_err(CheckpointError::io(path))?;
         let size = file.metadata().map_err(CheckpointError::io(path))?.len();
         let mut prefix = vec![0; 8];
@@ -199,25 +199,21 @@ impl<'a> Source<'a> {
         if expected != size {
             return Err(wrong(format!("{size} bytes, its header describes {expected}")));
         }
-        let mut tensors: Vec<_> = metadata.tensors().into_iter().collect();
-        tensors.sort_by(|a, b| a.1.data_offsets.cmp(&b.1.data_offsets).then_with(|| a.0.cmp(&b.0)));
-        let elements = tensors.iter().map(|(_, t)| t.shape.iter().map(|&n| n as u64).product::<u64>()).sum();
-        let start = prefix.len() as u64;
-        let pieces = tensors
-            .into_iter()
-            .map(|(name, info)| {
-                let (begin, end) = info.data_offsets;
-                let (elements, nibbles) = layout(info.dtype, &info.shape, end - begin);
-                Piece { name, start: start + begin as u64, bytes: (end - begin) as u64, elements, nibbles }
-            })
-            .collect();
+        let elements = metadata.tensors().values().map(|t| t.shape.iter().map(|&n| n as u64).product::<u64>()).sum();
+        let pieces = pieces_of(&prefix).map_err(wrong)?;
         Ok(Self { path, file, size, prefix, pieces, elements })
     }
 
-    /// Record, stored bytes and original bytes of a piece.
-    fn code(&self, piece: &Piece) -> Result<(Record, Vec<u8>, Vec<u8>)> {
+    /// Bytes of a piece.
+    pub(crate) fn read(&self, piece: &Piece) -> Result<Vec<u8>> {
         let mut bytes = vec![0; piece.bytes as usize];
         self.file.read_exact_at(&mut bytes, piece.start).map_err(CheckpointError::io(self.path))?;
+        Ok(bytes)
+    }
+
+    /// Record, stored bytes and original bytes of a piece.
+    pub(crate) fn code(&self, piece: &Piece) -> Result<(Record, Vec<u8>, Vec<u8>)> {
+        let bytes = self.read(piece)?;
         let failed = |source| CheckpointError::Codec { path: self.path.into(), tensor: piece.name.clone(), source };
         let mut best: Option<Vec<u8>> = None;
         if let Some(elements) = piece.elements.filter(|_| bytes.len() >= LEAST_BYTES) {
@@ -242,6 +238,21 @@ impl<'a> Source<'a> {
             }
         }
     }
+}
+
+/// Tensors of a file that begins with `prefix`, in their order; or what is wrong with it.
+pub(crate) fn pieces_of(prefix: &[u8]) -> std::result::Result<Vec<Piece>, String> {
+    let metadata: Metadata = serde_json::from_slice(prefix.get(8..).unwrap_or_default())
+        .map_err(|e| format!("malformed safetensors header: {e}"))?;
+    let mut tensors: Vec<_> = metadata.tensors().into_iter().collect();
+    tensors.sort_by(|a, b| a.1.data_offsets.cmp(&b.1.data_offsets).then_with(|| a.0.cmp(&b.0)));
+    let start = prefix.len() as u64;
+    let piece = |(name, info): (String, &safetensors::tensor::TensorInfo)| {
+        let (begin, end) = info.data_offsets;
+        let (elements, nibbles) = layout(info.dtype, &info.shape, end - begin);
+        Piece { name, start: start + begin as u64, bytes: (end - begin) as u64, elements, nibbles }
+    };
+    Ok(tensors.into_iter().map(piece).collect())
 }
 
 /// Longest row that tensors of one row are given.

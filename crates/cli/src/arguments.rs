@@ -116,6 +116,26 @@ pub enum Command {
         #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u32).range(2..))]
         tokens: u32,
     },
+    /// Write what a fine-tune has changed from its base, without loss
+    Delta {
+        /// Directory of the base
+        base: PathBuf,
+        /// Directory of the fine-tune
+        tuned: PathBuf,
+        /// Directory to create
+        #[arg(long)]
+        out: PathBuf,
+    },
+    /// Restore a fine-tune from its base and its delta, byte for byte
+    Apply {
+        /// Directory of the base
+        base: PathBuf,
+        /// Directory that `delta` has written
+        delta: PathBuf,
+        /// Directory to create
+        #[arg(long)]
+        out: PathBuf,
+    },
     /// Pack a safetensors file without loss
     Pack {
         /// Safetensors file
@@ -164,6 +184,12 @@ pub enum Command {
 
 #[derive(Subcommand)]
 pub enum Bench {
+    /// Differences between checkpoints against their entropy, and XOR under zstd
+    Difference {
+        /// Rows and columns of the matrix
+        #[arg(long, default_value_t = 4096, value_parser = clap::value_parser!(u16).range(64..))]
+        side: u16,
+    },
     /// Of the codec, against zstd on the same bytes
     Codec {
         /// Rows and columns of the lossless matrix

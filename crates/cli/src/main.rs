@@ -11,8 +11,8 @@ use anyhow::{Context, Result};
 use arguments::{Arguments, Bench, Command, RunArguments, RunOptions};
 use clap::Parser;
 use waterfill_pipeline::{
-    Console, Mode, Session, Store, Until, decode, dry_run, evaluate_original, inspect, json_schema, load, load_sweep,
-    load_train, make_checkpoint, pack, run, run_sweep, train, train_schema, unpack, validate, verify,
+    Console, Mode, Session, Store, Until, apply, decode, delta, dry_run, evaluate_original, inspect, json_schema, load,
+    load_sweep, load_train, make_checkpoint, pack, run, run_sweep, train, train_schema, unpack, validate, verify,
 };
 use waterfill_runtime::{Form, Runtime};
 
@@ -113,6 +113,20 @@ fn execute(arguments: &Arguments) -> Result<()> {
         Command::ServeCheck { checkpoint, prompt, tokens } => {
             let checked = waterfill_runtime::check(checkpoint, prompt, *tokens as usize)?;
             show_figures(arguments, &checked, table::render_checked)
+        }
+        Command::Delta { base, tuned, out } => {
+            let text = delta(base, tuned, out, &console)?;
+            console.finish("");
+            show(arguments, &text, "delta")
+        }
+        Command::Apply { base, delta, out } => {
+            let text = apply(base, delta, out, &console)?;
+            console.finish("");
+            show(arguments, &text, "applied")
+        }
+        Command::Bench { what: Bench::Difference { side } } => {
+            let rows = waterfill_bench::bench_difference((*side).into())?;
+            show_figures(arguments, &rows, |rows| table::render_difference(rows))
         }
         Command::Pack { file, out } => {
             let text = pack(file, out, &console)?;

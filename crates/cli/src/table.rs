@@ -417,3 +417,26 @@ pub fn render_checked(c: &Checked) -> String {
     line(format!("same text: {}", if c.written[0].text == c.written[1].text { "yes" } else { "no" }));
     text
 }
+
+/// Coded differences.
+pub fn render_difference(rows: &[waterfill_bench::DifferenceRow]) -> String {
+    let mut text = format!(
+        "{:<28}{:>10}{:>10}{:>10}{:>16}{:>18}\n",
+        "change", "changed", "coded", "entropy", "XOR, zstd -19", "M weights/s, core"
+    );
+    for r in rows {
+        let speed = format!("{:.0} and {:.0}", r.speed[0], r.speed[1]);
+        writeln!(
+            text,
+            "{:<28}{:>9.2}%{:>10.4}{:>10.4}{:>16.3}{:>18}",
+            r.change,
+            100.0 * r.changed,
+            r.coded,
+            r.entropy,
+            r.xor_zstd19,
+            speed
+        )
+        .expect("writing to a string");
+    }
+    text
+}

@@ -11,6 +11,7 @@
 #![deny(unsafe_code)]
 
 pub mod bits;
+pub mod difference;
 pub mod encoder;
 pub mod error;
 pub mod fast;

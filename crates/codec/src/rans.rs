@@ -5,7 +5,7 @@
 //! state, followed by words in the order the decoder reads them. A decoder that consumed the right
 //! bytes ends with the state at `LOWER` and nothing left, which [`Decoder::finish`] checks.
 
-use crate::symbol::{BitModel, Coder};
+use crate::symbol::Coder;
 
 /// Bits of a probability.
 pub const PROB_BITS: u32 = 14;
@@ -52,14 +52,12 @@ impl Encoder {
 }
 
 impl Coder for Encoder {
-    fn bit(&mut self, model: &mut BitModel, value: bool) -> bool {
-        let zero = model.zero();
+    fn at(&mut self, zero: u32, value: bool) -> bool {
         if value {
             self.push(zero, PROB_ONE - zero)
         } else {
             self.push(0, zero)
         }
-        model.update(value);
         value
     }
 
@@ -117,15 +115,13 @@ impl Coder for Decoder<'_> {
     }
 
     #[inline]
-    fn bit(&mut self, model: &mut BitModel, _: bool) -> bool {
-        let zero = model.zero();
+    fn at(&mut self, zero: u32, _: bool) -> bool {
         let value = self.slot() >= zero;
         if value {
             self.advance(zero, PROB_ONE - zero)
         } else {
             self.advance(0, zero)
         }
-        model.update(value);
         value
     }
 
@@ -141,7 +137,7 @@ impl Coder for Decoder<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::symbol::{IntModel, RateCounter, TreeModel};
+    use crate::symbol::{BitModel, IntModel, RateCounter, TreeModel};
     use proptest::prelude::*;
 
     /// A mixed message through any coder, each kind of syntax element in turn.

@@ -9,8 +9,17 @@ use crate::units::Rate;
 /// Codes one syntax element after another. Encoders code and return the value given; decoders
 /// ignore it and return the value read.
 pub trait Coder {
+    /// A bit that is a zero with probability `zero` / 2^14, neither 0 nor 1.
+    fn at(&mut self, zero: u32, value: bool) -> bool;
+
     /// A bit under an adaptive model.
-    fn bit(&mut self, model: &mut BitModel, value: bool) -> bool;
+    #[inline]
+    fn bit(&mut self, model: &mut BitModel, value: bool) -> bool {
+        let value = self.at(model.zero(), value);
+        model.update(value);
+        value
+    }
+
     /// Up to 14 equiprobable bits.
     fn raw(&mut self, bits: u32, value: u32) -> u32;
 
@@ -149,10 +158,8 @@ impl RateCounter {
 }
 
 impl Coder for RateCounter {
-    fn bit(&mut self, model: &mut BitModel, value: bool) -> bool {
-        let zero = model.zero();
+    fn at(&mut self, zero: u32, value: bool) -> bool {
         self.add(if value { PROB_ONE - zero } else { zero });
-        model.update(value);
         value
     }
 

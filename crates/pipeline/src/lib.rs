@@ -33,7 +33,7 @@ pub use inspect::{inspect, verify};
 pub use load::{json_schema, load, validate};
 pub use make::make_checkpoint;
 pub use original::{OriginalOutput, evaluate_original};
-pub use packing::{pack, unpack};
+pub use packing::{apply, delta, pack, unpack};
 pub use peers::{Peers, Reach};
 pub use plan::PlannedStage;
 pub use run::{BaseOutput, BenchmarkOutput, PointOutput, RunOutput, run};

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use waterfill_artifacts::Progress;
+use waterfill_checkpoint::delta as deltas;
 use waterfill_checkpoint::pack::{self, OnBytes, PackSummary};
 
 use crate::console::Console;
@@ -31,6 +32,42 @@ pub fn pack(from: &Path, to: &Path, console: &Console) -> Result<String> {
 pub fn unpack(from: &Path, to: &Path, console: &Console) -> Result<String> {
     let summary = with_progress("unpack", from, console, |on_bytes| Ok(pack::unpack(from, to, on_bytes)?))?;
     Ok(format!("{}: {} bytes, as before packing", to.display(), summary.original))
+}
+
+/// Writes what the directory `tuned` has changed from `base` into `out`; returns sizes in words.
+///
+/// # Errors
+/// Files that cannot be read or written.
+pub fn delta(base: &Path, tuned: &Path, out: &Path, console: &Console) -> Result<String> {
+    let s = in_parts("delta", tuned, console, |on_bytes| Ok(deltas::delta(base, tuned, out, on_bytes)?))?;
+    let share = s.delta as f64 * 100.0 / s.tuned.max(1) as f64;
+    let bits = s.delta as f64 * 8.0 / s.elements.max(1) as f64;
+    let [same, difference, coded, plain] = s.tensors;
+    Ok(format!(
+        "{}: {} of {} bytes, {share:.2} %, {bits:.3} bits for each of {} elements; {same} tensors are the base's, \
+         {difference} differences from it, {} without it",
+        out.display(),
+        s.delta,
+        s.tuned,
+        s.elements,
+        coded + plain
+    ))
+}
+
+/// Restores what [`delta`] was made from.
+///
+/// # Errors
+/// Another base, damage, files that cannot be read or written.
+pub fn apply(base: &Path, dir: &Path, out: &Path, console: &Console) -> Result<String> {
+    let s = in_parts("apply", dir, console, |on_bytes| Ok(deltas::apply(base, dir, out, on_bytes)?))?;
+    Ok(format!("{}: {} bytes, as the fine-tune was", out.display(), s.tuned))
+}
+
+/// Progress of a directory, told in bytes of its parts.
+fn in_parts<T>(name: &str, dir: &Path, console: &Console, work: impl FnOnce(OnBytes) -> Result<T>) -> Result<T> {
+    let files = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    console.start(name, files.filter_map(|f| Some(f.metadata().ok()?.len())).sum());
+    work(&|bytes| console.advance(bytes))
 }
 
 fn with_progress<T>(name: &str, from: &Path, console: &Console, work: impl FnOnce(OnBytes) -> Result<T>) -> Result<T> {

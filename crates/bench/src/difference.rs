@@ -1,0 +1,84 @@
+//! Differences between checkpoints: coded bits against the entropy given the base's exponent, and XOR under zstd.
+
+use std::time::Instant;
+
+use serde::Serialize;
+use waterfill_codec::Dtype;
+use waterfill_codec::difference::{SLICE, decode_difference, difference_entropy, encode_difference};
+
+use crate::BenchError;
+use crate::source::Gaussians;
+
+/// One kind of change. Bits are a weight.
+#[derive(Debug, Clone, Serialize)]
+pub struct DifferenceRow {
+    /// What was changed.
+    pub change: String,
+    /// Share of the weights whose pattern changed.
+    pub changed: f64,
+    /// Coded.
+    pub coded: f64,
+    /// Entropy of the ordered difference given the base's exponent.
+    pub entropy: f64,
+    /// XOR of both files under zstd -19.
+    pub xor_zstd19: f64,
+    /// Millions of weights coded and decoded in a second on one core.
+    pub speed: [f64; 2],
+}
+
+/// Changes of a matrix of `side` x `side` bf16 weights, N(0, 0.02).
+///
+/// # Errors
+/// A faulty coder.
+pub fn bench_difference(side: usize) -> Result<Vec<DifferenceRow>, BenchError> {
+    let mut source = Gaussians::new(1);
+    let base: Vec<f32> =
+        source.by_ref().take(side * side).map(|g| half::bf16::from_f32((g * 0.02) as f32).to_f32()).collect();
+    let mut some = |share: f64, size: &dyn Fn(f32) -> f64| -> Vec<f32> {
+        let mut change = |&w: &f32| match source.uniform() < share {
+            true => (f64::from(w) + source.next().unwrap_or_default() * size(w)) as f32,
+            false => w,
+        };
+        base.iter().map(&mut change).collect()
+    };
+    let rows = [
+        // A thousandth of a weight is less than half a step of bf16: most of it rounds away.
+        ("N(0, 1e-3 |w|) to 2.65 %", some(0.0265, &|w| 1e-3 * f64::from(w.abs()))),
+        ("N(0, 1e-2 |w|) to 2.65 %", some(0.0265, &|w| 1e-2 * f64::from(w.abs()))),
+        ("N(0, 1e-4) to all", some(1.0, &|_| 1e-4)),
+    ];
+    rows.into_iter().map(|(change, tuned)| row(change, &base, &tuned)).collect()
+}
+
+fn row(change: &str, base: &[f32], tuned: &[f32]) -> Result<DifferenceRow, BenchError> {
+    let bytes = |values: &[f32]| -> Vec<u8> {
+        values.iter().flat_map(|&v| (Dtype::Bf16.pattern_of(v) as u16).to_le_bytes()).collect()
+    };
+    let count = base.len() as f64;
+    let (base, tuned) = (bytes(base), bytes(tuned));
+    let start = Instant::now();
+    let streams = encode_difference(Dtype::Bf16, &base, &tuned)?;
+    let coding = start.elapsed().as_secs_f64();
+    let mut found = vec![0; base.len()];
+    let start = Instant::now();
+    let parts = found.chunks_mut(SLICE * 2).zip(base.chunks(SLICE * 2));
+    for ((out, base), stream) in parts.zip(&streams) {
+        decode_difference(Dtype::Bf16, base, stream, out)?;
+    }
+    let decoding = start.elapsed().as_secs_f64();
+    if found != tuned {
+        return Err(BenchError::Round);
+    }
+    let xor: Vec<u8> = base.iter().zip(&tuned).map(|(a, b)| a ^ b).collect();
+    let packed = zstd::bulk::compress(&xor, 19).map_err(|_| BenchError::Round)?;
+    let differ = base.chunks_exact(2).zip(tuned.chunks_exact(2)).filter(|(a, b)| a != b).count();
+    let bits = |bytes: usize| bytes as f64 * 8.0 / count;
+    Ok(DifferenceRow {
+        change: change.into(),
+        changed: differ as f64 / count,
+        coded: bits(streams.iter().map(Vec::len).sum()),
+        entropy: difference_entropy(Dtype::Bf16, &base, &tuned)? / count,
+        xor_zstd19: bits(packed.len()),
+        speed: [count / coding / 1e6, count / decoding / 1e6],
+    })
+}

@@ -1,0 +1,164 @@
+//! Deltas between checkpoints: every file comes back byte for byte, another base and every damage are named.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use safetensors::tensor::TensorView;
+use waterfill_checkpoint::Element;
+use waterfill_checkpoint::delta::{DeltaSummary, apply, delta};
+
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u32 {
+        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (self.0 >> 32) as u32
+    }
+}
+
+type Tensors = Vec<(String, Element, Vec<usize>, Vec<u8>)>;
+
+fn write(path: &Path, tensors: &Tensors) {
+    let views = tensors.iter().map(|(n, e, s, b)| (n.as_str(), TensorView::new(*e, s.clone(), b).unwrap()));
+    let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
+    safetensors::serialize_to_file(views, Some(metadata), path).unwrap();
+}
+
+/// A base, and a fine-tune with changed, unchanged, new and resized tensors, in shards cut otherwise.
+fn make(dir: &Path) -> [PathBuf; 2] {
+    let mut random = Random(3);
+    let weights = |random: &mut Random, element: Element, count: usize| -> Vec<u8> {
+        let value = |random: &mut Random| ((random.next() % 2001) as f32 - 1000.0) * 3e-5;
+        let bytes = |v: f32| match element {
+            Element::BF16 => ((v.to_bits() >> 16) as u16).to_le_bytes().to_vec(),
+            _ => v.to_le_bytes().to_vec(),
+        };
+        (0..count).flat_map(|_| bytes(value(random))).collect()
+    };
+    let mut base: Tensors = Vec::new();
+    for (name, element) in [("a", Element::BF16), ("b", Element::F32), ("c", Element::BF16), ("d", Element::F16)] {
+        let bytes = match element {
+            Element::F16 => (0..6000).flat_map(|_| (random.next() as u16 & 0x3fff).to_le_bytes()).collect(),
+            _ => weights(&mut random, element, 6000),
+        };
+        base.push((name.into(), element, vec![60, 100], bytes));
+    }
+    base.push(("ids".into(), Element::I64, vec![50], (0..50u64).flat_map(u64::to_le_bytes).collect()));
+    let mut tuned = base.clone();
+    for (n, width) in [(0, 2), (1, 4), (3, 2)] {
+        for element in tuned[n].3.chunks_exact_mut(width) {
+            if random.next().is_multiple_of(5) {
+                element[0] ^= random.next() as u8 & 7;
+            }
+        }
+    }
+    let adapter = weights(&mut random, Element::BF16, 6000);
+    tuned.push(("new".into(), Element::BF16, vec![100, 60], adapter));
+    tuned[4].3[8] ^= 1;
+    let dirs = ["base", "tuned"].map(|name| dir.join(name));
+    dirs.iter().for_each(|dir| std::fs::create_dir(dir).unwrap());
+    write(&dirs[0].join("model-00001-of-00002.safetensors"), &base[..2].to_vec());
+    write(&dirs[0].join("model-00002-of-00002.safetensors"), &base[2..].to_vec());
+    write(&dirs[1].join("model.safetensors"), &tuned);
+    for (n, dir) in dirs.iter().enumerate() {
+        std::fs::write(dir.join("tokenizer.json"), "{\"same\": true}").unwrap();
+        std::fs::write(dir.join("config.json"), format!("{{\"tuned\": {n}}}")).unwrap();
+    }
+    dirs
+}
+
+fn files(dir: &Path) -> Vec<(String, Vec<u8>)> {
+    let mut all: Vec<_> = std::fs::read_dir(dir)
+        .unwrap()
+        .map(|e| e.unwrap())
+        .map(|e| (e.file_name().into_string().unwrap(), std::fs::read(e.path()).unwrap()))
+        .collect();
+    all.sort();
+    all
+}
+
+fn made(dir: &Path) -> ([PathBuf; 2], PathBuf, DeltaSummary) {
+    let dirs = make(dir);
+    let out = dir.join("delta");
+    let summary = delta(&dirs[0], &dirs[1], &out, &|_| {}).unwrap();
+    (dirs, out, summary)
+}
+
+#[test]
+fn fine_tunes_come_back_byte_for_byte() {
+    let dir = tempfile::tempdir().unwrap();
+    let ([base, tuned], out, summary) = made(dir.path());
+    // Three changed tensors, one the base's; the integers and the new one go alone.
+    assert_eq!((summary.tensors[0], summary.tensors[1]), (1, 3), "{summary:?}");
+    assert_eq!(summary.tensors.iter().sum::<usize>(), 6);
+    assert!(summary.delta < summary.tuned, "{summary:?}");
+    let names: Vec<String> = files(&out).into_iter().map(|f| f.0).collect();
+    assert_eq!(names, ["config.json", "delta.json", "model.safetensors.wfd"], "unchanged files take no room");
+    let restored = dir.path().join("restored");
+    assert_eq!(apply(&base, &out, &restored, &|_| {}).unwrap().tuned, summary.tuned);
+    assert_eq!(files(&restored), files(&tuned));
+    for (what, message) in [
+        ("delta", delta(&base, &tuned, &out, &|_| {}).unwrap_err().to_string()),
+        ("restored", apply(&base, &out, &restored, &|_| {}).unwrap_err().to_string()),
+    ] {
+        assert!(message.contains(what) && message.contains("exists already"), "{message}");
+    }
+    // Of a checkpoint and itself nothing is left but the list.
+    let nothing = dir.path().join("nothing");
+    delta(&tuned, &tuned, &nothing, &|_| {}).unwrap();
+    assert_eq!(files(&nothing).len(), 1);
+    apply(&tuned, &nothing, &dir.path().join("copy"), &|_| {}).unwrap();
+    assert_eq!(files(&dir.path().join("copy")), files(&tuned));
+}
+
+#[test]
+fn another_base_is_refused_by_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let ([base, _], out, _) = made(dir.path());
+    let shard = base.join("model-00002-of-00002.safetensors");
+    let bytes = std::fs::read(&shard).unwrap();
+    let mut other = bytes.clone();
+    *other.last_mut().unwrap() ^= 1;
+    std::fs::write(&shard, other).unwrap();
+    let restored = dir.path().join("restored");
+    let message = apply(&base, &out, &restored, &|_| {}).unwrap_err().to_string();
+    assert!(message.contains("model-00002-of-00002.safetensors") && message.contains("another base"), "{message}");
+    std::fs::remove_file(&shard).unwrap();
+    let message = apply(&base, &out, &restored, &|_| {}).unwrap_err().to_string();
+    assert!(message.contains("is not there"), "{message}");
+    assert!(!restored.exists(), "nothing is made of another base");
+    std::fs::write(&shard, bytes).unwrap();
+    apply(&base, &out, &restored, &|_| {}).unwrap();
+}
+
+#[test]
+fn every_damage_is_noticed() {
+    let dir = tempfile::tempdir().unwrap();
+    let ([base, tuned], out, _) = made(dir.path());
+    let mut random = Random(9);
+    for name in ["model.safetensors.wfd", "delta.json", "config.json"] {
+        let path = out.join(name);
+        let bytes = std::fs::read(&path).unwrap();
+        for n in 0..150 {
+            let mut damaged = bytes.clone();
+            let at = random.next() as usize % bytes.len();
+            match n % 3 {
+                0 => damaged.truncate(at),
+                _ => damaged[at] ^= 1 << (random.next() % 8),
+            }
+            std::fs::write(&path, &damaged).unwrap();
+            let restored = dir.path().join(format!("restored-{name}-{n}"));
+            if let Ok(found) = apply(&base, &out, &restored, &|_| {}) {
+                // White space in the list means nothing.
+                assert!(name == "delta.json" && files(&restored) == files(&tuned), "{name} {at}: {found:?}");
+            }
+            let _ = std::fs::remove_dir_all(&restored);
+        }
+        std::fs::write(&path, &bytes).unwrap();
+    }
+    let path = out.join("delta.json");
+    let text = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, text.replace("\"config.json\"", "\"../config.json\"")).unwrap();
+    let message = apply(&base, &out, &dir.path().join("x"), &|_| {}).unwrap_err().to_string();
+    assert!(message.contains("leaves the directory"), "{message}");
+}
