@@ -181,13 +181,18 @@ pub fn delta(base: &Path, tuned: &Path, out: &Path, on_bytes: OnBytes) -> Result
     let shards: Vec<PathBuf> = base_files.iter().filter(|n| is_safetensors(n)).map(|n| base.join(n)).collect();
     let sources = shards.iter().map(|path| Source::open(path)).collect::<Result<Vec<_>>>()?;
     let known = Base::new(&sources);
+    // Checkpoints are large: each of the base's files is read for its digest once.
+    let mut digests: BTreeMap<&str, String> = BTreeMap::new();
+    for name in base_files.iter().filter(|n| is_safetensors(n) || tuned_files.contains(n)) {
+        digests.insert(name, digest_of(&base.join(name))?);
+    }
     let mut list = List { version: VERSION, base: BTreeMap::new(), files: BTreeMap::new() };
     let mut summary = DeltaSummary::default();
     for name in &tuned_files {
         let path = tuned.join(name);
         let digest = digest_of(&path)?;
         let bytes = path.metadata().map_err(CheckpointError::io(&path))?.len();
-        let same = base_files.contains(name) && digest_of(&base.join(name))? == digest;
+        let same = digests.get(name.as_str()) == Some(&digest);
         let kind = match same {
             true => Kind::Same,
             false if is_safetensors(name) => {
@@ -208,7 +213,7 @@ pub fn delta(base: &Path, tuned: &Path, out: &Path, on_bytes: OnBytes) -> Result
     }
     if list.files.values().any(|e| e.kind == Kind::Delta) {
         for name in base_files.iter().filter(|n| is_safetensors(n)) {
-            list.base.insert(name.clone(), digest_of(&base.join(name))?);
+            list.base.insert(name.clone(), digests[name.as_str()].clone());
         }
     }
     let text = serde_json::to_string_pretty(&list).expect("plain data") + "\n";

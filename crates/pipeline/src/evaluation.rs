@@ -119,9 +119,10 @@ impl Session<'_> {
     pub(crate) fn asked(&self) -> Result<Asked> {
         let (source, config, sizes) = (&self.source, self.config, self.sizes());
         let e = &config.evaluate;
+        let (windows, long) = source.evaluation(config, e.long_context.as_ref(), sizes, self.console)?;
         Ok(Asked {
-            windows: source.evaluation(config, sizes, self.console)?,
-            long: e.long_context.map(|long| source.long(config, &long, sizes, self.console)).transpose()?,
+            windows,
+            long,
             questions: e.choices().map(|m| source.questions(m, sizes, self.console)).collect::<Result<_>>()?,
         })
     }

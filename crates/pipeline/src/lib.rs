@@ -9,6 +9,7 @@ mod error;
 mod estimate;
 mod evaluation;
 mod inspect;
+mod limits;
 mod load;
 mod make;
 mod original;

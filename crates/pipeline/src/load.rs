@@ -5,8 +5,9 @@ use std::path::Path;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use crate::config::{Config, problems};
+use crate::config::Config;
 use crate::error::{PipelineError, Result};
+use crate::limits::problems;
 use crate::sweep::{SweepSection, load_sweep};
 use crate::training::load_train;
 

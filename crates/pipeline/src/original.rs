@@ -95,7 +95,7 @@ fn evaluate_other(
     drop(checkpoint);
     let model = OtherModel::open(&source.dir, &device(device_name)?)?;
     let sizes = (model.vocab, model.positions);
-    let windows = source.evaluation(config, sizes, console)?;
+    let (windows, _) = source.evaluation(config, None, sizes, console)?;
     let questions: Vec<(&MultipleChoice, Items)> =
         config.evaluate.choices().map(|m| Ok((m, source.questions(m, sizes, console)?))).collect::<Result<_>>()?;
     let identity = |stage: &str, version: u32| {

@@ -85,24 +85,20 @@ impl Source {
     }
 
     /// Windows for evaluation, from the start of its part of the text, for a model of a vocabulary and a number of
-    /// positions. Files of token ids are taken as they are.
-    pub fn evaluation(&self, config: &Config, sizes: (usize, usize), progress: &dyn Progress) -> Result<Windows> {
-        let (path, prefix, ids) = self.evaluation_tokens(config, sizes.0, progress)?;
-        let e = &config.evaluate;
-        Ok(Windows::cut((&prefix, &ids), e.context, e.sequences, Layout::FromStart, sizes, &path)?)
-    }
-
-    /// Long windows of the evaluation's text.
-    pub fn long(
+    /// positions, and `long` ones of the same text. Files of token ids are taken as they are.
+    pub fn evaluation(
         &self,
         config: &Config,
-        long: &LongContext,
+        long: Option<&LongContext>,
         sizes: (usize, usize),
         progress: &dyn Progress,
-    ) -> Result<Windows> {
+    ) -> Result<(Windows, Option<Windows>)> {
         let (path, prefix, ids) = self.evaluation_tokens(config, sizes.0, progress)?;
-        let context = long.context.unwrap_or(sizes.1);
-        Ok(Windows::cut((&prefix, &ids), context, long.sequences, Layout::FromStart, sizes, &path)?)
+        let cut =
+            |context, sequences| Windows::cut((&prefix, &ids), context, sequences, Layout::FromStart, sizes, &path);
+        let e = &config.evaluate;
+        let long = long.map(|long| cut(long.context.unwrap_or(sizes.1), long.sequences)).transpose()?;
+        Ok((cut(e.context, e.sequences)?, long))
     }
 
     /// The evaluation's text: its file, what stands before every sequence, and its part's tokens.
