@@ -56,6 +56,8 @@ pub fn encode_samples(
 pub struct TensorEncoder {
     plan: TensorPlan,
     writer: TensorWriter,
+    /// Values of the layer before, of a refinement.
+    before: Option<Vec<u8>>,
 }
 
 /// A coded slice, and the bytes that it decodes to.
@@ -70,10 +72,28 @@ impl TensorEncoder {
     /// # Errors
     /// Plans of inconsistent shape.
     pub fn new(plan: &TensorPlan) -> Result<Self> {
+        match plan.parameters.refinement {
+            true => Err(CodecError::Layer { reason: "it is coded with the layer before".into() }),
+            false => Self::begin(plan.clone()),
+        }
+    }
+
+    fn begin(mut plan: TensorPlan) -> Result<Self> {
         plan.check()?;
-        let mut plan = plan.clone();
         plan.parameters.merge = plan.parameters.merge && merging_pays(&mut plan)?;
-        Ok(Self { writer: TensorWriter::new(&plan)?, plan })
+        Ok(Self { writer: TensorWriter::new(&plan)?, plan, before: None })
+    }
+
+    /// Begins a refinement of a tensor whose decoded bytes are `before`; `plan` has that tensor's row and
+    /// column scales.
+    ///
+    /// # Errors
+    /// As [`TensorEncoder::new`], and bytes of another number than the plan's.
+    pub fn refining(plan: &TensorPlan, before: Vec<u8>) -> Result<Self> {
+        check_length("layer before", before.len(), plan.rows * plan.cols * plan.dtype.bytes())?;
+        let mut plan = plan.clone();
+        plan.parameters.refinement = true;
+        Ok(Self { before: Some(before), ..Self::begin(plan)? })
     }
 
     /// Begins a tensor of these weights: with tables of their own for lossless tiles, where those pay.
@@ -106,7 +126,11 @@ impl TensorEncoder {
         slice.code_headers(&mut RateCounter::default(), &mut |_, _| [0; 256])?;
         let samples = samples_of(&slice)?;
         let coded = encode_slice(&mut slice, self.writer.books(), &samples)?;
-        let mut decoded = Vec::new();
+        let bytes = |rows: usize| rows * self.plan.cols * self.plan.dtype.bits() / 8;
+        let mut decoded = match &self.before {
+            Some(before) => before[bytes(slice.rows.start)..bytes(slice.rows.end)].to_vec(),
+            None => vec![0; bytes(slice.rows.len())],
+        };
         reconstruct_slice(&slice, &samples, &mut decoded)?;
         Ok(EncodedSlice { coded, decoded })
     }
@@ -136,7 +160,7 @@ impl TensorWriter {
         let tools = plan.tools();
         let mut encoder = Encoder::default();
         let mut first = plan.tiles.first().copied().unwrap_or_default();
-        code_side(&mut encoder, &mut plan.clone(), tools, &mut first)?;
+        code_side(&mut encoder, &mut plan.side(), tools, &mut first)?;
         let side = encoder.finish();
         let header = Header {
             dtype: plan.dtype,
@@ -240,9 +264,8 @@ fn code_samples<S: SampleCoder>(coder: &mut S, slice: &SlicePlan, books: &Books,
 }
 
 /// Decoded bytes of a slice from its samples.
-fn reconstruct_slice(slice: &SlicePlan, samples: &[i32], out: &mut Vec<u8>) -> Result<()> {
+fn reconstruct_slice(slice: &SlicePlan, samples: &[i32], out: &mut [u8]) -> Result<()> {
     let plan = slice.plan;
-    out.resize(slice.rows.len() * plan.cols * plan.dtype.bits() / 8, 0);
     let mut planes = Planes::new(slice);
     let mut plane = [0; MAX_TILE];
     let mut tile_samples = [0; MAX_TILE];

@@ -30,6 +30,12 @@ pub enum CodecError {
         /// The header's field.
         bits: u32,
     },
+    /// A refinement without the layer before, or with another tensor.
+    #[error("a refinement layer of another tensor: {reason}")]
+    Layer {
+        /// What was found and what was expected.
+        reason: String,
+    },
     /// A field has a value outside its limits.
     #[error("{field} is {found}, expected {expected}")]
     Field {

@@ -77,6 +77,8 @@ pub struct Parameters {
     pub trellis: Option<Trellis>,
     /// Tables for heads of patterns; the fixed ones when empty.
     pub codebook: Codebook,
+    /// Whether values are added to those of the layer before, whose row and column scales these are.
+    pub refinement: bool,
 }
 
 impl Default for Parameters {
@@ -93,6 +95,7 @@ impl Default for Parameters {
             filter: None,
             trellis: None,
             codebook: Vec::new(),
+            refinement: false,
         }
     }
 }
@@ -195,7 +198,8 @@ impl TensorPlan {
         let uniform = self.tiles.iter().all(|t| *t == first);
         tools.add(Tools::UNIFORM, uniform);
         tools.add(Tools::STEPS, any(&|t| t.step != 0 && t.format != Format::Lossless));
-        tools.add(Tools::SPREADS, any(&|t| t.spread != 0));
+        // What is left of weights is as wide as the steps were.
+        tools.add(Tools::SPREADS, any(&|t| t.spread != if p.refinement { t.step } else { 0 }));
         tools.add(Tools::KINDS, any(&|t| t.kind != Kind::Coded));
         tools.add(Tools::PREDICTORS, any(&|t| t.predictor != Predictor::None));
         tools.add(Tools::COARSE, any(&|t| t.coarse != 0));
@@ -209,6 +213,7 @@ impl TensorPlan {
         tools.add(Tools::TRELLIS, p.trellis.is_some());
         tools.add(Tools::CODEBOOK, !p.codebook.is_empty());
         tools.add(Tools::LINEAR, p.linear != [0; 3]);
+        tools.add(Tools::REFINEMENT, p.refinement);
         tools.set_tile(self.tile);
         tools
     }
@@ -244,6 +249,25 @@ impl TensorPlan {
                 Err(CodecError::Field { field: "dtype", found: self.dtype as i64, expected })
             }
         }
+    }
+
+    /// The plan as side information has it: a refinement's spreads over the scales of the layer before.
+    pub(crate) fn side(&self) -> Self {
+        let mut plan = self.clone();
+        if plan.parameters.refinement {
+            (plan.row_spread, plan.col_spread) = (
+                combine(&self.row_spread, &self.row_scale, |spread, scale| spread - scale),
+                combine(&self.col_spread, &self.col_scale, |spread, scale| spread - scale),
+            );
+        }
+        plan
+    }
+
+    /// Makes a refinement's plan, as side information has it, whole with the scales of the layer before.
+    pub(crate) fn follow(&mut self, before: &Self) {
+        (self.row_scale, self.col_scale) = (before.row_scale.clone(), before.col_scale.clone());
+        self.row_spread = combine(&self.row_spread, &self.row_scale, |spread, scale| spread + scale);
+        self.col_spread = combine(&self.col_spread, &self.col_scale, |spread, scale| spread + scale);
     }
 
     /// Quarter octaves of step index that a weight has besides its tile's.
@@ -330,6 +354,13 @@ impl TensorPlan {
     pub(crate) fn pattern_spread(&self, tile: &TilePlan, row: usize, col: usize) -> i32 {
         self.spread(tile, row, col) + (self.step_base >> 1)
     }
+}
+
+/// A vector of two that count as zeros when empty; itself empty when it is zeros.
+fn combine(a: &[i8], b: &[i8], f: impl Fn(i32, i32) -> i32) -> Vec<i8> {
+    let of = |i: usize| f(entry(a, i), entry(b, i)).clamp(-127, 127) as i8;
+    let combined: Vec<i8> = (0..a.len().max(b.len())).map(of).collect();
+    if combined.iter().all(|&v| v == 0) { Vec::new() } else { combined }
 }
 
 /// Entry of a vector that counts as zeros when empty.

@@ -277,8 +277,9 @@ pub fn filter_plane(plane: &mut [i32], width: usize, weights: [i8; 2], format: F
     }
 }
 
-/// Writes the weights of tile `n` as little-endian elements of the slice's rows into `out`. Samples
-/// are those of tiles of codes and patterns, `plane` that of integer tiles, both row-major.
+/// Writes the weights of tile `n` as little-endian elements of the slice's rows into `out`; those of a
+/// refinement are added to what is there. Samples are those of tiles of codes and patterns, `plane` that
+/// of integer tiles, both row-major.
 ///
 /// # Errors
 /// Scales out of range.
@@ -311,16 +312,35 @@ pub fn write_tile(slice: &SlicePlan, n: usize, plane: &mut [i32], samples: &[i32
                 }
                 values[..width].iter_mut().enumerate().for_each(|(j, v)| *v *= scales.at(i, j));
                 let mut patterns = [0i32; 64];
-                let pairs = patterns[..width].iter_mut().zip(values);
-                match plan.dtype {
-                    Dtype::Bf16 => pairs.for_each(|(p, v)| *p = bf16(v).into()),
-                    dtype => pairs.for_each(|(p, v)| *p = dtype.pattern_of(v) as i32),
+                if plan.parameters.refinement {
+                    let before = to.chunks_exact(bits / 8).map(pattern_at);
+                    for ((pattern, before), value) in patterns[..width].iter_mut().zip(before).zip(values) {
+                        let known = plan.dtype.value_of(before);
+                        // What is not finite stays as it is: not-a-numbers have more than one pattern.
+                        let finer = if known.is_finite() { plan.dtype.pattern_of(known + value) } else { before };
+                        *pattern = finer as i32;
+                    }
+                } else {
+                    let pairs = patterns[..width].iter_mut().zip(values);
+                    match plan.dtype {
+                        Dtype::Bf16 => pairs.for_each(|(p, v)| *p = bf16(v).into()),
+                        dtype => pairs.for_each(|(p, v)| *p = dtype.pattern_of(v) as i32),
+                    }
                 }
                 write_row(plan.dtype, &patterns[..width], to);
             }
         },
     );
     Ok(())
+}
+
+/// Pattern of a little-endian element.
+#[inline(always)]
+fn pattern_at(bytes: &[u8]) -> u32 {
+    match bytes {
+        [a, b] => u16::from_le_bytes([*a, *b]).into(),
+        _ => bytes.iter().rev().fold(0, |v, &b| v << 8 | u32::from(b)),
+    }
 }
 
 /// bf16 pattern of a finite value, rounded to nearest even.

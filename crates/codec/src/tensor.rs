@@ -27,6 +27,8 @@ pub struct CodedTensor<'a> {
     books: Books,
     /// Bytes of every slice.
     slices: Vec<&'a [u8]>,
+    /// Whether all is known that slices are decoded by: a refinement needs the layer before.
+    whole: bool,
 }
 
 /// Planes of a decoded slice, for runtimes that keep tiles packed.
@@ -67,8 +69,36 @@ impl<'a> CodedTensor<'a> {
             slices.push(slice);
             rest = after;
         }
-        let books = Books::new(&plan);
-        Ok(Self { header, plan, first, books, slices })
+        let (books, whole) = (Books::new(&plan), !plan.parameters.refinement);
+        if !whole && !plan.dtype.is_weight() {
+            let expected = "0, 1 or 2 in a refinement";
+            return Err(CodecError::Field { field: "dtype", found: plan.dtype as i64, expected });
+        }
+        Ok(Self { header, plan, first, books, slices, whole })
+    }
+
+    /// A refinement of the tensor `before`, which may itself be one that refines another.
+    ///
+    /// # Errors
+    /// A tensor that is no refinement, or of another shape or type, and one before that is not whole.
+    pub fn refining(mut self, before: &Self) -> Result<Self> {
+        let of = |t: &Self| (t.header.dtype, t.header.rows, t.header.cols);
+        let reason = match () {
+            _ if self.whole => "it is none".to_string(),
+            _ if !before.whole => "the layer before is a refinement without its own".into(),
+            _ if of(&self) != of(before) => format!("it is for {:?}, the layer before is {:?}", of(&self), of(before)),
+            _ => {
+                self.plan.follow(&before.plan);
+                self.whole = true;
+                return Ok(self);
+            }
+        };
+        Err(CodecError::Layer { reason })
+    }
+
+    /// Whether values are added to those of the layer before.
+    pub fn is_refinement(&self) -> bool {
+        self.plan.parameters.refinement
     }
 
     /// The header.
@@ -97,11 +127,11 @@ impl<'a> CodedTensor<'a> {
         rows * self.header.cols * self.header.dtype.bits() / 8
     }
 
-    /// Decodes slice `n` alone into `out`, little-endian elements of its rows; returns its tiles in
-    /// raster order.
+    /// Decodes slice `n` alone into `out`, little-endian elements of its rows, where a refinement finds
+    /// those of the layer before; returns its tiles in raster order.
     ///
     /// # Errors
-    /// A damaged slice, scales out of range, a buffer of another size.
+    /// A damaged slice, scales out of range, a buffer of another size, a refinement of nothing.
     pub fn decode_slice(&self, n: usize, out: &mut [u8]) -> Result<Vec<TilePlan>> {
         check_length("output", out.len(), self.bytes(self.slice_rows(n).len()))?;
         self.walk_slice(n, &mut Output(out))
@@ -120,6 +150,9 @@ impl<'a> CodedTensor<'a> {
 
     /// Decodes slice `n` and hands its tiles on; returns their plans.
     fn walk_slice(&self, n: usize, sink: &mut impl Sink) -> Result<Vec<TilePlan>> {
+        if !self.whole {
+            return Err(CodecError::Layer { reason: "the layer before is needed".into() });
+        }
         let (bytes, (_, found)) = (self.slices[n], self.header.slices[n]);
         let computed = slice_check(bytes);
         if computed != found && !cfg!(fuzzing) {
@@ -220,12 +253,15 @@ impl<'a> CodedTensor<'a> {
         Ok(bytes)
     }
 
-    /// Decodes everything: little-endian bytes of the tensor in its own dtype, digest verified,
-    /// and its tiles.
+    /// Decodes everything but a refinement: little-endian bytes of the tensor in its own dtype, digest
+    /// verified, and its tiles.
     ///
     /// # Errors
     /// As [`CodedTensor::decode_slice`], or values that do not match the tensor digest.
     pub fn decode(&self) -> Result<(Vec<u8>, Vec<TilePlan>)> {
+        if self.is_refinement() {
+            return Err(CodecError::Layer { reason: "the layer before is needed".into() });
+        }
         let mut bytes = self.buffer()?;
         let mut tiles = Vec::new();
         for n in 0..self.slices() {
@@ -234,6 +270,20 @@ impl<'a> CodedTensor<'a> {
         }
         self.check_digest(&bytes)?;
         Ok((bytes, tiles))
+    }
+
+    /// Refines all of the layer before, of which `bytes` are the values; their digest is verified.
+    ///
+    /// # Errors
+    /// As [`CodedTensor::decode_slice`], or values that do not match the tensor digest: `bytes`, of which
+    /// nothing is to be used then, may have been another layer's.
+    pub fn refine(&self, bytes: &mut [u8]) -> Result<()> {
+        check_length("output", bytes.len(), self.bytes(self.header.rows))?;
+        for n in 0..self.slices() {
+            let rows = self.slice_rows(n);
+            self.decode_slice(n, &mut bytes[self.bytes(rows.start)..self.bytes(rows.end)])?;
+        }
+        self.check_digest(bytes)
     }
 
     /// Decodes everything as [`CodedTensor::decode`] does, but keeps a slice at a time only.
@@ -353,6 +403,9 @@ impl Sink for Output<'_> {
     }
 
     fn block(&mut self, slice: &SlicePlan, rows: Range<usize>, cols: Range<usize>, block: &[i32]) -> Result<bool> {
+        if slice.plan.parameters.refinement {
+            return Ok(false);
+        }
         write_block(slice, rows, cols, block, self.0)
     }
 }

@@ -185,9 +185,11 @@ pub fn code_tile<C: Coder>(
         tile.step = step.clamp(-2000, 2000) as i16;
         models.learn_step(tile.step);
     }
+    // A refinement's spreads follow its steps.
+    let expected = if tools.has(Tools::REFINEMENT) { tile.step } else { 0 };
     tile.spread = match tools.has(Tools::SPREADS) {
-        true => models.spread.code(coder, tile.spread.into()).clamp(-127, 127) as i16,
-        false => 0,
+        true => expected + models.spread.code(coder, (tile.spread - expected).into()).clamp(-127, 127) as i16,
+        false => expected,
     };
     if tile.format.level_range().is_none() {
         (tile.kind, tile.predictor, tile.coarse, tile.transform) = Default::default();

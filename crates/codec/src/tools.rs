@@ -42,11 +42,13 @@ impl Tools {
     pub const LINEAR: Self = Self(1 << 16);
     /// Levels depend on trellis states.
     pub const TRELLIS: Self = Self(1 << 17);
-    /// First of the bits whose tools this version does not decode.
-    const FIRST_RESERVED: u32 = 18;
-    /// What they are for, from that bit on.
-    const RESERVED: [&'static str; 4] =
-        ["a rotation", "refinement layers", "a low-rank residual", "prediction from a base tensor"];
+    /// The tensor makes the values of another finer.
+    pub const REFINEMENT: Self = Self(1 << 19);
+    /// Bits whose tools this version decodes.
+    const KNOWN: u32 = ((1 << 18) - 1) | Self::REFINEMENT.0;
+    /// What other bits are for.
+    const RESERVED: [(u32, &'static str); 3] =
+        [(18, "a rotation"), (20, "a low-rank residual"), (21, "prediction from a base tensor")];
 
     /// Whether all of `other` are in the set.
     pub const fn has(self, other: Self) -> bool {
@@ -72,11 +74,11 @@ impl Tools {
     /// # Errors
     /// When reserved bits are set: a later version wrote the tensor.
     pub fn check(self) -> Result<Self> {
-        let later = self.0 >> Self::FIRST_RESERVED;
+        let later = self.0 & !Self::KNOWN;
         if later == 0 {
             return Ok(self);
         }
-        let tool = Self::RESERVED.get(later.trailing_zeros() as usize).copied().unwrap_or("an unknown tool");
-        Err(CodecError::Later { tool, bits: self.0 })
+        let known = Self::RESERVED.iter().find(|(bit, _)| *bit == later.trailing_zeros());
+        Err(CodecError::Later { tool: known.map_or("an unknown tool", |(_, tool)| tool), bits: self.0 })
     }
 }

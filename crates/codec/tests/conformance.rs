@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
 use waterfill_codec::{
-    CodedTensor, Dtype, Elements, Format, Kernel, Kind, Palette, Predictor, TILE, TensorPlan, TilePlan, Transform,
-    Trellis, encode_lossless, encode_tensor,
+    CodedTensor, Dtype, Elements, Format, Kernel, Kind, Palette, Predictor, TILE, TensorEncoder, TensorPlan, TilePlan,
+    Transform, Trellis, encode_lossless, encode_tensor,
 };
 
 fn vectors() -> PathBuf {
@@ -38,13 +38,83 @@ fn plan(dtype: Dtype, rows: usize, cols: usize, format: Format) -> TensorPlan {
     plan
 }
 
-/// A coded tensor for every tool, by name.
-fn examples() -> Vec<(String, Vec<u8>)> {
+/// A refinement of a coded tensor, under a plan with spreads over the scales of the layer before, towards
+/// `weights`.
+fn refinement(plan: &TensorPlan, before: &[u8], weights: &[f32]) -> Vec<u8> {
+    let base = CodedTensor::parse(before).unwrap();
+    let values = base.decode().unwrap().0;
+    let scales = base.plan();
+    let sum = |spread: &[i8], scale: &[i8]| match (spread, scale) {
+        (_, []) => spread.to_vec(),
+        ([], _) => scale.to_vec(),
+        _ => spread.iter().zip(scale).map(|(s, c)| s + c).collect(),
+    };
+    let mut plan = TensorPlan {
+        row_scale: scales.row_scale.clone(),
+        col_scale: scales.col_scale.clone(),
+        row_spread: sum(&plan.row_spread, &scales.row_scale),
+        col_spread: sum(&plan.col_spread, &scales.col_scale),
+        ..plan.clone()
+    };
+    plan.tiles.iter_mut().for_each(|t| t.spread += t.step);
+    let width = plan.dtype.bytes();
+    let pattern = |b: &[u8]| b.iter().rev().fold(0u32, |v, &x| v << 8 | u32::from(x));
+    let known = values.chunks(width).map(|b| plan.dtype.value_of(pattern(b)));
+    let left: Vec<f32> = weights.iter().zip(known).map(|(w, k)| if k.is_finite() { w - k } else { 0.0 }).collect();
+    let mut encoder = TensorEncoder::refining(&plan, values).unwrap();
+    for n in 0..encoder.slices() {
+        let rows = encoder.rows(n);
+        let slice = encoder
+            .slice(n, |slice| {
+                waterfill_codec::quantize::quantize_slice(slice, &left[rows.start * plan.cols..rows.end * plan.cols])
+            })
+            .unwrap();
+        encoder.add(slice);
+    }
+    encoder.finish()
+}
+
+/// The values of a refinement.
+fn refined(bytes: &[u8], before: &[u8]) -> Vec<u8> {
+    let base = CodedTensor::parse(before).unwrap();
+    let mut values = base.decode().unwrap().0;
+    CodedTensor::parse(bytes).unwrap().refining(&base).unwrap().refine(&mut values).unwrap();
+    values
+}
+
+/// A coded tensor.
+struct Example {
+    name: String,
+    bytes: Vec<u8>,
+    /// The layer before, of a refinement.
+    before: Option<String>,
+}
+
+/// What it decodes to, by a decoder's two functions.
+fn decoded(
+    bytes: &[u8],
+    before: Option<&[u8]>,
+    decode: impl Fn(&[u8]) -> Vec<u8>,
+    refine: impl Fn(&[u8], &[u8]) -> Vec<u8>,
+) -> Vec<u8> {
+    before.map_or_else(|| decode(bytes), |before| refine(bytes, before))
+}
+
+fn decoded_here(bytes: &[u8], before: Option<&[u8]>) -> Vec<u8> {
+    decoded(bytes, before, |b| CodedTensor::parse(b).unwrap().decode().unwrap().0, refined)
+}
+
+fn decoded_by_oracle(bytes: &[u8], before: Option<&[u8]>) -> Vec<u8> {
+    decoded(bytes, before, oracle::decode, oracle::refine)
+}
+
+/// A coded tensor for every tool.
+fn examples() -> Vec<Example> {
     const SHAPE: (usize, usize) = (40, 70);
-    let mut all = Vec::new();
+    let mut all: Vec<Example> = Vec::new();
     let mut add = |name: &str, plan: &TensorPlan, spread: f32| {
         let weights = weights(plan.dtype, plan.rows, plan.cols, spread);
-        all.push((name.to_string(), encode_tensor(plan, &weights).unwrap()));
+        all.push(Example { name: name.into(), bytes: encode_tensor(plan, &weights).unwrap(), before: None });
     };
     let base = || plan(Dtype::Bf16, SHAPE.0, SHAPE.1, Format::Int8);
     for format in Format::ALL {
@@ -182,8 +252,27 @@ fn examples() -> Vec<(String, Vec<u8>)> {
                 .collect();
             bytes.truncate(rows * cols * dtype.bits() / 8);
             let coded = encode_lossless(&Elements { dtype, rows, cols, period: 2 }, &bytes).unwrap();
-            all.push((format!("lossless-{dtype:?}-{rows}x{cols}"), coded));
+            all.push(Example { name: format!("lossless-{dtype:?}-{rows}x{cols}"), bytes: coded, before: None });
         }
+    }
+    for (name, before, trellis) in
+        [("plain", "uniform", None), ("vectors", "mixed-with-vectors", Some(3)), ("f16", "format-int4-F16", Some(8))]
+    {
+        let bytes = all.iter().find(|e| e.name == before).unwrap().bytes.clone();
+        let dtype = CodedTensor::parse(&bytes).unwrap().header().dtype;
+        let mut plan = plan(dtype, SHAPE.0, SHAPE.1, Format::Int8);
+        (plan.step_base, plan.spread_base) = (-24, 8);
+        plan.parameters.trellis = trellis.and_then(Trellis::new);
+        if name == "vectors" {
+            plan.row_spread = (0..SHAPE.0).map(|i| i as i8 % 4 - 1).collect();
+            plan.tiles.iter_mut().enumerate().for_each(|(n, t)| {
+                (t.step, t.spread) = (n as i16 % 4, n as i16 % 3 - 1);
+                t.format = [Format::Int8, Format::Lossless, Format::Fp8][n % 3];
+                t.kind = if n == 3 { Kind::Skip } else { Kind::Coded };
+            });
+        }
+        let bytes = refinement(&plan, &bytes, &weights(dtype, SHAPE.0, SHAPE.1, 2.0));
+        all.push(Example { name: format!("refinement-{name}"), bytes, before: Some(before.into()) });
     }
     all
 }
@@ -194,10 +283,12 @@ fn conformance_vectors_decode_to_their_digests() {
     let list = dir.join("digests.txt");
     if std::env::var_os("WATERFILL_WRITE_VECTORS").is_some() {
         let mut lines = String::new();
-        for (name, bytes) in examples() {
+        for Example { name, bytes, before } in examples() {
             std::fs::write(dir.join(format!("{name}.wft")), &bytes).unwrap();
-            let decoded = CodedTensor::parse(&bytes).unwrap().decode().unwrap().0;
-            lines += &format!("{} {name} {}\n", blake3::hash(&decoded).to_hex(), blake3::hash(&bytes).to_hex());
+            let layer = before.as_ref().map(|b| std::fs::read(dir.join(format!("{b}.wft"))).unwrap());
+            let decoded = decoded_here(&bytes, layer.as_deref());
+            lines += &format!("{} {name} {}", blake3::hash(&decoded).to_hex(), blake3::hash(&bytes).to_hex());
+            lines += &before.map_or("\n".into(), |before| format!(" {before}\n"));
         }
         std::fs::write(&list, lines).unwrap();
     }
@@ -205,12 +296,14 @@ fn conformance_vectors_decode_to_their_digests() {
     let files = std::fs::read_dir(&dir).unwrap().count() - 1;
     assert_eq!(list.lines().count(), files, "every vector has a digest");
     for line in list.lines() {
-        let [digest, name, own] = line.split(' ').collect::<Vec<_>>().try_into().unwrap();
-        let bytes = std::fs::read(dir.join(format!("{name}.wft"))).unwrap();
+        let fields: Vec<&str> = line.split(' ').collect();
+        let (digest, name, own) = (fields[0], fields[1], fields[2]);
+        let read = |name: &str| std::fs::read(dir.join(format!("{name}.wft"))).unwrap();
+        let (bytes, before) = (read(name), fields.get(3).map(|name| read(name)));
         assert_eq!(blake3::hash(&bytes).to_hex().as_str(), own, "{name}");
-        let decoded = CodedTensor::parse(&bytes).unwrap().decode().unwrap().0;
+        let decoded = decoded_here(&bytes, before.as_deref());
         assert_eq!(blake3::hash(&decoded).to_hex().as_str(), digest, "{name}");
-        assert!(oracle::decode(&bytes) == decoded, "{name}: the second decoder differs");
+        assert!(decoded_by_oracle(&bytes, before.as_deref()) == decoded, "{name}: the second decoder differs");
     }
 }
 
@@ -220,10 +313,11 @@ fn conformance_vectors_decode_to_their_digests() {
 fn what_the_encoder_writes_now_is_decoded_alike_by_both_decoders() {
     let list = std::fs::read_to_string(vectors().join("digests.txt")).unwrap();
     let names: Vec<&str> = list.lines().filter_map(|l| l.split(' ').nth(1)).collect();
-    for (name, bytes) in examples() {
+    let examples = examples();
+    for Example { name, bytes, before } in &examples {
         assert!(names.contains(&name.as_str()), "{name} has no vector");
-        let decoded = CodedTensor::parse(&bytes).unwrap().decode().unwrap().0;
-        assert!(oracle::decode(&bytes) == decoded, "{name}");
+        let before = before.as_ref().and_then(|b| examples.iter().find(|e| e.name == *b)).map(|e| &e.bytes[..]);
+        assert!(decoded_by_oracle(bytes, before) == decoded_here(bytes, before), "{name}");
     }
 }
 
@@ -346,6 +440,29 @@ proptest! {
         let tensor = CodedTensor::parse(&bytes).unwrap();
         let decoded = tensor.decode().unwrap().0;
         prop_assert!(oracle::decode(&bytes) == decoded);
+    }
+
+    /// Refinements of any plan by any plan.
+    #[test]
+    fn both_decoders_agree_on_any_refinement(
+        base in any_plan(), fine in any_plan(), spread in 0.1f32..30.0, finer in 0i32..40,
+    ) {
+        let weights = weights(base.dtype, base.rows, base.cols, spread);
+        let before = encode_tensor(&base, &weights).unwrap();
+        // The fine plan's decisions in the shape of the base's.
+        let across = base.cols.div_ceil(base.tile);
+        let mut plan = TensorPlan { step_base: base.step_base - finer, spread_base: fine.spread_base, parameters: fine.parameters, ..base.clone() };
+        plan.parameters.dictionary = base.parameters.dictionary.clone();
+        let own: Vec<TilePlan> = fine.tiles.iter().copied().filter(|t| t.kind == Kind::Coded && t.transform.is_identity() && t.predictor == Predictor::None).collect();
+        if !own.is_empty() {
+            plan.tiles = (0..plan.tiles.len()).map(|n| own[(n + n / across.max(1)) % own.len()]).collect();
+        }
+        plan.row_spread = plan.row_spread.iter().map(|v| v / 2).collect();
+        let bytes = refinement(&plan, &before, &weights);
+        prop_assert!(oracle::refine(&bytes, &before) == refined(&bytes, &before));
+        // Without the layer before, or on another, nothing is decoded.
+        let tensor = CodedTensor::parse(&bytes).unwrap();
+        prop_assert!(tensor.decode().is_err());
     }
 
     #[test]

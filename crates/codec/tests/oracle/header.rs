@@ -29,6 +29,8 @@ pub struct Tensor {
     /// Log2 of the trellis' states, 0 without one.
     pub trellis: usize,
     pub codebook: Vec<Vec<u16>>,
+    /// Patterns of the layer before, row by row, of a refinement.
+    pub before: Vec<u32>,
     pub uniform: Option<Tile>,
 }
 
@@ -74,8 +76,8 @@ impl Tensor {
     }
 }
 
-/// Header, side information, and the slices' bytes.
-pub fn parse(bytes: &[u8]) -> (Tensor, Vec<&[u8]>) {
+/// Header, side information, and the slices' bytes; a refinement comes with the layer before.
+pub fn parse<'a>(bytes: &'a [u8], before: Option<&Tensor>) -> (Tensor, Vec<&'a [u8]>) {
     assert_eq!(&bytes[..4], b"WFT1");
     let word = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap());
     let half = |at: usize| i16::from_le_bytes(bytes[at..at + 2].try_into().unwrap());
@@ -91,7 +93,12 @@ pub fn parse(bytes: &[u8]) -> (Tensor, Vec<&[u8]>) {
         digest: bytes[28..44].to_vec(),
         ..Tensor::default()
     };
-    assert!(t.dtype <= 6 && t.lanes <= 64 && t.tools >> 18 == 0 && (8..=1024).contains(&t.slice_rows));
+    assert!(
+        t.dtype <= 6
+            && t.lanes <= 64
+            && t.tools & !((1 << 18) - 1 | 1 << 19) == 0
+            && (8..=1024).contains(&t.slice_rows)
+    );
     assert!(t.slice_rows % t.side() == 0 && t.rows <= 1 << 24 && t.cols <= 1 << 24 && t.rows * t.cols <= 1 << 33);
     assert!(t.rows.min(t.slice_rows) * t.cols <= 1 << 22 && (t.dtype < 6 || t.cols % 2 == 0));
     let side_bytes = word(24) as usize;
@@ -111,6 +118,11 @@ pub fn parse(bytes: &[u8]) -> (Tensor, Vec<&[u8]>) {
         at += slice.len();
     }
     assert_eq!(at, bytes.len());
+    assert_eq!(t.has(19), before.is_some(), "a layer before, of refinements only");
+    if let Some(b) = before {
+        assert!((t.dtype, t.rows, t.cols) == (b.dtype, b.rows, b.cols) && t.dtype < 3);
+        (t.row_scale, t.col_scale) = (b.row_scale.clone(), b.col_scale.clone());
+    }
     side_information(&mut t, &bytes[side..side + side_bytes]);
     (t, slices)
 }
@@ -125,7 +137,14 @@ fn side_information(t: &mut Tensor, bytes: &[u8]) {
     let mut coder = Coder::new(bytes);
     let (rows, cols) = (t.rows, t.cols);
     let mut vector = |n: usize| if coder.raw(1) == 1 { entries(&mut coder, n) } else { vec![0; n] };
-    (t.row_scale, t.col_scale, t.row_spread, t.col_spread) = (vector(rows), vector(cols), vector(rows), vector(cols));
+    if t.has(19) {
+        let above = |(s, e): (&i32, &i32)| (s + e).clamp(-127, 127);
+        t.row_spread = t.row_scale.iter().zip(&vector(rows)).map(above).collect();
+        t.col_spread = t.col_scale.iter().zip(&vector(cols)).map(above).collect();
+    } else {
+        (t.row_scale, t.col_scale) = (vector(rows), vector(cols));
+        (t.row_spread, t.col_spread) = (vector(rows), vector(cols));
+    }
     let mut optional = |used: bool, n: usize| if used { entries(&mut coder, n) } else { vec![0; n] };
     t.linear = optional(t.has(16), 3);
     t.centroids = optional(t.has(9), 3);
@@ -226,8 +245,11 @@ fn tile(t: &Tensor, c: &mut Coder, m: &mut Models, left: Option<&Tile>, full: bo
         m.count = (m.count + 1).min(64);
         m.mean += (16 * tile.step - m.mean).div_euclid(m.count);
     }
+    if t.has(19) {
+        tile.spread = tile.step;
+    }
     if t.has(2) {
-        tile.spread = c.int(&mut m.spread).clamp(-127, 127);
+        tile.spread += c.int(&mut m.spread).clamp(-127, 127);
     }
     if !tile.is_integer() {
         return tile;

@@ -21,11 +21,25 @@ fn check(bytes: &[u8]) -> u64 {
 
 /// Decoded bytes of a coded tensor.
 pub fn decode(bytes: &[u8]) -> Vec<u8> {
-    let (tensor, slices) = header::parse(bytes);
+    let (tensor, slices) = header::parse(bytes, None);
+    decode_slices(&tensor, &slices)
+}
+
+/// Decoded bytes of the refinement of a coded tensor.
+pub fn refine(bytes: &[u8], before: &[u8]) -> Vec<u8> {
+    let (base, slices) = header::parse(before, None);
+    let values = decode_slices(&base, &slices);
+    let (mut tensor, slices) = header::parse(bytes, Some(&base));
+    let pattern = |b: &[u8]| b.iter().rev().fold(0u32, |v, &x| v << 8 | u32::from(x));
+    tensor.before = values.chunks(base.bits() / 8).map(pattern).collect();
+    decode_slices(&tensor, &slices)
+}
+
+fn decode_slices(tensor: &Tensor, slices: &[&[u8]]) -> Vec<u8> {
     let mut out = Vec::new();
     for (n, slice) in slices.iter().enumerate() {
         let top = n * tensor.slice_rows;
-        out.extend(decode_slice(&tensor, slice, top, tensor.rows.min(top + tensor.slice_rows)));
+        out.extend(decode_slice(tensor, slice, top, tensor.rows.min(top + tensor.slice_rows)));
     }
     assert_eq!(&blake3::hash(&out).as_bytes()[..16], tensor.digest, "digest");
     out

@@ -59,7 +59,19 @@ pub fn patterns(t: &Tensor, tiles: &[Tile], top: usize, samples: &[Vec<i32>]) ->
             for j in 0..width {
                 let k = row(i) + col(j);
                 let scale = G[k.rem_euclid(8) as usize] as f64 * f64::from(k.div_euclid(8) - 15).exp2();
-                let value = (f64::from(values[i][j]) * scale) as f32;
+                let mut value = (f64::from(values[i][j]) * scale) as f32;
+                if let Some(&before) = t.before.get((top + y + i) * t.cols + x + j) {
+                    let known = match t.dtype {
+                        0 => half::bf16::from_bits(before as u16).to_f32(),
+                        1 => half::f16::from_bits(before as u16).to_f32(),
+                        _ => f32::from_bits(before),
+                    };
+                    if !known.is_finite() {
+                        out[y + i][x + j] = before;
+                        continue;
+                    }
+                    value += known;
+                }
                 out[y + i][x + j] = match t.dtype {
                     0 => half::bf16::from_f32(value).to_bits().into(),
                     1 => half::f16::from_f32(value).to_bits().into(),
