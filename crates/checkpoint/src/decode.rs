@@ -59,6 +59,15 @@ impl Checkpoint {
                 Ok(())
             });
         }
+        if info.layers() > 1 {
+            let layered = self.layered(info)?;
+            let chain = layered.chain()?;
+            let own = chain[0].header().dtype;
+            let mut kept = if own == dtype { Vec::new() } else { chain[0].buffer().map_err(failed)? };
+            let values = if own == dtype { &mut *out } else { &mut kept };
+            layered.decode_into(&chain, values, &Parts::new(control, chain.iter().map(CodedTensor::slices).sum()))?;
+            return if own == dtype { Ok(()) } else { convert(own, &kept, dtype, out).map_err(beyond) };
+        }
         let bytes = self.read_raw(name)?;
         let coded = CodedTensor::parse(&bytes).map_err(failed)?;
         let own = coded.header().dtype;

@@ -53,7 +53,17 @@ impl SafetensorsFile {
     pub fn open(path: &Path) -> Result<Self> {
         let file = File::open(path).map_err(CheckpointError::io(path))?;
         let size = file.metadata().map_err(CheckpointError::io(path))?.len();
-        Self::of(path, Source::File(Arc::new(file)), size)
+        Self::of(path, Source::File(Arc::new(file)), size, false)
+    }
+
+    /// As [`SafetensorsFile::open`], but the file may end anywhere behind its header.
+    ///
+    /// # Errors
+    /// As [`SafetensorsFile::open`].
+    pub(crate) fn open_part(path: &Path) -> Result<Self> {
+        let file = File::open(path).map_err(CheckpointError::io(path))?;
+        let size = file.metadata().map_err(CheckpointError::io(path))?.len();
+        Self::of(path, Source::File(Arc::new(file)), size, true)
     }
 
     /// As [`SafetensorsFile::open`] with the file's bytes; `path` is for messages.
@@ -62,10 +72,10 @@ impl SafetensorsFile {
     /// As [`SafetensorsFile::open`].
     pub fn of_bytes(path: &Path, bytes: Arc<[u8]>) -> Result<Self> {
         let size = bytes.len() as u64;
-        Self::of(path, Source::Memory(bytes), size)
+        Self::of(path, Source::Memory(bytes), size, false)
     }
 
-    fn of(path: &Path, file: Source, size: u64) -> Result<Self> {
+    fn of(path: &Path, file: Source, size: u64, partial: bool) -> Result<Self> {
         let mut prefix = [0; 8];
         let short = |_| CheckpointError::file(path, format!("{size} bytes are too few for a safetensors file"));
         file.read_exact_at(&mut prefix, 0).map_err(short)?;
@@ -81,7 +91,7 @@ impl SafetensorsFile {
         let metadata: Metadata = serde_json::from_slice(&header[8..])
             .map_err(|e| CheckpointError::file(path, format!("malformed safetensors header: {e}")))?;
         let expected = 8 + length + metadata.data_len() as u64;
-        if size != expected {
+        if size != expected && !(partial && size < expected) {
             let advice =
                 if size < expected { ": the file is incomplete; if it was downloaded, download it again" } else { "" };
             return Err(CheckpointError::file(path, format!("{size} bytes, its header describes {expected}{advice}")));

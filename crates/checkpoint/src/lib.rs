@@ -9,6 +9,7 @@ mod decode;
 pub mod delta;
 mod error;
 mod file;
+mod layers;
 mod mark;
 mod open;
 pub mod pack;
@@ -21,6 +22,7 @@ pub use error::{CheckpointError, Result};
 pub use safetensors::Dtype as Element;
 
 pub use file::SafetensorsFile;
+pub use layers::{LayerMark, Prefix};
 pub use mark::{ShardMark, VERSION};
 pub use open::{Checkpoint, Storage, TensorInfo};
 pub use read::{Rows, Values};

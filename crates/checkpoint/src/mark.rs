@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use waterfill_codec::header::check_of;
 
 use crate::error::{CheckpointError, Result};
+use crate::layers::LayerMark;
 use crate::open::{Storage, TensorInfo};
 use crate::{Element, MARK_KEY};
 
@@ -32,6 +33,9 @@ pub struct ShardMark {
     pub plain: String,
     /// Checks of the directory's other files by name.
     pub files: BTreeMap<String, String>,
+    /// Of a refinement layer, which one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub layer: Option<LayerMark>,
 }
 
 /// Check of some bytes as a mark has it.
@@ -44,10 +48,19 @@ pub(crate) fn file_check(path: &Path) -> Result<String> {
     Ok(hex_check(&std::fs::read(path).map_err(CheckpointError::io(path))?))
 }
 
+/// Digest over the header digests of shards, truncated as those are.
+pub(crate) fn digest_of_marks<'a>(marks: impl Iterator<Item = &'a ShardMark>) -> String {
+    let mut hasher = blake3::Hasher::new();
+    for mark in marks {
+        hasher.update(mark.header.as_bytes());
+    }
+    hasher.finalize().to_hex()[..BLANK.len()].to_string()
+}
+
 impl ShardMark {
     /// A mark without its header digest, which [`ShardMark::seal`] fills in.
     pub(crate) fn blank(plain: String, files: &BTreeMap<String, String>) -> Self {
-        Self { version: VERSION.into(), header: BLANK.into(), plain, files: files.clone() }
+        Self { version: VERSION.into(), header: BLANK.into(), plain, files: files.clone(), layer: None }
     }
 
     pub(crate) fn parse(text: &str) -> std::result::Result<Self, String> {

@@ -10,6 +10,7 @@ use waterfill_codec::header::MAGIC;
 
 use crate::error::{CheckpointError, Result};
 use crate::file::{SafetensorsFile, Source};
+use crate::layers::{Part, Prefix};
 use crate::mark::{ShardMark, file_check};
 use crate::writer::INDEX;
 use crate::{Element, MARK_KEY, QUANT_METHOD};
@@ -32,7 +33,7 @@ pub struct TensorInfo {
     pub shape: Vec<usize>,
     /// Plain or coded.
     pub storage: Storage,
-    /// Bytes it takes in its shard.
+    /// Bytes it takes in its shard, refinements not counted.
     pub bytes: u64,
     /// Element type in the shard; bytes for coded tensors, which carry theirs in their header.
     pub element: Element,
@@ -40,6 +41,8 @@ pub struct TensorInfo {
     pub(crate) offset: u64,
     /// Check of a plain tensor of a tuned shard.
     pub(crate) check: Option<String>,
+    /// Refinements of a coded tensor, in order.
+    pub(crate) finer: Vec<Part>,
 }
 
 impl TensorInfo {
@@ -47,34 +50,51 @@ impl TensorInfo {
     pub fn weights(&self) -> u64 {
         self.shape.iter().map(|&n| n as u64).product()
     }
+
+    /// Bytes it takes in all shards that are open.
+    pub fn stored_bytes(&self) -> u64 {
+        self.bytes + self.finer.iter().map(|part| part.bytes).sum::<u64>()
+    }
+
+    /// Layers of it that are open.
+    pub fn layers(&self) -> usize {
+        1 + self.finer.len()
+    }
 }
 
 pub(crate) struct Shard {
     pub(crate) path: PathBuf,
     pub(crate) file: Source,
-    bytes: u64,
-    mark: Option<ShardMark>,
+    /// Bytes that are used.
+    pub(crate) bytes: u64,
+    pub(crate) mark: Option<ShardMark>,
     /// Names in the order of the shard.
-    names: Vec<String>,
+    pub(crate) names: Vec<String>,
+    /// Whether these are refinements.
+    pub(crate) layer: bool,
 }
 
 /// An open checkpoint directory.
 pub struct Checkpoint {
     dir: PathBuf,
     /// Whether it is a directory, and not one file of any.
-    whole: bool,
+    pub(crate) whole: bool,
     pub(crate) shards: Vec<Shard>,
-    tensors: BTreeMap<String, TensorInfo>,
+    pub(crate) tensors: BTreeMap<String, TensorInfo>,
 }
 
 impl Checkpoint {
     /// Opens a directory with `model.safetensors` or a sharded index, or one safetensors file, and reads all tensor
-    /// tables.
+    /// tables; refinement layers as far as they are there.
     ///
     /// # Errors
     /// Missing or malformed files; shards named by the index that are not there.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
-        let path = path.as_ref();
+        Self::open_prefix(path, Prefix::All)
+    }
+
+    /// Opens all but refinement layers.
+    pub(crate) fn open_base(path: &Path) -> Result<Self> {
         if path.is_file() {
             let mut this = Self::empty(path.parent().unwrap_or(Path::new("")), false);
             this.add_shard(SafetensorsFile::open(path)?, None)?;
@@ -129,7 +149,7 @@ impl Checkpoint {
         self.tensors.contains_key(name)
     }
 
-    /// Bytes of all shards, headers included.
+    /// Bytes of all shards that are used, headers included.
     pub fn bytes(&self) -> u64 {
         self.shards.iter().map(|s| s.bytes).sum()
     }
@@ -194,6 +214,14 @@ impl Checkpoint {
                     let reason = format!("damaged or edited: check {computed}, {path} says {check}");
                     return Err(CheckpointError::file(file, reason));
                 }
+            }
+            if shard.layer {
+                for name in &shard.names {
+                    self.layered(&self.tensors[name])?.decode(true)?;
+                }
+                let count = shard.names.len();
+                lines.push(format!("{path}: header and {count} refinements match their digests"));
+                continue;
             }
             let mut coded = 0;
             for name in &shard.names {
@@ -266,6 +294,7 @@ impl Checkpoint {
                 shard: self.shards.len(),
                 offset,
                 check: None,
+                finer: Vec::new(),
                 name,
             });
         }
@@ -278,7 +307,7 @@ impl Checkpoint {
                 return Err(CheckpointError::file(&path, format!("tensor {name} is in another shard too")));
             }
         }
-        self.shards.push(Shard { path, file, bytes: size, mark, names });
+        self.shards.push(Shard { path, file, bytes: size, mark, names, layer: false });
         Ok(())
     }
 }

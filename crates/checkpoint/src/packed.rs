@@ -233,7 +233,7 @@ impl Bucket {
 
 impl Checkpoint {
     /// Decodes a matrix to tiles that can be computed with, side by side on all threads. Tiles of experimental sizes
-    /// and formats, and tensors that are not coded, come as elements.
+    /// and formats, and tensors that are not coded or have several layers, come as elements.
     ///
     /// # Errors
     /// As [`Checkpoint::read`], tensors that are no matrices, and a cancelled decoding.
@@ -248,7 +248,8 @@ impl Checkpoint {
         let path = &self.shards[info.shard].path;
         let failed = |source| CheckpointError::Codec { path: path.clone(), tensor: name.into(), source };
         let empty = |dtype| PackedTensor { rows, cols, dtype, row_scales: vec![], col_scales: vec![], buckets: vec![] };
-        if info.storage == Storage::Coded {
+        // Planes of several layers do not add up to one.
+        if info.storage == Storage::Coded && info.layers() == 1 {
             let bytes = self.read_raw(name)?;
             let coded = CodedTensor::parse(&bytes).map_err(failed)?;
             let plan = coded.plan();

@@ -6,7 +6,6 @@ use rayon::prelude::*;
 use waterfill_codec::{CodedTensor, Dtype, TilePlan};
 
 use crate::Element;
-use crate::decode::decode_parallel;
 use crate::error::{CheckpointError, Result};
 use crate::mark::hex_check;
 use crate::open::{Checkpoint, Storage, TensorInfo};
@@ -20,7 +19,7 @@ pub struct Values {
     pub dtype: Dtype,
     /// Row-major little-endian elements.
     pub bytes: Vec<u8>,
-    /// Tile decisions of a coded tensor, in raster order; empty when plain.
+    /// Tile decisions of a coded tensor's base layer, in raster order; empty when plain.
     pub tiles: Vec<TilePlan>,
 }
 
@@ -70,7 +69,7 @@ impl Rows<'_> {
 }
 
 impl Checkpoint {
-    /// Bytes of a tensor as they lie in the shard.
+    /// Bytes of a tensor, without its refinements, as they lie in the shard.
     ///
     /// # Errors
     /// Read errors and unknown names.
@@ -99,7 +98,12 @@ impl Checkpoint {
             (Storage::Plain, Element::F16) => Ok(Dtype::F16),
             (Storage::Plain, Element::F32) => Ok(Dtype::F32),
             (Storage::Plain, other) => Err(self.wrong(info, format!("dtype {other:?}, expected BF16, F16 or F32"))),
-            (Storage::Coded, _) => Ok(self.read(name)?.dtype),
+            (Storage::Coded, _) => {
+                let raw = self.read_raw(name)?;
+                let path = &self.shards[info.shard].path;
+                let failed = |source| CheckpointError::Codec { path: path.clone(), tensor: name.into(), source };
+                Ok(CodedTensor::parse(&raw).map_err(failed)?.header().dtype)
+            }
         }
     }
 
@@ -109,16 +113,11 @@ impl Checkpoint {
     /// Damage, unknown names, and element types other than bf16, f16 and f32.
     pub fn read(&self, name: &str) -> Result<Values> {
         let info = self.tensor(name)?;
-        let bytes = self.read_raw(name)?;
         if info.storage == Storage::Plain {
-            let dtype = self.dtype(name)?;
+            let (dtype, bytes) = (self.dtype(name)?, self.read_raw(name)?);
             return Ok(Values { dtype, bytes, tiles: Vec::new() });
         }
-        let path = &self.shards[info.shard].path;
-        let failed = |source| CheckpointError::Codec { path: path.clone(), tensor: name.into(), source };
-        let coded = CodedTensor::parse(&bytes).map_err(failed)?;
-        let dtype = coded.header().dtype;
-        let (bytes, tiles) = decode_parallel(&coded).map_err(failed)?;
+        let (dtype, bytes, tiles) = self.layered(info)?.decode(false)?;
         Ok(Values { dtype, bytes, tiles })
     }
 

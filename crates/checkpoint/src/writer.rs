@@ -11,6 +11,7 @@ use safetensors::tensor::View;
 
 use crate::Element;
 use crate::error::{CheckpointError, Result};
+pub use crate::layers::{layer_name, write_layers};
 use crate::mark::{ShardMark, VERSION, file_check, hex_check};
 use crate::{MARK_KEY, QUANT_METHOD};
 
@@ -54,7 +55,7 @@ pub struct Entry<'a> {
 }
 
 impl Entry<'_> {
-    fn read(&self) -> Result<Vec<u8>> {
+    pub(crate) fn read(&self) -> Result<Vec<u8>> {
         match &self.data {
             Data::File(path) => std::fs::read(path).map_err(CheckpointError::io(path)),
             Data::Made(make) => Ok(make()),
