@@ -68,7 +68,14 @@ pub struct QuantizerBench {
 }
 
 fn options(states: Option<u32>, damping: f64) -> FeedbackOptions {
-    FeedbackOptions { trellis: states.and_then(Trellis::new), rounding: ROUNDING, widen: true, escape: false, damping }
+    FeedbackOptions {
+        trellis: states.and_then(Trellis::new),
+        rounding: ROUNDING,
+        widen: true,
+        escape: false,
+        damping,
+        restraint: 0.0,
+    }
 }
 
 /// Standard Gaussians, all as important as another.
@@ -158,8 +165,15 @@ fn feedback_rate(
     let weight = planned((side, side), 3.0);
     let mut plan = weight.plan.clone();
     plan.step_base = -12;
-    let input =
-        FeedbackInput { plan: &plan, weights, importance: &weight.importance, factor: &factor, rows: None, price: 0.0 };
+    let input = FeedbackInput {
+        plan: &plan,
+        weights,
+        importance: &weight.importance,
+        factor: &factor,
+        rows: None,
+        price: 0.0,
+        before: None,
+    };
     let (a, b) = (Mat::<f32>::from_fn(side / 2, side, |i, j| (i + j) as f32), Mat::<f32>::full(side, side, 0.5));
     let mut products = [(); 2].map(|()| Mat::<f32>::zeros(side / 2, side));
     let mut failed = None;

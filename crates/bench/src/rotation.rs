@@ -179,8 +179,14 @@ fn code(
     let planned = PlannedWeight { plan, importance: importance.clone(), price: planned.price, narrow: false };
     let (input, output) = (SecondMomentMatrix::from_dense(&input), SecondMomentMatrix::from_dense(&output));
     let moments = SecondMoments { input: Some(&input), output: Some(&output) };
-    let options =
-        FeedbackOptions { trellis: Trellis::new(3), rounding: ROUNDING, widen: true, escape: false, damping: DAMPING };
+    let options = FeedbackOptions {
+        trellis: Trellis::new(3),
+        rounding: ROUNDING,
+        widen: true,
+        escape: false,
+        damping: DAMPING,
+        restraint: 0.0,
+    };
     let weights = weights.as_standard_layout().into_owned().into_raw_vec_and_offset().0;
     let coded = encode_with_feedback(&planned, &weights, moments, &options)?;
     let (decoded, _) = CodedTensor::parse(&coded).and_then(|c| c.decode())?;

@@ -255,9 +255,9 @@ impl Layered<'_> {
 
     /// Decodes a chain into `out`; the last layer's digest is compared.
     pub fn decode_into(&self, chain: &[CodedTensor], out: &mut [u8], parts: &Parts) -> Result<()> {
-        let layers = chain.iter().enumerate();
-        layers.clone().try_for_each(|(n, coded)| refine_parallel(coded, out, parts, self.failed(n)))?;
-        layers.last().map_or(Ok(()), |(n, coded)| coded.check_digest(out).map_err(self.failed(n)))
+        let mut layers = chain.iter().enumerate();
+        layers.try_for_each(|(n, coded)| refine_parallel(coded, out, parts, self.failed(n)))?;
+        chain.last().map_or(Ok(()), |coded| coded.check_digest(out).map_err(self.failed(chain.len() - 1)))
     }
 
     /// Values of all layers, and the base's tiles. Every digest is compared where `each` says so, else the last.

@@ -179,6 +179,12 @@ pub enum Command {
         /// Element type [default: each tensor's own]
         #[arg(long)]
         dtype: Option<DtypeName>,
+        /// Most layers to use, the base counted [default: all that are there]
+        #[arg(long, value_name = "K", conflicts_with = "bytes", value_parser = clap::value_parser!(u32).range(1..))]
+        layers: Option<u32>,
+        /// Most bytes to use of all shards one after the other
+        #[arg(long, value_name = "N")]
+        bytes: Option<u64>,
     },
 }
 

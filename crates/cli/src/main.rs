@@ -11,8 +11,9 @@ use anyhow::{Context, Result};
 use arguments::{Arguments, Bench, Command, RunArguments, RunOptions};
 use clap::Parser;
 use waterfill_pipeline::{
-    Console, Mode, Session, Store, Until, apply, decode, delta, dry_run, evaluate_original, inspect, json_schema, load,
-    load_sweep, load_train, make_checkpoint, pack, run, run_sweep, train, train_schema, unpack, validate, verify,
+    Console, Mode, Prefix, Session, Store, Until, apply, decode, delta, dry_run, evaluate_original, inspect,
+    json_schema, load, load_sweep, load_train, make_checkpoint, pack, run, run_sweep, train, train_schema, unpack,
+    validate, verify,
 };
 use waterfill_runtime::{Form, Runtime};
 
@@ -166,10 +167,20 @@ fn execute(arguments: &Arguments) -> Result<()> {
         Command::Bench { what: Bench::Entropy { checkpoint } } => {
             show_figures(arguments, &waterfill_bench::bench_entropy(checkpoint)?, table::render_entropy)
         }
-        Command::Decode { checkpoint, out, dtype } => {
-            decode(checkpoint, out, dtype.map(|d| d.name()), &console)?;
+        Command::Decode { checkpoint, out, dtype, layers, bytes } => {
+            let prefix = match (layers, bytes) {
+                (Some(layers), _) => Prefix::Layers(*layers as usize),
+                (_, Some(bytes)) => Prefix::Bytes(*bytes),
+                _ => Prefix::All,
+            };
+            let (used, read) = decode((checkpoint, prefix), out, dtype.map(|d| d.name()), &console)?;
             console.finish("");
-            show(arguments, &format!("dense checkpoint in {}", out.display()), "decoded")
+            let layers = if used > 1 { "layers" } else { "layer" };
+            show(
+                arguments,
+                &format!("dense checkpoint of {used} {layers}, {read} bytes, in {}", out.display()),
+                "decoded",
+            )
         }
     }
 }

@@ -98,14 +98,18 @@ fn benchmarks(name: &str, benchmarks: &[BenchmarkOutput]) -> Vec<String> {
 }
 
 fn row(cells: &[String; 11]) -> String {
-    cells.iter().map(|c| format!("{c:>10}")).collect()
+    let (first, others) = (&cells[0], &cells[1..]);
+    format!("{first:>12}") + &others.iter().map(|c| format!("{c:>10}")).collect::<String>()
 }
 
 fn cells(p: &PointOutput) -> [String; 11] {
     let fixed = |v: Option<f64>, digits: usize| v.map_or("-".to_string(), |v| format!("{v:.digits$}"));
     let small = |v: Option<f64>| v.map_or("-".to_string(), |v| format!("{v:.2e}"));
     [
-        format!("{:.2e}", p.lambda),
+        match p.layers {
+            Some(l) => format!("{}{}/{} {:.1e}", if l.whole { "" } else { "<" }, l.used, l.of, p.lambda),
+            None => format!("{:.2e}", p.lambda),
+        },
         p.bytes.map_or("-".into(), |b| b.to_string()),
         fixed(p.bits_per_weight, 3),
         fixed(p.linear_bits_per_weight, 3),
@@ -145,6 +149,7 @@ pub fn render_sweep(output: &SweepOutput) -> String {
             line(format!("{}: {}", one.label, dir.join("report.html").display()));
         }
     }
+    output.figures.iter().for_each(|figure| line(format!("curves: {}", figure.display())));
     if !output.reach.is_empty() {
         line(format!("{:24}{:>12}{:>12}{:>12}{:>8}", "peer", "KL", "its bytes", "ours", "ratio"));
     }

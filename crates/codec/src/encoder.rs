@@ -5,7 +5,7 @@ use std::ops::Range;
 use crate::error::{CodecError, Result};
 use crate::format::Format;
 use crate::header::{Header, slice_check};
-use crate::plan::TensorPlan;
+use crate::plan::{Scales, TensorPlan};
 use crate::plane::{MAX_TILE, Planes};
 use crate::quantize::quantize_slice;
 use crate::rans::Encoder;
@@ -72,7 +72,7 @@ impl TensorEncoder {
     /// # Errors
     /// Plans of inconsistent shape.
     pub fn new(plan: &TensorPlan) -> Result<Self> {
-        match plan.parameters.refinement {
+        match plan.parameters.refinement.is_some() {
             true => Err(CodecError::Layer { reason: "it is coded with the layer before".into() }),
             false => Self::begin(plan.clone()),
         }
@@ -84,16 +84,15 @@ impl TensorEncoder {
         Ok(Self { writer: TensorWriter::new(&plan)?, plan, before: None })
     }
 
-    /// Begins a refinement of a tensor whose decoded bytes are `before`; `plan` has that tensor's row and
-    /// column scales.
+    /// Begins a refinement of a tensor with these scales, whose decoded bytes are `values`.
     ///
     /// # Errors
     /// As [`TensorEncoder::new`], and bytes of another number than the plan's.
-    pub fn refining(plan: &TensorPlan, before: Vec<u8>) -> Result<Self> {
-        check_length("layer before", before.len(), plan.rows * plan.cols * plan.dtype.bytes())?;
+    pub fn refining(plan: &TensorPlan, before: Scales, values: Vec<u8>) -> Result<Self> {
+        check_length("layer before", values.len(), plan.rows * plan.cols * plan.dtype.bytes())?;
         let mut plan = plan.clone();
-        plan.parameters.refinement = true;
-        Ok(Self { before: Some(before), ..Self::begin(plan)? })
+        plan.parameters.refinement = Some(Box::new(before));
+        Ok(Self { before: Some(values), ..Self::begin(plan)? })
     }
 
     /// Begins a tensor of these weights: with tables of their own for lossless tiles, where those pay.

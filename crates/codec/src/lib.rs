@@ -48,7 +48,7 @@ pub use error::{CodecError, Result};
 pub use format::{Dtype, Format};
 pub use lossless::{Elements, encode_lossless};
 pub use minifloat::Minifloat;
-pub use plan::{Parameters, TensorPlan};
+pub use plan::{Parameters, Scales, TensorPlan};
 pub use simd::on_this_machine;
 pub use tensor::{CodedTensor, DecodedSlice, TensorDigest};
 pub use tile::{Kind, Palette, Predictor, TilePlan};

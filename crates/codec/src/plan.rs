@@ -77,8 +77,24 @@ pub struct Parameters {
     pub trellis: Option<Trellis>,
     /// Tables for heads of patterns; the fixed ones when empty.
     pub codebook: Codebook,
-    /// Whether values are added to those of the layer before, whose row and column scales these are.
-    pub refinement: bool,
+    /// Of a refinement, whose values are added to those of the layer before, what that has.
+    pub refinement: Option<Box<Scales>>,
+}
+
+/// Row and column scales of the layer before a refinement, which those of the refinement, and its spreads, are told from.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Scales {
+    /// Step index of each row, or empty.
+    pub rows: Vec<i8>,
+    /// Step index of each column, or empty.
+    pub cols: Vec<i8>,
+}
+
+impl Scales {
+    /// Those of a plan.
+    pub fn of(plan: &TensorPlan) -> Self {
+        Self { rows: plan.row_scale.clone(), cols: plan.col_scale.clone() }
+    }
 }
 
 impl Default for Parameters {
@@ -95,7 +111,7 @@ impl Default for Parameters {
             filter: None,
             trellis: None,
             codebook: Vec::new(),
-            refinement: false,
+            refinement: None,
         }
     }
 }
@@ -199,7 +215,7 @@ impl TensorPlan {
         tools.add(Tools::UNIFORM, uniform);
         tools.add(Tools::STEPS, any(&|t| t.step != 0 && t.format != Format::Lossless));
         // What is left of weights is as wide as the steps were.
-        tools.add(Tools::SPREADS, any(&|t| t.spread != if p.refinement { t.step } else { 0 }));
+        tools.add(Tools::SPREADS, any(&|t| t.spread != if p.refinement.is_some() { t.step } else { 0 }));
         tools.add(Tools::KINDS, any(&|t| t.kind != Kind::Coded));
         tools.add(Tools::PREDICTORS, any(&|t| t.predictor != Predictor::None));
         tools.add(Tools::COARSE, any(&|t| t.coarse != 0));
@@ -213,7 +229,7 @@ impl TensorPlan {
         tools.add(Tools::TRELLIS, p.trellis.is_some());
         tools.add(Tools::CODEBOOK, !p.codebook.is_empty());
         tools.add(Tools::LINEAR, p.linear != [0; 3]);
-        tools.add(Tools::REFINEMENT, p.refinement);
+        tools.add(Tools::REFINEMENT, p.refinement.is_some());
         tools.set_tile(self.tile);
         tools
     }
@@ -251,23 +267,31 @@ impl TensorPlan {
         }
     }
 
-    /// The plan as side information has it: a refinement's spreads over the scales of the layer before.
+    /// The plan as side information has it: a refinement's vectors over the scales of the layer before.
     pub(crate) fn side(&self) -> Self {
         let mut plan = self.clone();
-        if plan.parameters.refinement {
-            (plan.row_spread, plan.col_spread) = (
-                combine(&self.row_spread, &self.row_scale, |spread, scale| spread - scale),
-                combine(&self.col_spread, &self.col_scale, |spread, scale| spread - scale),
-            );
+        if let Some(before) = &self.parameters.refinement {
+            plan.combine(before, |own, before| own - before);
         }
         plan
     }
 
     /// Makes a refinement's plan, as side information has it, whole with the scales of the layer before.
     pub(crate) fn follow(&mut self, before: &Self) {
-        (self.row_scale, self.col_scale) = (before.row_scale.clone(), before.col_scale.clone());
-        self.row_spread = combine(&self.row_spread, &self.row_scale, |spread, scale| spread + scale);
-        self.col_spread = combine(&self.col_spread, &self.col_scale, |spread, scale| spread + scale);
+        let scales = Scales::of(before);
+        self.combine(&scales, |own, before| own + before);
+        self.parameters.refinement = Some(Box::new(scales));
+    }
+
+    fn combine(&mut self, before: &Scales, f: impl Fn(i32, i32) -> i32 + Copy) {
+        for (vector, scales) in [
+            (&mut self.row_scale, &before.rows),
+            (&mut self.col_scale, &before.cols),
+            (&mut self.row_spread, &before.rows),
+            (&mut self.col_spread, &before.cols),
+        ] {
+            *vector = combine(vector, scales, f);
+        }
     }
 
     /// Quarter octaves of step index that a weight has besides its tile's.

@@ -312,7 +312,7 @@ pub fn write_tile(slice: &SlicePlan, n: usize, plane: &mut [i32], samples: &[i32
                 }
                 values[..width].iter_mut().enumerate().for_each(|(j, v)| *v *= scales.at(i, j));
                 let mut patterns = [0i32; 64];
-                if plan.parameters.refinement {
+                if plan.parameters.refinement.is_some() {
                     let before = to.chunks_exact(bits / 8).map(pattern_at);
                     for ((pattern, before), value) in patterns[..width].iter_mut().zip(before).zip(values) {
                         let known = plan.dtype.value_of(before);

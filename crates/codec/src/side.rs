@@ -133,11 +133,8 @@ fn code_codebook<C: Coder>(coder: &mut C, codebook: &mut Codebook) -> Result<()>
 /// # Errors
 /// Values outside their limits.
 pub fn code_side<C: Coder>(coder: &mut C, plan: &mut TensorPlan, tools: Tools, first: &mut TilePlan) -> Result<()> {
-    plan.parameters.refinement = tools.has(Tools::REFINEMENT);
-    if !plan.parameters.refinement {
-        code_vector(coder, &mut plan.row_scale, plan.rows);
-        code_vector(coder, &mut plan.col_scale, plan.cols);
-    }
+    code_vector(coder, &mut plan.row_scale, plan.rows);
+    code_vector(coder, &mut plan.col_scale, plan.cols);
     code_vector(coder, &mut plan.row_spread, plan.rows);
     code_vector(coder, &mut plan.col_spread, plan.cols);
     let parameters = &mut plan.parameters;

@@ -13,6 +13,7 @@ use crate::side::{Books, code_side};
 use crate::simd::{decode_bf16_block, decode_block, write_block};
 use crate::slice::{Carried, MAX_BLOCK, SlicePlan, code_block};
 use crate::tile::{Kind, TilePlan};
+use crate::tools::Tools;
 
 /// Bytes before the streams of a slice: lengths of all but the last.
 pub(crate) const SLICE_PREFIX: usize = 12;
@@ -52,7 +53,10 @@ impl<'a> CodedTensor<'a> {
             tile: header.tools.tile(),
             step_base: header.step_base,
             spread_base: header.spread_base,
-            parameters: Parameters::default(),
+            parameters: Parameters {
+                refinement: header.tools.has(Tools::REFINEMENT).then(Box::default),
+                ..Parameters::default()
+            },
             tiles: Vec::new(),
             ..TensorPlan::uniform(header.dtype, 0, 0, TilePlan::default())
         };
@@ -69,7 +73,7 @@ impl<'a> CodedTensor<'a> {
             slices.push(slice);
             rest = after;
         }
-        let (books, whole) = (Books::new(&plan), !plan.parameters.refinement);
+        let (books, whole) = (Books::new(&plan), plan.parameters.refinement.is_none());
         if !whole && !plan.dtype.is_weight() {
             let expected = "0, 1 or 2 in a refinement";
             return Err(CodecError::Field { field: "dtype", found: plan.dtype as i64, expected });
@@ -98,7 +102,7 @@ impl<'a> CodedTensor<'a> {
 
     /// Whether values are added to those of the layer before.
     pub fn is_refinement(&self) -> bool {
-        self.plan.parameters.refinement
+        self.plan.parameters.refinement.is_some()
     }
 
     /// The header.
@@ -403,7 +407,7 @@ impl Sink for Output<'_> {
     }
 
     fn block(&mut self, slice: &SlicePlan, rows: Range<usize>, cols: Range<usize>, block: &[i32]) -> Result<bool> {
-        if slice.plan.parameters.refinement {
+        if slice.plan.parameters.refinement.is_some() {
             return Ok(false);
         }
         write_block(slice, rows, cols, block, self.0)

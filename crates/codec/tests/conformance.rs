@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
 use waterfill_codec::{
-    CodedTensor, Dtype, Elements, Format, Kernel, Kind, Palette, Predictor, TILE, TensorEncoder, TensorPlan, TilePlan,
-    Transform, Trellis, encode_lossless, encode_tensor,
+    CodedTensor, Dtype, Elements, Format, Kernel, Kind, Palette, Predictor, Scales, TILE, TensorEncoder, TensorPlan,
+    TilePlan, Transform, Trellis, encode_lossless, encode_tensor,
 };
 
 fn vectors() -> PathBuf {
@@ -43,17 +43,17 @@ fn plan(dtype: Dtype, rows: usize, cols: usize, format: Format) -> TensorPlan {
 fn refinement(plan: &TensorPlan, before: &[u8], weights: &[f32]) -> Vec<u8> {
     let base = CodedTensor::parse(before).unwrap();
     let values = base.decode().unwrap().0;
-    let scales = base.plan();
-    let sum = |spread: &[i8], scale: &[i8]| match (spread, scale) {
-        (_, []) => spread.to_vec(),
+    let scales = Scales::of(base.plan());
+    let sum = |own: &[i8], scale: &[i8]| match (own, scale) {
+        (_, []) => own.to_vec(),
         ([], _) => scale.to_vec(),
-        _ => spread.iter().zip(scale).map(|(s, c)| s + c).collect(),
+        _ => own.iter().zip(scale).map(|(s, c)| s + c).collect(),
     };
     let mut plan = TensorPlan {
-        row_scale: scales.row_scale.clone(),
-        col_scale: scales.col_scale.clone(),
-        row_spread: sum(&plan.row_spread, &scales.row_scale),
-        col_spread: sum(&plan.col_spread, &scales.col_scale),
+        row_scale: sum(&plan.row_scale, &scales.rows),
+        col_scale: sum(&plan.col_scale, &scales.cols),
+        row_spread: sum(&plan.row_spread, &scales.rows),
+        col_spread: sum(&plan.col_spread, &scales.cols),
         ..plan.clone()
     };
     plan.tiles.iter_mut().for_each(|t| t.spread += t.step);
@@ -61,7 +61,7 @@ fn refinement(plan: &TensorPlan, before: &[u8], weights: &[f32]) -> Vec<u8> {
     let pattern = |b: &[u8]| b.iter().rev().fold(0u32, |v, &x| v << 8 | u32::from(x));
     let known = values.chunks(width).map(|b| plan.dtype.value_of(pattern(b)));
     let left: Vec<f32> = weights.iter().zip(known).map(|(w, k)| if k.is_finite() { w - k } else { 0.0 }).collect();
-    let mut encoder = TensorEncoder::refining(&plan, values).unwrap();
+    let mut encoder = TensorEncoder::refining(&plan, scales, values).unwrap();
     for n in 0..encoder.slices() {
         let rows = encoder.rows(n);
         let slice = encoder
@@ -265,6 +265,7 @@ fn examples() -> Vec<Example> {
         plan.parameters.trellis = trellis.and_then(Trellis::new);
         if name == "vectors" {
             plan.row_spread = (0..SHAPE.0).map(|i| i as i8 % 4 - 1).collect();
+            plan.col_scale = (0..SHAPE.1).map(|i| i as i8 % 3 - 1).collect();
             plan.tiles.iter_mut().enumerate().for_each(|(n, t)| {
                 (t.step, t.spread) = (n as i16 % 4, n as i16 % 3 - 1);
                 t.format = [Format::Int8, Format::Lossless, Format::Fp8][n % 3];
@@ -458,6 +459,7 @@ proptest! {
             plan.tiles = (0..plan.tiles.len()).map(|n| own[(n + n / across.max(1)) % own.len()]).collect();
         }
         plan.row_spread = plan.row_spread.iter().map(|v| v / 2).collect();
+        plan.row_scale = vec![];
         let bytes = refinement(&plan, &before, &weights);
         prop_assert!(oracle::refine(&bytes, &before) == refined(&bytes, &before));
         // Without the layer before, or on another, nothing is decoded.

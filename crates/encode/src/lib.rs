@@ -4,13 +4,14 @@ mod baseline;
 mod dense;
 pub mod feedback;
 pub mod search;
+mod tensor;
 mod tuned;
 
 use std::path::PathBuf;
 
 pub use baseline::{Baseline, encode_baseline};
 pub use dense::write_dense;
-pub use tuned::{EncodeOptions, EncodeSummary, Feedback, encode, encode_bytes, kind_of};
+pub use tuned::{EncodeOptions, EncodeSummary, Feedback, LayerSummary, encode, encode_bytes, kind_of};
 
 /// Result of writing a checkpoint.
 pub type Result<T> = std::result::Result<T, EncodeError>;
@@ -40,6 +41,12 @@ pub enum EncodeError {
         tensor: String,
         /// What the codec says.
         source: waterfill_codec::CodecError,
+    },
+    /// Refinement layers without error feedback.
+    #[error("tensor {tensor}: refinement layers need error feedback, which is off")]
+    Layers {
+        /// Name of the tensor.
+        tensor: String,
     },
     /// A directory that would be overwritten.
     #[error("{path}: exists already; choose another directory or remove it")]

@@ -1,20 +1,20 @@
 //! Encoding: every tensor to a blob, then the blobs to shards.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use waterfill_adapt::{Adaptation, coding_order};
-use waterfill_allocate::{Allocation, PlannedWeight, read_plan};
+use waterfill_allocate::Allocation;
 use waterfill_artifacts::{Progress, Work, in_groups};
 use waterfill_calibrate::Sensitivities;
-use waterfill_checkpoint::writer::{Data, Entry, write_checkpoint, write_file};
-use waterfill_checkpoint::{Checkpoint, CheckpointError, TensorInfo, Values};
-use waterfill_codec::{CodecError, CodedTensor, Format, Loss, Rate, TILE, TensorPlan, TilePlan, Trellis};
+use waterfill_checkpoint::writer::{Data, Entry, write_checkpoint, write_file, write_layers};
+use waterfill_checkpoint::{Checkpoint, CheckpointError, Prefix, TensorInfo};
+use waterfill_codec::Trellis;
 
-use crate::feedback::{FeedbackOptions, QuadraticLoss, SecondMoments, encode_with_feedback};
-use crate::search::{Tool, Usage, encode_searched};
-use crate::{EncodeError, Result};
+use crate::Result;
+use crate::search::{Tool, Usage};
+use crate::tensor::{Found, Target, code, read_back, refine};
 
 /// Bytes that coding a matrix holds at most: weights, samples, errors and what was decoded, and with
 /// feedback the factors of its second moments, in double precision while they are computed.
@@ -54,6 +54,18 @@ pub struct EncodeSummary {
     /// weights left had made up for it, nats per token of calibration text.
     #[serde(default)]
     pub descents: Vec<[f64; 2]>,
+    /// Where there are several, layers: each with those before.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub layers: Vec<LayerSummary>,
+}
+
+/// A checkpoint up to one of its layers.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct LayerSummary {
+    /// Bytes of the shards, whole.
+    pub bytes: u64,
+    /// Loss by tensor, as [`EncodeSummary::losses`].
+    pub losses: BTreeMap<String, f64>,
 }
 
 /// How tiles are coded.
@@ -84,10 +96,13 @@ pub struct Feedback {
     pub trellis: Option<Trellis>,
     /// Share of the price of bits that levels are chosen by.
     pub rounding: f32,
+    /// Of layers but the last, share of each row's and column's own second moment that is added to it.
+    pub restraint: f64,
 }
 
-/// Writes the tuned checkpoint of `source` under `allocation` into `checkpoint/` of `work`, where a
-/// tensor is a unit. Tensors without a plan are copied as they are. With an `adaptation`, parts of blocks are
+/// Writes the tuned checkpoint of `source` into `checkpoint/` of `work`, where a tensor's layer is a unit: the base
+/// under the first of `allocations`, and a refinement layer under each of the others.
+/// Tensors without a plan are copied as they are. With an `adaptation`, parts of blocks are
 /// coded one after the other, and what is coded are the weights that made up for those before. The
 /// result does not depend on the number of threads.
 ///
@@ -95,13 +110,13 @@ pub struct Feedback {
 /// Tensors that cannot be read, plans that do not fit, files that cannot be written.
 pub fn encode(
     source: &Checkpoint,
-    allocation: &Allocation,
+    allocations: &[Allocation],
     options: &EncodeOptions,
     mut adaptation: Option<Adaptation>,
     work: &Work,
     progress: &dyn Progress,
 ) -> Result<EncodeSummary> {
-    let names = allocation.names();
+    let names = allocations.last().map(Allocation::names).unwrap_or_default();
     if let Some(missing) = names.iter().find(|n| !source.contains(n)) {
         source.tensor(missing)?;
     }
@@ -109,20 +124,37 @@ pub fn encode(
     std::fs::create_dir(&out).map_err(CheckpointError::io(&out))?;
     let tensors: Vec<&TensorInfo> = source.tensors().collect();
     progress.start("encode", tensors.len() as u64);
-    let one = |i: usize, adaptation: Option<&Adaptation>| -> Result<(Entry, Option<Found>)> {
+    let one = |i: usize, adaptation: Option<&Adaptation>| -> Result<(Vec<Entry>, Option<Found>)> {
         let info = tensors[i];
         let coded = names.contains(&info.name);
-        let target = || Target::read(source, allocation, info, adaptation);
-        let blob = work.file(&format!("tensor-{i}"), |path| -> Result<()> {
-            let bytes = if coded { code(&target()?, info, options)? } else { source.read_raw(&info.name)? };
-            Ok(write_file(path, &bytes)?)
-        })?;
-        let bytes = blob.metadata().map_err(CheckpointError::io(&blob))?.len();
-        let plain = (!coded).then_some(info.element);
-        let found = if coded { Some(read_back(&target()?, &blob, info, options, adaptation.is_some())?) } else { None };
+        let mut blobs: Vec<PathBuf> = Vec::new();
+        for (layer, allocation) in allocations.iter().enumerate().take(if coded { usize::MAX } else { 1 }) {
+            let unit = if layer == 0 { format!("tensor-{i}") } else { format!("tensor-{i}-{layer}") };
+            let last = layer + 1 == allocations.len();
+            blobs.push(work.file(&unit, |path| -> Result<()> {
+                let target = || Target::read(source, allocation, info, adaptation);
+                let bytes = match (coded, layer) {
+                    (false, _) => source.read_raw(&info.name)?,
+                    (true, 0) => code(&target()?, info, options, last)?,
+                    (true, _) => refine(&target()?, &blobs, info, options, last)?,
+                };
+                Ok(write_file(path, &bytes)?)
+            })?);
+        }
+        let found = match (coded, allocations.last()) {
+            (true, Some(allocation)) => {
+                let target = Target::read(source, allocation, info, adaptation)?;
+                Some(read_back(&target, &blobs, info, options, adaptation.is_some())?)
+            }
+            _ => None,
+        };
         progress.advance(1);
-        let entry = Entry { name: info.name.clone(), shape: info.shape.clone(), plain, data: Data::File(blob), bytes };
-        Ok((entry, found))
+        let entry = |blob: PathBuf| -> Result<Entry> {
+            let bytes = blob.metadata().map_err(CheckpointError::io(&blob))?.len();
+            let plain = (!coded).then_some(info.element);
+            Ok(Entry { name: info.name.clone(), shape: info.shape.clone(), plain, data: Data::File(blob), bytes })
+        };
+        Ok((blobs.into_iter().map(entry).collect::<Result<_>>()?, found))
     };
     let shape = |info: &TensorInfo| match info.shape[..] {
         [rows, cols] => (rows as u64, cols as u64),
@@ -143,31 +175,41 @@ pub fn encode(
         let sizes: Vec<u64> = group.iter().map(|&i| sizes[i]).collect();
         let mut entries = in_groups(&sizes, options.memory, |n| one(group[n], adaptation.as_ref()))?;
         if let Some(adaptation) = &mut adaptation {
-            let decoded = |(entry, found): &mut (Entry, Option<Found>)| {
-                Some((entry.name.clone(), found.as_mut()?.decoded.take()?))
+            let decoded = |(layers, found): &mut (Vec<Entry>, Option<Found>)| {
+                Some((layers.first()?.name.clone(), found.as_mut()?.decoded.take()?))
             };
             let descended = adaptation.coded(entries.iter_mut().filter_map(decoded).collect())?;
             descents.extend(descended.map(|d| [d.from, d.to]));
         }
         made.extend(group.into_iter().zip(entries));
     }
-    let entries: Vec<(Entry, Option<Found>)> = made.into_values().collect();
+    let entries: Vec<(Vec<Entry>, Option<Found>)> = made.into_values().collect();
     let (mut usage, mut loss, mut widened_bits): (BTreeMap<String, Usage>, f64, f64) = Default::default();
     let mut losses = BTreeMap::new();
-    for (entry, found) in entries.iter().filter_map(|(e, found)| Some((e, found.as_ref()?))) {
-        usage.entry(kind_of(&entry.name)).or_default().add(&found.usage);
-        loss += found.loss;
-        losses.insert(entry.name.clone(), found.loss);
+    let mut layer_losses = vec![BTreeMap::new(); allocations.len()];
+    for (layers, found) in entries.iter().filter_map(|(e, found)| Some((e, found.as_ref()?))) {
+        let name = &layers[0].name;
+        usage.entry(kind_of(name)).or_default().add(&found.usage);
+        loss += found.loss();
+        losses.insert(name.clone(), found.loss());
         widened_bits += found.widened_bits;
+        for (all, &loss) in layer_losses.iter_mut().zip(&found.losses) {
+            all.insert(name.clone(), loss);
+        }
     }
-    let entries: Vec<Entry> = entries.into_iter().map(|(e, _)| e).collect();
-    write_checkpoint(source.dir(), &out, &entries, true)?;
+    let count = write_in_layers(source, &out, entries)?;
     let written = Checkpoint::open(&out)?;
     let linear = |info: &&TensorInfo| info.name.contains("_proj.");
+    let mut layers = Vec::new();
+    for (n, losses) in layer_losses.into_iter().enumerate().filter(|_| count > 1) {
+        let bytes = Checkpoint::open_prefix(&out, Prefix::Layers(n + 1))?.bytes();
+        layers.push(LayerSummary { bytes, losses });
+    }
     Ok(EncodeSummary {
+        layers,
         bytes: written.bytes(),
         weights: written.weights(),
-        linear_bytes: written.tensors().filter(linear).map(|t| t.bytes).sum(),
+        linear_bytes: written.tensors().filter(linear).map(TensorInfo::stored_bytes).sum(),
         linear_weights: written.tensors().filter(linear).map(TensorInfo::weights).sum(),
         widened_bits,
         loss,
@@ -177,117 +219,28 @@ pub fn encode(
     })
 }
 
-/// What a tensor is to become.
-struct Target {
-    weight: PlannedWeight,
-    weights: Vec<f32>,
-}
-
-impl Target {
-    /// The source's weights, or what adaptation made of them where tiles are not lossless.
-    fn read(
-        source: &Checkpoint,
-        allocation: &Allocation,
-        info: &TensorInfo,
-        adaptation: Option<&Adaptation>,
-    ) -> Result<Self> {
-        let weight = read_plan(allocation, &info.name)?;
-        let mut weights = source.read_f32(&info.name, &info.shape)?;
-        let plan = &weight.plan;
-        if let Some(adapted) = adaptation.and_then(|a| a.weights(&info.name)) {
-            for (i, (weight, &adapted)) in weights.iter_mut().zip(adapted).enumerate() {
-                let tile = plan.tile_index(i / plan.cols, i % plan.cols);
-                if plan.tiles[tile].format != Format::Lossless {
-                    *weight = plan.dtype.value_of(plan.dtype.pattern_of(adapted));
-                }
+/// Writes base and refinement layers, in each of which tensors come first that lose less for every byte; returns the
+/// number of layers.
+fn write_in_layers(source: &Checkpoint, out: &Path, entries: Vec<(Vec<Entry>, Option<Found>)>) -> Result<usize> {
+    let mut layers: Vec<Vec<(f64, Entry)>> = Vec::new();
+    for (tensor, found) in entries {
+        for (n, entry) in tensor.into_iter().enumerate() {
+            if layers.len() == n {
+                layers.push(Vec::new());
             }
+            let losses = found.as_ref().map_or(&[][..], |f| &f.losses);
+            let gain = if n == 0 { 0.0 } else { (losses[n - 1] - losses[n]) / entry.bytes as f64 };
+            layers[n].push((gain, entry));
         }
-        Ok(Self { weight, weights })
     }
-}
-
-fn code(Target { weight, weights }: &Target, info: &TensorInfo, options: &EncodeOptions) -> Result<Vec<u8>> {
-    let search = || encode_searched(weight, weights, &options.tools, options.widen).map_err(failed(info));
-    let Some(feedback) = &options.feedback else { return search() };
-    let input = feedback.sensitivities.second_moment(&info.name)?;
-    let output = feedback.sensitivities.output_moment(&info.name)?;
-    let moments = SecondMoments { input: input.as_ref(), output: output.as_ref() };
-    let settings = FeedbackOptions {
-        trellis: feedback.trellis,
-        rounding: feedback.rounding,
-        widen: options.widen,
-        escape: options.escape,
-        damping: feedback.damping,
-    };
-    let fed = encode_with_feedback(weight, weights, moments, &settings).map_err(failed(info))?;
-    // Rows that are looked up may be alike, which prediction knows to use and feedback does not.
-    let looked_up = input.is_none() || !weight.importance.lookup.is_empty();
-    if options.tools.is_empty() || !looked_up {
-        return Ok(fed);
+    for layer in layers.iter_mut().skip(1) {
+        layer.sort_by(|a, b| b.0.total_cmp(&a.0));
     }
-    let searched = search()?;
-    let model = QuadraticLoss::new(&weight.importance, TILE, moments);
-    let cost = |coded: &[u8]| -> Result<f64> {
-        let (decoded, _) = CodedTensor::parse(coded).and_then(|c| c.decode()).map_err(failed(info))?;
-        let dtype = weight.plan.dtype;
-        let mut errors = Values { dtype, bytes: decoded, tiles: vec![] }.to_f32();
-        errors.iter_mut().zip(weights).for_each(|(is, was)| *is -= was);
-        let loss = model.of(errors);
-        Ok(weight.price.cost(Loss(loss), Rate(coded.len() as f64 * 8.0)))
-    };
-    Ok(if cost(&searched)? < cost(&fed)? { searched } else { fed })
-}
-
-/// What a coded tensor was found to be.
-struct Found {
-    usage: Usage,
-    loss: f64,
-    widened_bits: f64,
-    /// Its values, where they are asked for.
-    decoded: Option<Vec<f32>>,
-}
-
-/// Decodes what was written, which checks it; counts its tiles and measures its loss.
-fn read_back(
-    Target { weight, weights }: &Target,
-    blob: &Path,
-    info: &TensorInfo,
-    options: &EncodeOptions,
-    keep: bool,
-) -> Result<Found> {
-    let bytes = std::fs::read(blob).map_err(CheckpointError::io(blob))?;
-    let coded = CodedTensor::parse(&bytes).map_err(failed(info))?;
-    let (decoded, tiles) = coded.decode().map_err(failed(info))?;
-    let dtype = coded.header().dtype;
-    let mut errors = Values { dtype, bytes: decoded, tiles: vec![] }.to_f32();
-    let decoded = keep.then(|| errors.clone());
-    errors.iter_mut().zip(weights).for_each(|(is, was)| *is -= was);
-    let (input, output) = match &options.feedback {
-        Some(Feedback { sensitivities, held_out, .. }) => {
-            let sensitivities = held_out.as_ref().unwrap_or(sensitivities);
-            (sensitivities.second_moment(&info.name)?, sensitivities.output_moment(&info.name)?)
-        }
-        None => (None, None),
-    };
-    let moments = SecondMoments { input: input.as_ref(), output: output.as_ref() };
-    let loss = QuadraticLoss::new(&weight.importance, TILE, moments).of(errors);
-    let usage = Usage::of(&tiles, coded.plan());
-    let widened_bits = plane_bits(&TensorPlan { tiles, ..coded.plan().clone() }) - plane_bits(&weight.plan);
-    Ok(Found { usage, loss, widened_bits, decoded })
-}
-
-/// Bits of all planes, codes and patterns in a runtime's memory.
-fn plane_bits(plan: &TensorPlan) -> f64 {
-    let bits = |(n, tile): (usize, &TilePlan)| {
-        let (rows, cols) = plan.tile_range(n);
-        tile.format.resident_bits(plan.dtype) * (rows.len() * cols.len()) as f64
-    };
-    plan.tiles.iter().enumerate().map(bits).sum()
-}
-
-fn failed(info: &TensorInfo) -> impl FnOnce(CodecError) -> EncodeError {
-    let tensor = info.name.clone();
-    move |source| EncodeError::Codec { tensor, source }
+    let mut layers = layers.into_iter().map(|layer| layer.into_iter().map(|(_, entry)| entry).collect::<Vec<_>>());
+    write_checkpoint(source.dir(), out, &layers.next().unwrap_or_default(), true)?;
+    let finer: Vec<Vec<Entry>> = layers.collect();
+    write_layers(out, &finer)?;
+    Ok(1 + finer.len())
 }
 
 /// Kind of a tensor: the last part of its name, such as `q_proj`.

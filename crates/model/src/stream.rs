@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
-use waterfill_checkpoint::Checkpoint;
+use waterfill_checkpoint::{Checkpoint, Prefix};
 
 use crate::block::{Block, LINEARS, Others};
 use crate::config::ModelConfig;
@@ -46,13 +46,24 @@ impl Model {
         Self::open_as(dir, device, DType::F32)
     }
 
+    /// As [`Model::open`] with no more of the checkpoint than `prefix`.
+    ///
+    /// # Errors
+    /// As [`Model::open`].
+    pub fn open_prefix(dir: &Path, prefix: Prefix, device: &Device) -> Result<Self> {
+        Self::of(dir, Checkpoint::open_prefix(dir, prefix)?, device, DType::F32)
+    }
+
     /// As [`Model::open`] with arithmetic in `dtype` (f64 serves as a reference in tests).
     ///
     /// # Errors
     /// As [`Model::open`].
     pub fn open_as(dir: &Path, device: &Device, dtype: DType) -> Result<Self> {
+        Self::of(dir, Checkpoint::open(dir)?, device, dtype)
+    }
+
+    fn of(dir: &Path, checkpoint: Checkpoint, device: &Device, dtype: DType) -> Result<Self> {
         let config = ModelConfig::open(dir)?;
-        let checkpoint = Checkpoint::open(dir)?;
         let rotary = Rotary::new(&config, &Tensor::zeros(1, dtype, device)?);
         Ok(Self { config, checkpoint, replaced: None, values: BTreeMap::new(), device: device.clone(), dtype, rotary })
     }

@@ -222,6 +222,62 @@ pub struct Encode {
     /// Whether tensors are coded one after the other, and weights that are not coded yet make up on
     /// calibration text for what coded ones have lost; all weights are in memory then.
     pub sequential: Option<Sequential>,
+    /// Several layers of quality in one checkpoint: a base, and refinements in shards of their own that may be left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub layers: Option<Layers>,
+}
+
+/// Layers of quality.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Layers {
+    /// About how many bits a weight each refinement adds, from the base on.
+    pub bits: Vec<f64>,
+    /// What costs less than it might otherwise.
+    #[serde(default)]
+    pub favour: Favour,
+    /// Instead of `favour`: how much feedback of all layers but the last holds back, as the share of its own second moment
+    /// that is added to that of each row and column. Feedback makes single errors larger, and refinements code those.
+    #[serde(default)]
+    pub restraint: Option<f64>,
+    /// Prefixes that are evaluated between two layers, where the file may be cut as well.
+    #[serde(default, skip_serializing)]
+    pub parts: usize,
+}
+
+/// Which prefixes of a checkpoint in layers are small.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Favour {
+    /// The base, which is as good as one coded alone.
+    Base,
+    /// Both, each a little larger than one coded alone.
+    #[default]
+    Both,
+    /// The whole checkpoint.
+    All,
+}
+
+impl Layers {
+    pub(crate) fn restraint(&self) -> f64 {
+        self.restraint.unwrap_or(match self.favour {
+            Favour::Base => 0.3,
+            Favour::Both => 1.0,
+            Favour::All => 6.0,
+        })
+    }
+
+    /// Lambdas of all layers, the base first, where the last one has `lambda`.
+    pub(crate) fn lambdas(&self, lambda: f64) -> Vec<f64> {
+        // A bit is a factor of four of a loss.
+        let mut lambdas = vec![lambda];
+        lambdas.extend(self.bits.iter().rev().scan(lambda, |lambda, bits| {
+            *lambda *= (2.0 * bits).exp2();
+            Some(*lambda)
+        }));
+        lambdas.reverse();
+        lambdas
+    }
 }
 
 /// How weights that are not coded yet make up for coded ones.
@@ -251,6 +307,7 @@ impl Default for Encode {
             states: None,
             rounding: 0.3,
             sequential: None,
+            layers: None,
         }
     }
 }

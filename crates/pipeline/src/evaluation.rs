@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 use waterfill_artifacts::{Artifact, Identity, Progress, Work, hash_file};
+use waterfill_checkpoint::Prefix;
 use waterfill_evaluate as eval;
 use waterfill_evaluate::tasks::{Items, Task};
 use waterfill_model::{Model, Text, Windows};
@@ -31,8 +32,17 @@ const QUESTIONS: &str = "questions.json";
 #[derive(Clone, Copy)]
 pub(crate) enum Whose<'a> {
     Original,
-    /// A tuned checkpoint, beside the original's evaluation.
-    Tuned(&'a Artifact, &'a Evaluated),
+    /// A tuned checkpoint, or a prefix of it, beside the original's evaluation.
+    Tuned(&'a Artifact, Prefix, &'a Evaluated),
+}
+
+/// What stands for the digest of a checkpoint of which a prefix is used.
+pub(crate) fn prefix_digest(digest: &str, prefix: Prefix) -> String {
+    match prefix {
+        Prefix::All => digest.to_string(),
+        Prefix::Layers(layers) => format!("{digest}, layers: {layers}"),
+        Prefix::Bytes(bytes) => format!("{digest}, bytes: {bytes}"),
+    }
 }
 
 /// A stage of an evaluation.
@@ -133,7 +143,7 @@ impl Session<'_> {
         let batch_tokens = self.config.evaluate.batch_tokens;
         let original = |of: fn(&Evaluated) -> Option<&Artifact>| match whose {
             Whose::Original => None,
-            Whose::Tuned(_, base) => of(base),
+            Whose::Tuned(.., base) => of(base),
         };
         let base = original(|base| Some(&base.text));
         let identity = self.text_identity(whose.checkpoint(), base.map(Artifact::digest), &asked.windows);
@@ -226,7 +236,9 @@ impl Session<'_> {
     fn with_model<T>(&self, whose: Whose, f: impl FnOnce(&Model) -> Result<T>) -> Result<T> {
         match whose {
             Whose::Original => f(&self.model),
-            Whose::Tuned(encoded, _) => f(&Model::open(&encoded.path("checkpoint"), self.model.device())?),
+            Whose::Tuned(encoded, prefix, _) => {
+                f(&Model::open_prefix(&encoded.path("checkpoint"), prefix, self.model.device())?)
+            }
         }
     }
 }
@@ -276,7 +288,7 @@ impl Whose<'_> {
     fn checkpoint(self) -> Option<String> {
         match self {
             Self::Original => None,
-            Self::Tuned(encoded, _) => Some(encoded.digest()),
+            Self::Tuned(encoded, prefix, _) => Some(prefix_digest(&encoded.digest(), prefix)),
         }
     }
 }

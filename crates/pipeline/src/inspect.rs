@@ -138,7 +138,7 @@ fn inspect_checkpoint(checkpoint: &Checkpoint) -> Result<String> {
         let kind = kinds.entry(kind_of(&info.name)).or_default();
         kind.tensors += 1;
         kind.weights += info.weights();
-        kind.bytes += info.bytes;
+        kind.bytes += info.stored_bytes();
         if info.storage == Storage::Plain {
             *kind.formats.entry("plain").or_default() += info.weights();
             continue;
@@ -169,6 +169,11 @@ fn inspect_checkpoint(checkpoint: &Checkpoint) -> Result<String> {
         "checkpoint of {weights} weights in {bytes} bytes: {:.3} bits per weight, headers and plain tensors included\n",
         bytes as f64 * 8.0 / weights.max(1) as f64
     );
+    if checkpoint.layers() > 1 {
+        let layers = checkpoint.layers();
+        writeln!(text, "{layers} layers; below, sizes of all of them, formats, tools and entropy of the base")
+            .expect("a string");
+    }
     let head = ["kind", "tensors", "weights", "bits/weight", "side bits", "entropy", "formats"];
     writeln!(
         text,

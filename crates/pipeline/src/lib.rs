@@ -43,19 +43,26 @@ pub use stages::Until;
 pub use sweep::{DryRun, Sweep, SweepOutput, SweepRunOutput, dry_run, load_sweep, run_sweep};
 pub use training::{TrainConfig, TrainOutput, load_train, train, train_schema};
 pub use waterfill_artifacts::Store;
+pub use waterfill_checkpoint::Prefix;
 pub use waterfill_evaluate::{Band, Share};
 
-/// Decodes the checkpoint in `from` to a dense Hugging Face directory `to`; `dtype` is `bf16`,
-/// `f32` or `None` to keep each tensor's own.
+/// Decodes the checkpoint in `from`, or a prefix of it, to a dense Hugging Face directory `to`; `dtype` is `bf16`,
+/// `f32` or `None` to keep each tensor's own. Returns the layers and bytes that were used.
 ///
 /// # Errors
 /// Damaged checkpoints, a directory that exists, files that cannot be written.
-pub fn decode(from: &std::path::Path, to: &std::path::Path, dtype: Option<&str>, console: &Console) -> Result<()> {
+pub fn decode(
+    (from, prefix): (&std::path::Path, Prefix),
+    to: &std::path::Path,
+    dtype: Option<&str>,
+    console: &Console,
+) -> Result<(usize, u64)> {
     let dtype = match dtype {
         Some("bf16") => Some(waterfill_codec::Dtype::Bf16),
         Some("f32") => Some(waterfill_codec::Dtype::F32),
         _ => None,
     };
-    let checkpoint = waterfill_checkpoint::Checkpoint::open(from)?;
-    Ok(waterfill_encode::write_dense(&checkpoint, to, dtype, console)?)
+    let checkpoint = waterfill_checkpoint::Checkpoint::open_prefix(from, prefix)?;
+    waterfill_encode::write_dense(&checkpoint, to, dtype, console)?;
+    Ok((checkpoint.layers(), checkpoint.bytes()))
 }

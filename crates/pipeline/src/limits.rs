@@ -108,6 +108,18 @@ pub(crate) fn problems(config: &Config) -> Vec<String> {
         states == 0 || states.is_power_of_two() && (4..=256).contains(&states),
         &format!("encode.states is {states}, expected 0, 4, 8, 16, 32, 64, 128 or 256"),
     );
+    if let Some(layers) = &config.encode.layers {
+        let bits = (1..=8).contains(&layers.bits.len()) && layers.bits.iter().all(|b| (0.1..=8.0).contains(b));
+        require(bits, &format!("encode.layers.bits is {:?}, expected one to eight numbers of 0.1 to 8", layers.bits));
+        let restraint = layers.restraint();
+        require(
+            (0.0..=1000.0).contains(&restraint),
+            &format!("encode.layers.restraint is {restraint}, expected 0 to 1000"),
+        );
+        require(layers.parts <= 100, &format!("encode.layers.parts is {}, expected 0 to 100", layers.parts));
+        require(config.encode.feedback, "encode.layers needs encode.feedback");
+        require(config.baseline.is_none(), "encode.layers is not for a baseline");
+    }
     require(!a.formats.is_empty(), "allocate.formats is empty, expected some of int4, int8, fp8, lossless");
     require(
         a.rate.storage + a.rate.resident > 0.0,

@@ -7,9 +7,11 @@ use waterfill_model::Windows;
 use crate::config::{Probes, Sequential};
 use crate::error::Result;
 use crate::estimate::Times;
+use crate::evaluation::prefix_digest;
 use crate::evaluation::{Asked, Part};
 use crate::probe::{ALONE, TOGETHER};
 use crate::session::{Goal, Session};
+use waterfill_checkpoint::Prefix;
 
 /// A stage that a run needs.
 #[derive(Debug, Clone, Serialize)]
@@ -70,11 +72,20 @@ impl Planner<'_, '_> {
         points: &str,
         probed: Option<String>,
         goal: Goal,
-        sequential: Option<Sequential>,
+        (sequential, layered): (Option<Sequential>, bool),
     ) -> Result<String> {
-        let identity = self.session.allocation_identity(points.into(), probed, goal);
-        let allocation = self.stage(goal.label(), &identity)?;
-        self.stage("encode".into(), &self.session.encoding_identity(calibration.clone(), allocation, sequential))
+        let mut goals = vec![goal];
+        if let (true, Some(layers)) = (layered, &self.session.config.encode.layers) {
+            // Where a size is wanted, lambdas are not known before.
+            let lambdas = layers.lambdas(if let Goal::Lambda(lambda) = goal { lambda } else { 1.0 });
+            goals.splice(..0, lambdas[..lambdas.len() - 1].iter().map(|&lambda| Goal::Lambda(lambda)));
+        }
+        let mut allocations = Vec::new();
+        for goal in goals {
+            let identity = self.session.allocation_identity(points.into(), probed.clone(), goal);
+            allocations.push(self.stage(goal.label(), &identity)?);
+        }
+        self.stage("encode".into(), &self.session.encoding_identity(calibration.clone(), &allocations, sequential))
     }
 
     /// Adds an evaluation of the original or of a checkpoint beside it; digests that others depend on.
@@ -102,7 +113,7 @@ impl Planner<'_, '_> {
         let base =
             self.stage("evaluate the original on held-out text".into(), &session.part_base_identity(held_out))?;
         let lambdas = session.probed_lambdas();
-        let encoded = self.encoded(calibration, points, None, Goal::Lambda(lambdas[ALONE]), None)?;
+        let encoded = self.encoded(calibration, points, None, Goal::Lambda(lambdas[ALONE]), (None, false))?;
         let mut parts = Vec::new();
         for (group, names) in session.probed_groups() {
             let identity = session.part_identity(base.clone(), encoded.clone(), &names);
@@ -113,7 +124,8 @@ impl Planner<'_, '_> {
         let mut whole = Vec::new();
         for lambda in lambdas {
             let sequential = session.config.encode.sequential;
-            let encoded = self.encoded(calibration, points, Some(alone.clone()), Goal::Lambda(lambda), sequential)?;
+            let encoded =
+                self.encoded(calibration, points, Some(alone.clone()), Goal::Lambda(lambda), (sequential, false))?;
             let identity = session.part_identity(base.clone(), encoded, &all);
             whole.push(self.stage(format!("probe {TOGETHER}"), &identity)?);
         }
@@ -146,8 +158,14 @@ pub(crate) fn plan(session: &Session) -> Result<Vec<PlannedStage>> {
     for goal in session.goals() {
         let encoded = match goal {
             Goal::Width(bits) => planner.stage(goal.label(), &session.baseline_identity(fitted.clone(), bits))?,
-            _ => planner.encoded(&calibration, &points, probed.clone(), goal, session.config.encode.sequential)?,
+            _ => {
+                let sequential = session.config.encode.sequential;
+                planner.encoded(&calibration, &points, probed.clone(), goal, (sequential, true))?
+            }
         };
+        for layers in 1..=session.config.encode.layers.as_ref().map_or(0, |l| l.bits.len()) {
+            planner.evaluated(Some(prefix_digest(&encoded, Prefix::Layers(layers))), Some(&base), &asked)?;
+        }
         planner.evaluated(Some(encoded), Some(&base), &asked)?;
     }
     Ok(planner.stages)

@@ -101,7 +101,7 @@ impl Session<'_> {
         let mut whole = Vec::new();
         for lambda in self.probed_lambdas() {
             let allocation = self.allocate(points, Some(&alone), Goal::Lambda(lambda))?;
-            let encoded = self.encode_as(calibration, &allocation, sequential)?;
+            let encoded = self.encode_as(calibration, &[allocation], sequential)?;
             let measured = self.part(TOGETHER, &all, &windows, &base, &encoded)?;
             whole.push((encoded, measured));
         }
@@ -130,7 +130,7 @@ impl Session<'_> {
         let lambda = self.probed_lambdas()[ALONE];
         let allocation = self.allocate(points, None, Goal::Lambda(lambda))?;
         // Weights that made up for others are worse without them.
-        let encoded = self.encode_as(calibration, &allocation, None)?;
+        let encoded = self.encode_as(calibration, &[allocation], None)?;
         let groups = self.probed_groups();
         let part = |(group, names): (&String, &BTreeSet<String>)| self.part(group, names, windows, base, &encoded);
         let parts: Vec<Artifact> = groups.iter().map(part).collect::<Result<_>>()?;

@@ -18,6 +18,7 @@ use crate::probe::Probed;
 use crate::results::{AllocationSummary, Choice, Evaluation, read_json};
 use crate::session::{Goal, Session};
 use crate::stages::Until;
+use crate::tune::Part;
 
 /// The object that `--json` prints; these names stay.
 #[derive(Debug, Clone, Serialize)]
@@ -69,11 +70,25 @@ impl BenchmarkOutput {
     }
 }
 
+/// How much of a checkpoint in layers is used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Layers {
+    /// The base and those after it.
+    pub used: usize,
+    /// Layers of the checkpoint.
+    pub of: usize,
+    /// Whether the last of those used is whole.
+    pub whole: bool,
+}
+
 /// One tuned checkpoint; measured fields are empty where a stage did not run.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct PointOutput {
     /// Nats of loss for one bit of the file.
     pub lambda: f64,
+    /// Of a checkpoint in layers, how many of them; sizes are of these.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub layers: Option<Layers>,
     /// Bytes of all safetensors files.
     pub bytes: Option<u64>,
     /// Bits of the file over all weights.
@@ -111,9 +126,10 @@ pub struct PointOutput {
     pub checkpoint: Option<PathBuf>,
 }
 
-/// One allocation with what was made of it.
+/// One allocation with what was made of it, or the first layers of that.
 struct Made {
     summary: AllocationSummary,
+    layers: Option<Layers>,
     encoded: Option<(Artifact, EncodeSummary)>,
     evaluated: Option<Evaluation>,
 }
@@ -160,19 +176,22 @@ pub fn run(session: &Session, until: Until) -> Result<RunOutput> {
                 (Some(points), _) if until < Until::Encode => {
                     let allocation = session.allocate(points, probes.as_ref(), goal)?;
                     let summary = read_json(&allocation.path("summary.json"))?;
-                    made.push(Made { summary, encoded: None, evaluated: None });
+                    made.push(Made { summary, layers: None, encoded: None, evaluated: None });
                     continue;
                 }
                 (Some(points), _) => session.tune(&calibration, points, probes.as_ref(), goal)?,
             };
-            let evaluated = match &base {
-                Some((base, asked)) => {
-                    let evaluated = session.evaluate(Whose::Tuned(&tuned.encoded, base), asked)?;
-                    Some(evaluated.read(Some(base))?)
-                }
-                None => None,
-            };
-            made.push(Made { summary: tuned.allocation, encoded: Some((tuned.encoded, tuned.sizes)), evaluated });
+            for Part { prefix, layers, lambda, sizes } in session.prefixes(&tuned)? {
+                let evaluated = match &base {
+                    Some((base, asked)) => {
+                        let evaluated = session.evaluate(Whose::Tuned(&tuned.encoded, prefix, base), asked)?;
+                        Some(evaluated.read(Some(base))?)
+                    }
+                    None => None,
+                };
+                let summary = AllocationSummary { lambda, ..tuned.allocation.clone() };
+                made.push(Made { summary, layers, encoded: Some((tuned.encoded.clone(), sizes)), evaluated });
+            }
         }
     }
     made.sort_by(|a, b| b.summary.lambda.total_cmp(&a.summary.lambda));
@@ -201,6 +220,7 @@ fn point_output(made: &Made, probed: Option<&Probed>) -> PointOutput {
     let text = made.evaluated.as_ref().map(|e| &e.text);
     PointOutput {
         lambda: made.summary.lambda,
+        layers: made.layers,
         bytes: sizes.map(|s| s.bytes),
         bits_per_weight: sizes.map(|s| BitsPerWeight::of_bytes(s.bytes, s.weights).0),
         linear_bits_per_weight: sizes.map(|s| BitsPerWeight::of_bytes(s.linear_bytes, s.linear_weights).0),

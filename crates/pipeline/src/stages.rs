@@ -251,22 +251,24 @@ impl Session<'_> {
         identity
     }
 
-    /// The tuned checkpoint of an allocation, in `checkpoint/` of the artifact.
-    pub(crate) fn encode(&self, calibration: &Calibration, allocation: &Artifact) -> Result<Artifact> {
-        self.encode_as(calibration, allocation, self.config.encode.sequential)
+    /// The tuned checkpoint of allocations, in `checkpoint/` of the artifact: the base's, and one for each refinement.
+    pub(crate) fn encode(&self, calibration: &Calibration, allocations: &[Artifact]) -> Result<Artifact> {
+        self.encode_as(calibration, allocations, self.config.encode.sequential)
     }
 
     /// As [`Session::encode`], whatever the configuration says of adaptation.
     pub(crate) fn encode_as(
         &self,
         calibration: &Calibration,
-        allocation: &Artifact,
+        allocations: &[Artifact],
         sequential: Option<config::Sequential>,
     ) -> Result<Artifact> {
         let e = &self.config.encode;
-        let identity = self.encoding_identity(calibration.digests(), allocation.digest(), sequential);
+        let digests: Vec<String> = allocations.iter().map(Artifact::digest).collect();
+        let identity = self.encoding_identity(calibration.digests(), &digests, sequential);
         self.stage("encode", &identity, |work| {
-            let map = alloc::Allocation::open(&allocation.path("allocation.safetensors"))?;
+            let open = |a: &Artifact| alloc::Allocation::open(&a.path("allocation.safetensors"));
+            let maps = allocations.iter().map(open).collect::<std::result::Result<Vec<_>, _>>()?;
             let feedback = match e.feedback {
                 true => Some(waterfill_encode::Feedback {
                     sensitivities: calib::Sensitivities::open(&calibration.fitted.dir)?,
@@ -274,6 +276,7 @@ impl Session<'_> {
                     damping: e.damping,
                     trellis: e.trellis(),
                     rounding: e.rounding,
+                    restraint: e.layers.as_ref().map_or(0.0, config::Layers::restraint),
                 }),
                 false => None,
             };
@@ -288,10 +291,11 @@ impl Session<'_> {
             let adaptation = sequential.map(|s| {
                 let settings = adapt::Settings { steps: s.steps, rate: s.rate, batch_tokens: BATCH_TOKENS };
                 let copy = Model::open(&self.source.dir, self.model.device())?;
-                adapt::Adaptation::new(&self.model, copy, &windows, &map.names().into_iter().collect(), settings)
+                let names = maps.last().map(alloc::Allocation::names).unwrap_or_default();
+                adapt::Adaptation::new(&self.model, copy, &windows, &names.into_iter().collect(), settings)
             });
             let (source, adaptation) = (self.model.checkpoint(), adaptation.transpose()?);
-            let summary = waterfill_encode::encode(source, &map, &options, adaptation, work, self.console)?;
+            let summary = waterfill_encode::encode(source, &maps, &options, adaptation, work, self.console)?;
             write_json(&work.path("summary.json"), &summary)
         })
     }
@@ -311,19 +315,23 @@ impl Session<'_> {
     pub(crate) fn encoding_identity(
         &self,
         (calibration, held_out): (String, Option<String>),
-        allocation: String,
+        allocations: &[String],
         sequential: Option<config::Sequential>,
     ) -> Identity {
+        let Some((allocation, coarser)) = allocations.split_last() else { unreachable!("there is a base at least") };
+        let layers = self.config.encode.layers.clone().filter(|_| !coarser.is_empty());
         let mut settled = serde_json::json!({
-            "bitstream": waterfill_checkpoint::VERSION, "encode": config::Encode { sequential, ..self.config.encode.clone() }, "widen": self.widen(),
-            "escape": self.escape(),
+            "bitstream": waterfill_checkpoint::VERSION, "encode": config::Encode { sequential, layers, ..self.config.encode.clone() },
+            "widen": self.widen(), "escape": self.escape(),
         });
         if sequential.is_some() {
             settled["adaptation"] = waterfill_adapt::VERSION.into();
         }
         // Second moments are read from the calibration, not from the allocation.
-        let inputs = [("calibrate", calibration), ("allocate", allocation)];
+        let inputs = [("calibrate", calibration), ("allocate", allocation.clone())];
         let mut identity = self.identity("encode", 11, inputs, settled);
+        let layers = coarser.iter().enumerate();
+        identity.inputs.extend(layers.map(|(n, digest)| (format!("allocate-{n}"), digest.clone())));
         identity.inputs.extend(held_out.map(|digest| ("held-out".to_string(), digest)));
         identity
     }

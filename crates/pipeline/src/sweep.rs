@@ -18,7 +18,7 @@ use crate::estimate::{self, available_memory};
 use crate::load::{config_of, merge, merged};
 use crate::peers::{Peers, Reach};
 use crate::plan::{PlannedStage, plan};
-use crate::run::{RunOutput, run};
+use crate::run::{PointOutput, RunOutput, run};
 use crate::session::Session;
 use crate::stages::Until;
 
@@ -32,7 +32,7 @@ pub struct SweepSection {
     /// Values by dotted key, such as `allocate.policy: [free, safe]`; every combination is a run.
     #[serde(default)]
     pub grid: BTreeMap<String, Vec<Value>>,
-    /// Settings by dotted key; each entry is a run, or a whole grid when there is one.
+    /// Settings by dotted key; each entry is a run, or a whole grid when there is one. The key `label` names it.
     #[serde(default)]
     pub runs: Vec<BTreeMap<String, Value>>,
     /// Configurations that every run is made for, relative to this file; values of this file go before
@@ -85,6 +85,8 @@ pub struct SweepOutput {
     pub runs: Vec<SweepRunOutput>,
     /// Our bytes at the KL of every peer, where the file names peers.
     pub reach: Vec<Reach>,
+    /// Picture of all curves, for each model.
+    pub figures: Vec<PathBuf>,
 }
 
 /// One run's outcome.
@@ -183,12 +185,14 @@ pub fn load_sweep(path: &Path) -> Result<Sweep> {
     }
     let mut runs: Vec<SweepRun> = Vec::new();
     for (base, settings) in bases.iter().flat_map(|b| all.iter().map(move |s| (b, s))) {
-        let mut label = label(settings);
+        let mut settings = settings.clone();
+        let own = settings.remove("label");
+        let mut label = own.as_ref().and_then(Value::as_str).map_or_else(|| label(&settings), String::from);
         if let Some(name) = base.get("name").and_then(Value::as_str).filter(|_| named) {
             label = format!("{name}: {label}");
         }
         let mut value = base.clone();
-        for (key, setting) in settings {
+        for (key, setting) in &settings {
             set(&mut value, key, setting.clone()).map_err(|e| failed(format!("run {label}: {e}")))?;
         }
         let config = config_of(value, path).map_err(|e| match e {
@@ -197,10 +201,10 @@ pub fn load_sweep(path: &Path) -> Result<Sweep> {
             }
             other => other,
         })?;
-        if let Some(twin) = runs.iter().find(|r| r.label == label && r.settings == *settings) {
+        if let Some(twin) = runs.iter().find(|r| r.label == label && r.settings == settings) {
             return Err(failed(format!("run {} is there twice", twin.label)));
         }
-        runs.push(SweepRun { label, settings: settings.clone(), config });
+        runs.push(SweepRun { label, settings, config });
     }
     let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
     Ok(Sweep {
@@ -322,7 +326,40 @@ pub fn run_sweep(sweep: &Sweep, repair: bool, device: &str, console: &Console) -
     console.finish("");
     let measured = runs.iter().filter_map(|r| Some((r.label.as_str(), r.output.as_ref()?.points.as_slice())));
     let reach = peers.map_or(vec![], |peers| peers.reach(measured));
-    Ok(SweepOutput { sweep: sweep.name.clone(), runs, reach })
+    let figures = draw_curves(sweep, &runs)?;
+    Ok(SweepOutput { sweep: sweep.name.clone(), runs, reach, figures })
+}
+
+/// Draws the curves of all runs of each model to `curves-MODEL` in a folder of the sweep in the first run's store.
+fn draw_curves(sweep: &Sweep, runs: &[SweepRunOutput]) -> Result<Vec<PathBuf>> {
+    let mut models: BTreeMap<&str, Vec<waterfill_report::Curve>> = BTreeMap::new();
+    for (run, output) in runs.iter().filter_map(|r| Some((r, r.output.as_ref()?))) {
+        // A checkpoint's prefixes are a curve of their own.
+        let mut goals: Vec<Vec<&PointOutput>> = Vec::new();
+        for point in output.points.iter().filter(|p| p.kl.is_some_and(|kl| kl > 0.0)) {
+            match goals.iter_mut().find(|g| g[0].layers.is_none() || g[0].checkpoint == point.checkpoint) {
+                Some(goal) if goal[0].layers.is_some() == point.layers.is_some() => goal.push(point),
+                _ => goals.push(vec![point]),
+            }
+        }
+        for mut goal in goals {
+            goal.sort_by_key(|p| p.bytes);
+            let points = goal.iter().filter_map(|p| Some((p.bits_per_weight?, p.kl?, p.kl_se?))).collect();
+            let curve = waterfill_report::Curve { label: run.label.clone(), points, layered: goal[0].layers.is_some() };
+            models.entry(&output.model).or_default().push(curve);
+        }
+    }
+    let Some(store) = sweep.runs.first().map(|r| Path::new(&r.config.store).join(&sweep.name)) else {
+        return Ok(vec![]);
+    };
+    let drawn = models.into_iter().filter(|(_, curves)| curves.iter().map(|c| c.points.len()).sum::<usize>() > 1);
+    drawn
+        .map(|(model, curves)| {
+            std::fs::create_dir_all(&store).map_err(|source| PipelineError::Io { path: store.clone(), source })?;
+            let title = format!("{}, {model}: rate and distortion", sweep.name);
+            Ok(waterfill_report::write_curves(&title, &curves, &store, &format!("curves-{model}"))?)
+        })
+        .collect()
 }
 
 fn one_run(one: &SweepRun, store: &Store, device: &str, console: &Console, budget: &Budget) -> Result<RunOutput> {

@@ -1,12 +1,16 @@
 //! From a goal to a tuned checkpoint: at a lambda in one go, for a size in several.
 
+use std::collections::BTreeMap;
+
 use waterfill_artifacts::{Artifact, Identity};
 use waterfill_calibrate::Sensitivities;
+use waterfill_checkpoint::{Checkpoint, Prefix, TensorInfo};
 use waterfill_encode::{Baseline, EncodeSummary, encode_baseline};
 
 use crate::config::BaselineMethod;
 use crate::error::Result;
 use crate::results::{AllocationSummary, read_json, write_json};
+use crate::run::Layers;
 use crate::session::{Goal, Session};
 use crate::stages::Calibration;
 
@@ -25,7 +29,51 @@ pub(crate) struct Tuned {
     pub sizes: EncodeSummary,
 }
 
+/// A prefix of a tuned checkpoint.
+pub(crate) struct Part {
+    pub prefix: Prefix,
+    pub layers: Option<Layers>,
+    /// Of its last layer.
+    pub lambda: f64,
+    pub sizes: EncodeSummary,
+}
+
 impl Session<'_> {
+    /// A checkpoint's prefixes that are evaluated, itself last.
+    pub(crate) fn prefixes(&self, tuned: &Tuned) -> Result<Vec<Part>> {
+        let (sizes, lambda) = (&tuned.sizes, tuned.allocation.lambda);
+        let Some(layers) = self.config.encode.layers.as_ref().filter(|_| !sizes.layers.is_empty()) else {
+            return Ok(vec![Part { prefix: Prefix::All, layers: None, lambda, sizes: sizes.clone() }]);
+        };
+        let (of, lambdas) = (layers.bits.len() + 1, layers.lambdas(lambda));
+        let part = |prefix: Prefix| -> Result<Part> {
+            let opened = Checkpoint::open_prefix(tuned.encoded.path("checkpoint"), prefix)?;
+            let linear = opened.tensors().filter(|info| info.name.contains("_proj."));
+            let loss =
+                |info: &TensorInfo| Some((info.name.clone(), *sizes.layers[info.layers() - 1].losses.get(&info.name)?));
+            let losses: BTreeMap<String, f64> = opened.tensors().filter_map(loss).collect();
+            let (used, whole) = (opened.layers(), !matches!(prefix, Prefix::Bytes(_)));
+            let sizes = EncodeSummary {
+                bytes: opened.bytes(),
+                linear_bytes: linear.map(TensorInfo::stored_bytes).sum(),
+                loss: losses.values().sum(),
+                losses,
+                ..sizes.clone()
+            };
+            Ok(Part { prefix, layers: Some(Layers { used, of, whole }), lambda: lambdas[used - 1], sizes })
+        };
+        let mut parts = Vec::new();
+        for n in 1..=of {
+            if n > 1 {
+                let (from, to) = (sizes.layers[n - 2].bytes, sizes.layers[n - 1].bytes);
+                let cut = |i: usize| Prefix::Bytes(from + (to - from) * i as u64 / (layers.parts as u64 + 1));
+                parts.extend((1..=layers.parts).map(|i| part(cut(i))).collect::<Result<Vec<_>>>()?);
+            }
+            parts.push(part(if n < of { Prefix::Layers(n) } else { Prefix::All })?);
+        }
+        Ok(parts)
+    }
+
     /// Allocates and codes. What error feedback and its trellis make of a size is not known before, so
     /// that a wanted size is met by coding at one lambda after the other: the nearest is kept.
     pub(crate) fn tune(
@@ -37,9 +85,16 @@ impl Session<'_> {
     ) -> Result<Tuned> {
         let at = |goal: Goal| -> Result<Tuned> {
             let allocation = self.allocate(points, probes, goal)?;
-            let encoded = self.encode(calibration, &allocation)?;
+            let summary: AllocationSummary = read_json(&allocation.path("summary.json"))?;
+            let layers = self.config.encode.layers.as_ref();
+            let lambdas = layers.map_or(vec![], |layers| layers.lambdas(summary.lambda));
+            let coarser = lambdas.iter().take(lambdas.len().saturating_sub(1));
+            let mut allocations =
+                coarser.map(|&l| self.allocate(points, probes, Goal::Lambda(l))).collect::<Result<Vec<_>>>()?;
+            allocations.push(allocation);
+            let encoded = self.encode(calibration, &allocations)?;
             let sizes = read_json(&encoded.path("summary.json"))?;
-            Ok(Tuned { allocation: read_json(&allocation.path("summary.json"))?, encoded, sizes })
+            Ok(Tuned { allocation: summary, encoded, sizes })
         };
         let mut best = at(goal)?;
         let (Goal::Bytes(wanted), true) = (goal, self.config.encode.feedback) else { return Ok(best) };

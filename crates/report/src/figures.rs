@@ -11,20 +11,20 @@ use plotters::style::text_anchor::{HPos, Pos, VPos};
 use crate::data::{Point, Report};
 use crate::{ReportError, Result};
 
-const SIZE: (u32, u32) = (760, 460);
-const FONT: &str = "sans-serif";
+pub(crate) const SIZE: (u32, u32) = (760, 460);
+pub(crate) const FONT: &str = "sans-serif";
 /// Okabe & Ito's palette, distinguishable without colour vision.
-const BLUE: RGBColor = RGBColor(0, 114, 178);
-const ORANGE: RGBColor = RGBColor(230, 159, 0);
-const GREEN: RGBColor = RGBColor(0, 158, 115);
-const PURPLE: RGBColor = RGBColor(204, 121, 167);
+pub(crate) const BLUE: RGBColor = RGBColor(0, 114, 178);
+pub(crate) const ORANGE: RGBColor = RGBColor(230, 159, 0);
+pub(crate) const GREEN: RGBColor = RGBColor(0, 158, 115);
+pub(crate) const PURPLE: RGBColor = RGBColor(204, 121, 167);
 const FORMATS: [(&str, RGBColor); 4] = [("int4", BLUE), ("int8", ORANGE), ("fp8", GREEN), ("lossless", PURPLE)];
 /// Half width of a 95 % interval in standard errors.
-const Z: f64 = 1.96;
+pub(crate) const Z: f64 = 1.96;
 
 type Drawn = std::result::Result<(), String>;
 
-fn text_error<E: std::fmt::Display>(e: E) -> String {
+pub(crate) fn text_error<E: std::fmt::Display>(e: E) -> String {
     e.to_string()
 }
 
@@ -60,7 +60,7 @@ pub(crate) fn all_png(report: &Report, dir: &Path) -> Result<()> {
     png(&dir.join("predicted.png"), |a| predicted(a, report))
 }
 
-fn png(path: &Path, draw: impl Fn(&DrawingArea<BitMapBackend, Shift>) -> Drawn) -> Result<()> {
+pub(crate) fn png(path: &Path, draw: impl Fn(&DrawingArea<BitMapBackend, Shift>) -> Drawn) -> Result<()> {
     register_fonts();
     let failed = |reason| ReportError::Figure { figure: path.display().to_string(), reason };
     let area = BitMapBackend::new(path, SIZE).into_drawing_area();
@@ -68,7 +68,11 @@ fn png(path: &Path, draw: impl Fn(&DrawingArea<BitMapBackend, Shift>) -> Drawn) 
     area.present().map_err(text_error).map_err(failed)
 }
 
-fn svg(name: &str, size: (u32, u32), draw: impl Fn(&DrawingArea<SVGBackend, Shift>) -> Drawn) -> Result<String> {
+pub(crate) fn svg(
+    name: &str,
+    size: (u32, u32),
+    draw: impl Fn(&DrawingArea<SVGBackend, Shift>) -> Drawn,
+) -> Result<String> {
     register_fonts();
     let failed = |reason| ReportError::Figure { figure: name.into(), reason };
     let mut text = String::new();
@@ -81,7 +85,7 @@ fn svg(name: &str, size: (u32, u32), draw: impl Fn(&DrawingArea<SVGBackend, Shif
 }
 
 /// Powers of ten around positive values.
-fn decades(values: impl Iterator<Item = f64>) -> (f64, f64) {
+pub(crate) fn decades(values: impl Iterator<Item = f64>) -> (f64, f64) {
     let (mut low, mut high) = (f64::INFINITY, 0f64);
     for v in values.filter(|v| *v > 0.0 && v.is_finite()) {
         low = low.min(v);
@@ -93,7 +97,7 @@ fn decades(values: impl Iterator<Item = f64>) -> (f64, f64) {
     (10f64.powf((low * 0.8).log10().floor()), 10f64.powf((high * 1.2).log10().ceil()))
 }
 
-fn scientific(v: &f64) -> String {
+pub(crate) fn scientific(v: &f64) -> String {
     format!("{v:.0e}")
 }
 
@@ -142,7 +146,7 @@ fn curve<DB: DrawingBackend>(area: &DrawingArea<DB, Shift>, report: &Report) -> 
     note(area, &format!("bars: 95 % over {} sequences of {} tokens", report.sequences, report.context))
 }
 
-fn legend<'a, DB: DrawingBackend + 'a, CT: CoordTranslate>(
+pub(crate) fn legend<'a, DB: DrawingBackend + 'a, CT: CoordTranslate>(
     chart: &mut ChartContext<'a, DB, CT>,
     position: SeriesLabelPosition,
 ) -> Drawn {
@@ -156,7 +160,7 @@ fn legend<'a, DB: DrawingBackend + 'a, CT: CoordTranslate>(
         .map_err(text_error)
 }
 
-fn note<DB: DrawingBackend>(area: &DrawingArea<DB, Shift>, text: &str) -> Drawn {
+pub(crate) fn note<DB: DrawingBackend>(area: &DrawingArea<DB, Shift>, text: &str) -> Drawn {
     let style = (FONT, 12).into_font().color(&RGBColor(90, 90, 90)).pos(Pos::new(HPos::Right, VPos::Bottom));
     let (width, height) = area.dim_in_pixel();
     area.draw(&Text::new(text.to_string(), (width as i32 - 14, height as i32 - 4), style)).map_err(text_error)

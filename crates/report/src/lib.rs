@@ -1,5 +1,6 @@
 //! Tables, figures and one HTML page from the results of a run.
 
+mod curves;
 mod data;
 mod figures;
 mod html;
@@ -7,6 +8,7 @@ mod tables;
 
 use std::path::{Path, PathBuf};
 
+pub use curves::{Curve, write_curves};
 pub use data::{Point, Report, Tensor};
 
 /// Result of writing a report.

@@ -119,11 +119,18 @@ pub fn parse<'a>(bytes: &'a [u8], before: Option<&Tensor>) -> (Tensor, Vec<&'a [
     }
     assert_eq!(at, bytes.len());
     assert_eq!(t.has(19), before.is_some(), "a layer before, of refinements only");
+    side_information(&mut t, &bytes[side..side + side_bytes]);
     if let Some(b) = before {
         assert!((t.dtype, t.rows, t.cols) == (b.dtype, b.rows, b.cols) && t.dtype < 3);
-        (t.row_scale, t.col_scale) = (b.row_scale.clone(), b.col_scale.clone());
+        for (vector, scales) in [
+            (&mut t.row_scale, &b.row_scale),
+            (&mut t.col_scale, &b.col_scale),
+            (&mut t.row_spread, &b.row_scale),
+            (&mut t.col_spread, &b.col_scale),
+        ] {
+            vector.iter_mut().zip(scales).for_each(|(v, s)| *v = (*v + s).clamp(-127, 127));
+        }
     }
-    side_information(&mut t, &bytes[side..side + side_bytes]);
     (t, slices)
 }
 
@@ -137,14 +144,7 @@ fn side_information(t: &mut Tensor, bytes: &[u8]) {
     let mut coder = Coder::new(bytes);
     let (rows, cols) = (t.rows, t.cols);
     let mut vector = |n: usize| if coder.raw(1) == 1 { entries(&mut coder, n) } else { vec![0; n] };
-    if t.has(19) {
-        let above = |(s, e): (&i32, &i32)| (s + e).clamp(-127, 127);
-        t.row_spread = t.row_scale.iter().zip(&vector(rows)).map(above).collect();
-        t.col_spread = t.col_scale.iter().zip(&vector(cols)).map(above).collect();
-    } else {
-        (t.row_scale, t.col_scale) = (vector(rows), vector(cols));
-        (t.row_spread, t.col_spread) = (vector(rows), vector(cols));
-    }
+    (t.row_scale, t.col_scale, t.row_spread, t.col_spread) = (vector(rows), vector(cols), vector(rows), vector(cols));
     let mut optional = |used: bool, n: usize| if used { entries(&mut coder, n) } else { vec![0; n] };
     t.linear = optional(t.has(16), 3);
     t.centroids = optional(t.has(9), 3);

@@ -6,7 +6,7 @@ use waterfill_codec::plane::TileScales;
 use waterfill_codec::scale::{UNIT, scale};
 use waterfill_codec::slice::{SlicePlan, neighbour_bin};
 use waterfill_codec::table::class_of;
-use waterfill_codec::{Format, Result, TensorPlan, on_this_machine};
+use waterfill_codec::{Format, Kind as TileKind, Result, TensorPlan, on_this_machine};
 
 use super::FeedbackInput;
 use super::survivors::{Kind, Survivors, WINDOW};
@@ -120,7 +120,8 @@ impl<'a> ColumnCoder<'a> {
             let tile = &plan.tiles[n];
             let shift = tile.format.minifloat().map_or(0, |m| m.scale_shift());
             self.tiles.push(RowTile {
-                format: tile.format,
+                // What is skipped is exact as it is.
+                format: if tile.kind == TileKind::Skip { Format::Lossless } else { tile.format },
                 range: tile.format.level_range().unwrap_or((0, 0)),
                 scale: plan.step_base + UNIT * i32::from(tile.step) - shift,
                 spread: plan.spread_base + i32::from(tile.spread) - i32::from(tile.step),
@@ -191,7 +192,7 @@ impl<'a> ColumnCoder<'a> {
         match self.tiles[i / self.input.plan.tile].format {
             // The weight itself, which the target is not.
             Format::Lossless => self.original(i, col) - target,
-            format => self.value(format, i) - target,
+            format => self.value(format, i, col) - target,
         }
     }
 
@@ -257,12 +258,19 @@ impl<'a> ColumnCoder<'a> {
 
     /// What the level of row `i` is decoded as.
     #[inline(always)]
-    fn value(&self, format: Format, i: usize) -> f32 {
+    fn value(&self, format: Format, i: usize, col: usize) -> f32 {
         let value = match format.minifloat() {
             Some(kind) => kind.decode(self.levels[i] as u8),
             None => self.levels[i] as f32,
         };
-        decoded(self.input.plan, value * self.steps[i])
+        let (plan, value) = (self.input.plan, value * self.steps[i]);
+        match self.input.before {
+            Some(before) => {
+                let before = before[(self.rows.start + i) * plan.cols + col];
+                decoded(plan, before + value) - before
+            }
+            None => decoded(plan, value),
+        }
     }
 
     #[inline(always)]
@@ -271,7 +279,7 @@ impl<'a> ColumnCoder<'a> {
         for i in 0..self.rows.len() {
             let format = self.tiles[i / plan.tile].format;
             if format != Format::Lossless {
-                errors[i] = self.value(format, i) - weights[i * plan.cols + col];
+                errors[i] = self.value(format, i, col) - weights[i * plan.cols + col];
             }
             samples[i * plan.cols + col] = self.levels[i] as i16;
             if plan.parameters.neighbours.is_some() {

@@ -4,6 +4,7 @@
 
 mod column;
 mod loss;
+mod refinement;
 mod slice;
 mod steps;
 mod survivors;
@@ -15,6 +16,7 @@ use waterfill_allocate::{Factor, Importance};
 use waterfill_codec::{Result, TensorPlan};
 
 pub use loss::QuadraticLoss;
+pub use refinement::refine_with_feedback;
 use slice::Slice;
 pub use tensor::{FeedbackOptions, SecondMoments, encode_with_feedback};
 pub use viterbi::{PathSearch, Sample};
@@ -36,6 +38,8 @@ pub struct FeedbackInput<'a> {
     pub rows: Option<&'a Factor>,
     /// Nats for a bit where levels are chosen; zero rounds to the nearest.
     pub price: f32,
+    /// Of a refinement, values that the layer before has, to which `weights` are what is missing.
+    pub before: Option<&'a [f32]>,
 }
 
 /// Samples of the tensor, row-major: levels and codes; those of lossless tiles are zero. Without feedback

@@ -34,19 +34,32 @@ fn level(price: Lambda) -> f64 {
 /// the planes do not hold get coarser steps, or become lossless where they may `escape` so. Returns what
 /// that costs as a share of the loss.
 pub fn set_steps(plan: &mut TensorPlan, importance: &Importance, price: Lambda, weights: &[f32], escape: bool) -> f64 {
+    if plan.tiles.iter().any(|t| t.format.level_range().is_some()) {
+        for (scales, importance, others) in
+            [(&mut plan.col_scale, &importance.cols, plan.rows), (&mut plan.row_scale, &importance.rows, plan.cols)]
+        {
+            if !scales.is_empty() {
+                *scales = water_fill(&alive(importance), others);
+            }
+        }
+    }
+    set_tile_steps(plan, importance, price, weights, escape)
+}
+
+/// As [`set_steps`] with the scales of rows and columns that the plan has.
+pub fn set_tile_steps(
+    plan: &mut TensorPlan,
+    importance: &Importance,
+    price: Lambda,
+    weights: &[f32],
+    escape: bool,
+) -> f64 {
     let integer: Vec<usize> = (0..plan.tiles.len()).filter(|&n| plan.tiles[n].format.level_range().is_some()).collect();
     if integer.is_empty() {
         return 0.0;
     }
     let trellis = plan.parameters.trellis.is_some();
     let allocated: Vec<i32> = plan.tiles.iter().map(|t| plan.step_base + UNIT * i32::from(t.step)).collect();
-    for (scales, importance, others) in
-        [(&mut plan.col_scale, &importance.cols, plan.rows), (&mut plan.row_scale, &importance.rows, plan.cols)]
-    {
-        if !scales.is_empty() {
-            *scales = water_fill(&alive(importance), others);
-        }
-    }
     let error = if trellis { TRELLIS_ERROR } else { SCALAR_ERROR };
     let log_tiles = integer.iter().map(|&n| f64::from(importance.tiles[n]).max(1e-30).log2());
     let log_tile = log_tiles.sum::<f64>() / integer.len() as f64;

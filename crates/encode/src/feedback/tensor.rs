@@ -2,7 +2,7 @@
 
 use waterfill_allocate::{Factor, Importance, PlannedWeight};
 use waterfill_calibrate::SecondMomentMatrix;
-use waterfill_codec::{Format, Parameters, Result, TensorEncoder, TensorPlan, Trellis};
+use waterfill_codec::{Format, Lambda, Parameters, Result, TensorEncoder, TensorPlan, Trellis};
 
 use super::steps::{relative_levels, set_steps};
 use super::{FeedbackInput, quantize_with_feedback};
@@ -11,6 +11,10 @@ use crate::search::{encode_parallel, slice_samples};
 /// Share of predicted loss that the range of planes may add before a trellis, whose steps are finer,
 /// gives way to scalar rounding.
 const HELD_BACK: f64 = 0.25;
+
+/// By how much restraint of one makes errors count for more where rows and columns are restrained: measured on books-7m,
+/// as what leaves steps as they are on average.
+const RESTRAINED: f64 = 3.0;
 
 /// How a tensor is quantised.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -25,6 +29,9 @@ pub struct FeedbackOptions {
     pub escape: bool,
     /// Share of the mean of a second moment's diagonal that is added to it.
     pub damping: f64,
+    /// Share of each row's and column's own second moment that is added: feedback makes single errors larger, which
+    /// refinement layers pay for.
+    pub restraint: f64,
 }
 
 /// Second moments of a matrix's input and output gradient, as far as they are known.
@@ -46,53 +53,82 @@ pub fn encode_with_feedback(
     moments: SecondMoments,
     options: &FeedbackOptions,
 ) -> Result<Vec<u8>> {
-    let importance = &weight.importance;
+    let costs = Costs::new(weight, weights, moments, options);
+    let Costs { importance, level, .. } = &costs;
     let mut plan = weight.plan.clone();
-    // A source of finite variance is worth the same as damping by the level of the water.
-    let (row_levels, col_levels) = relative_levels(&plan, importance, weight.price, weights);
-    let over_columns = || match moments.input {
-        Some(moment) => Factor::with_levels(moment, importance.lookup_share(), options.damping, &col_levels),
-        None => Factor::diagonal(importance.cols.clone()),
-    };
-    let whole = moments.output.filter(|m| m.blocks() == 1);
-    let over_rows = || whole.map(|output| Factor::with_levels(output, 0.0, options.damping, &row_levels));
-    let (factor, rows) = rayon::join(over_columns, over_rows);
-    let shared = |by: &[f32], factor: Option<&Factor>| {
-        by.iter().enumerate().map(|(i, &v)| v * factor.map_or(1.0, |f| f.share(i) as f32)).collect()
-    };
-    let (cols, by_row) = (shared(&importance.cols, Some(&factor)), shared(&importance.rows, rows.as_ref()));
-    let importance = Importance { cols, rows: by_row, ..importance.clone() };
     plan.parameters.trellis = options.trellis.filter(|_| options.widen);
     let allocated = plan.clone();
-    let held_back = set_steps(&mut plan, &importance, weight.price, weights, options.escape);
+    let held_back = set_steps(&mut plan, importance, *level, weights, options.escape);
     if plan.parameters.trellis.is_some() && held_back > HELD_BACK {
         plan = TensorPlan { parameters: Parameters { trellis: None, ..plan.parameters }, ..allocated };
-        set_steps(&mut plan, &importance, weight.price, weights, options.escape);
+        set_steps(&mut plan, importance, *level, weights, options.escape);
     }
-    let price = weight.price.0 as f32 * options.rounding;
-    let quantize = |plan: &TensorPlan| {
-        quantize_with_feedback(&FeedbackInput {
-            plan,
-            weights,
-            importance: &importance,
-            factor: &factor,
-            rows: rows.as_ref(),
-            price,
-        })
-    };
-    // How wide levels are, the smallest trellis tells as well.
-    let mut quick = plan.clone();
-    quick.parameters.trellis = quick.parameters.trellis.and(Trellis::new(2));
-    let first = quantize(&quick)?;
-    let change = spread_change(&plan, &first);
-    plan.spread_base += change;
-    let samples = if change == 0 && quick == plan { first } else { quantize(&plan)? };
+    let samples = costs.quantize(&mut plan, weights, None)?;
     if weight.narrow {
         narrow(&mut plan, &samples);
     }
     encode_parallel(TensorEncoder::of_weights(&plan, weights)?, |slice| {
         Ok(slice_samples(&plan, slice, weights, &samples))
     })
+}
+
+/// What errors of a weight cost, and how they spread.
+pub(super) struct Costs {
+    pub importance: Importance,
+    /// Nats for a bit, raised as restraint raises importance.
+    pub level: Lambda,
+    factor: Factor,
+    rows: Option<Factor>,
+    /// Nats for a bit where levels are chosen.
+    price: f32,
+}
+
+impl Costs {
+    pub fn new(weight: &PlannedWeight, weights: &[f32], moments: SecondMoments, options: &FeedbackOptions) -> Self {
+        let importance = &weight.importance;
+        // A source of finite variance is worth the same as damping by the level of the water.
+        let (mut row_levels, mut col_levels) = relative_levels(&weight.plan, importance, weight.price, weights);
+        restrain(&mut row_levels, &importance.rows, options.restraint);
+        restrain(&mut col_levels, &importance.cols, options.restraint);
+        let over_columns = || match moments.input {
+            Some(moment) => Factor::with_levels(moment, importance.lookup_share(), options.damping, &col_levels),
+            None => Factor::diagonal(importance.cols.clone()),
+        };
+        let whole = moments.output.filter(|m| m.blocks() == 1);
+        let over_rows = || whole.map(|output| Factor::with_levels(output, 0.0, options.damping, &row_levels));
+        let (factor, rows) = rayon::join(over_columns, over_rows);
+        let shared = |by: &[f32], factor: Option<&Factor>| {
+            by.iter().enumerate().map(|(i, &v)| v * factor.map_or(1.0, |f| f.share(i) as f32)).collect()
+        };
+        let (cols, by_row) = (shared(&importance.cols, Some(&factor)), shared(&importance.rows, rows.as_ref()));
+        let importance = Importance { cols, rows: by_row, ..importance.clone() };
+        let restrained = i32::from(moments.input.is_some()) + i32::from(rows.is_some());
+        let raised = (1.0 + RESTRAINED * options.restraint).powf(f64::from(restrained) / 2.0);
+        let level = Lambda(weight.price.0 * raised);
+        Self { importance, level, factor, rows, price: level.0 as f32 * options.rounding }
+    }
+
+    /// Samples of `weights` under a plan, whose spread becomes what levels are found to have.
+    pub fn quantize(&self, plan: &mut TensorPlan, weights: &[f32], before: Option<&[f32]>) -> Result<Vec<i16>> {
+        let quantize = |plan: &TensorPlan| {
+            let Self { importance, factor, rows, price, .. } = self;
+            let (rows, price) = (rows.as_ref(), *price);
+            quantize_with_feedback(&FeedbackInput { plan, weights, importance, factor, rows, price, before })
+        };
+        // How wide levels are, the smallest trellis tells as well.
+        let mut quick = plan.clone();
+        quick.parameters.trellis = quick.parameters.trellis.and(Trellis::new(2));
+        let first = quantize(&quick)?;
+        let change = spread_change(plan, &first);
+        plan.spread_base += change;
+        if change == 0 && quick == *plan { Ok(first) } else { quantize(plan) }
+    }
+}
+
+/// Adds a share of each importance to levels, which are shares of their mean.
+fn restrain(levels: &mut [f64], importance: &[f32], share: f64) {
+    let mean = importance.iter().map(|&v| f64::from(v)).sum::<f64>() / importance.len().max(1) as f64;
+    levels.iter_mut().zip(importance).for_each(|(level, &v)| *level += share * f64::from(v) / mean);
 }
 
 /// Gives tiles whose levels fit into four bits the format that holds them so: a runtime's memory.

@@ -1,0 +1,62 @@
+//! Checkpoints in layers, from the configuration to prefixes of the files.
+
+mod common;
+
+use common::{Place, files, pipeline};
+
+#[test]
+fn every_prefix_of_a_layered_checkpoint_is_one() {
+    let place = Place::new();
+    let text = pipeline("lambdas: [3e-8]");
+    place.write("p.yaml", &(text.clone() + "encode: {layers: {bits: [1.5, 1], favour: all, parts: 1}}\n"));
+    let output = place.json(&["run", "p.yaml"]);
+    let points = output["points"].as_array().unwrap();
+    let layers: Vec<_> =
+        points.iter().map(|p| (p["layers"]["used"].as_u64(), p["layers"]["whole"].as_bool())).collect();
+    let expected = [(1, true), (2, false), (2, true), (3, false), (3, true)].map(|(n, whole)| (Some(n), Some(whole)));
+    assert_eq!(layers, expected);
+    let figures = |key: &str| points.iter().map(|p| p[key].as_f64().unwrap()).collect::<Vec<f64>>();
+    assert!(figures("bytes").is_sorted_by(|a, b| a < b) && figures("decoded_loss").is_sorted_by(|a, b| a > b));
+    let kl = figures("kl");
+    assert!(kl[0] > kl[2] && kl[2] > kl[4], "{kl:?}");
+
+    let dir = points[0]["checkpoint"].as_str().unwrap();
+    place.ok(&["verify", dir]);
+    assert!(place.ok(&["inspect", dir]).contains("3 layers"));
+    // The base alone in a folder of its own is what the first layer is.
+    std::fs::create_dir(place.path("base")).unwrap();
+    for (path, bytes) in files(&place.path(dir)) {
+        if !path.to_string_lossy().contains("refinement") {
+            std::fs::write(place.path("base").join(path), bytes).unwrap();
+        }
+    }
+    place.ok(&["decode", "base", "dense-base"]);
+    place.ok(&["decode", dir, "dense-1", "--layers", "1"]);
+    let bytes = (figures("bytes")[1] as u64).to_string();
+    assert!(place.ok(&["decode", dir, "dense-part", "--bytes", &bytes]).contains(&format!("{bytes} bytes")));
+    place.ok(&["decode", dir, "dense-all"]);
+    let dense = |name: &str| files(&place.path(name));
+    assert!(dense("dense-base") == dense("dense-1"));
+    assert!(dense("dense-part") != dense("dense-1") && dense("dense-part") != dense("dense-all"));
+    assert!(place.fails(&["decode", dir, "dense-none", "--bytes", "10"]).contains("base layer takes"));
+
+    // The same at another number of threads, and dry runs find all of it.
+    let again = place.json(&["run", "p.yaml", "--store", "again", "--threads", "1"]);
+    assert!(files(&place.path(dir)) == files(&place.path(again["points"][0]["checkpoint"].as_str().unwrap())));
+    place.write("q.yaml", &(text.clone() + "encode: {layers: {bits: [1.5, 1], favour: all}}\n"));
+    assert_eq!(place.json(&["sweep", "q.yaml", "--dry-run"])["seconds"].as_f64(), Some(0.0));
+
+    for (layers, message) in [
+        ("{bits: []}", "one to eight"),
+        ("{bits: [-1]}", "0.1 to 8"),
+        ("{bits: [1], restraint: -2}", "restraint"),
+        ("{bits: [1], favor: all}", "favor"),
+        ("{bits: [1], favour: neither}", "neither"),
+        ("{bits: [1], parts: 1000}", "parts"),
+    ] {
+        place.write("bad.yaml", &(text.clone() + &format!("encode: {{layers: {layers}}}\n")));
+        assert!(place.fails(&["validate", "bad.yaml"]).contains(message), "{layers}");
+    }
+    place.write("bad.yaml", &(text + "encode: {layers: {bits: [1]}, feedback: false}\n"));
+    assert!(place.fails(&["validate", "bad.yaml"]).contains("feedback"));
+}
