@@ -170,6 +170,19 @@ pub enum Command {
         #[command(subcommand)]
         what: Bench,
     },
+    /// Write files that other runtimes load
+    Export {
+        /// Tuned checkpoint for hf-bf16; a configuration for the others, which choose types for each of its goals
+        path: PathBuf,
+        /// What to write
+        #[arg(long)]
+        to: ExportTarget,
+        /// Directory to create for hf-bf16; for the others, where files go [default: the store]
+        #[arg(long)]
+        out: Option<PathBuf>,
+        #[command(flatten)]
+        options: RunOptions,
+    },
     /// Write a tuned checkpoint as a dense Hugging Face directory
     Decode {
         /// Tuned checkpoint
@@ -291,6 +304,16 @@ impl RunOptions {
             config.encode.sequential.get_or_insert_default();
         }
     }
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub enum ExportTarget {
+    /// A dense Hugging Face directory in bf16
+    HfBf16,
+    /// A GGUF file for llama.cpp, with a type for every matrix, tokenizer and metadata
+    Gguf,
+    /// The same types for `llama-quantize --tensor-type-file`
+    LlamaQuantizeRecipe,
 }
 
 #[derive(Clone, Copy, ValueEnum)]

@@ -5,15 +5,16 @@ mod interrupt;
 mod table;
 
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
-use arguments::{Arguments, Bench, Command, RunArguments, RunOptions};
+use arguments::{Arguments, Bench, Command, ExportTarget, RunArguments, RunOptions};
 use clap::Parser;
 use waterfill_pipeline::{
-    Console, Mode, Prefix, Session, Store, Until, apply, decode, delta, dry_run, evaluate_original, inspect,
-    json_schema, load, load_sweep, load_train, make_checkpoint, pack, run, run_sweep, train, train_schema, unpack,
-    validate, verify,
+    Console, Mode, Prefix, Session, Store, Until, apply, decode, delta, dry_run, evaluate_original, export_gguf,
+    inspect, json_schema, load, load_sweep, load_train, make_checkpoint, pack, run, run_sweep, train, train_schema,
+    unpack, validate, verify, write_recipes,
 };
 use waterfill_runtime::{Form, Runtime};
 
@@ -167,6 +168,9 @@ fn execute(arguments: &Arguments) -> Result<()> {
         Command::Bench { what: Bench::Entropy { checkpoint } } => {
             show_figures(arguments, &waterfill_bench::bench_entropy(checkpoint)?, table::render_entropy)
         }
+        Command::Export { path, to, out, options } => {
+            execute_export(arguments, path, *to, out.as_deref(), options, &console)
+        }
         Command::Decode { checkpoint, out, dtype, layers, bytes } => {
             let prefix = match (layers, bytes) {
                 (Some(layers), _) => Prefix::Layers(*layers as usize),
@@ -216,6 +220,42 @@ fn execute_run(arguments: &Arguments, run_arguments: &RunArguments, until: Until
         _ => print!("{}", table::render(&output)),
     }
     Ok(())
+}
+
+fn execute_export(
+    arguments: &Arguments,
+    path: &Path,
+    to: ExportTarget,
+    out: Option<&Path>,
+    options: &RunOptions,
+    console: &Console,
+) -> Result<()> {
+    if let ExportTarget::HfBf16 = to {
+        let out = out.context("--to hf-bf16 needs --out, a directory to create")?;
+        decode((path, Prefix::All), out, Some("bf16"), console)?;
+        console.finish("");
+        return show(arguments, &format!("dense checkpoint in {}", out.display()), "exported");
+    }
+    if path.is_dir() {
+        anyhow::bail!(
+            "{}: a directory; GGUF types are chosen from a calibration: give a configuration",
+            path.display()
+        );
+    }
+    let mut config = load(path)?;
+    options.apply(&mut config);
+    let store = Store::new(&config.store).repairing(options.repair);
+    let session = Session::open(&config, &store, &options.device, console)?;
+    if let ExportTarget::LlamaQuantizeRecipe = to {
+        let files =
+            write_recipes(&session, out.context("--to llama-quantize-recipe needs --out, a directory for files")?)?;
+        console.finish("");
+        let lines: Vec<String> = files.iter().map(|f| f.display().to_string()).collect();
+        return show(arguments, &lines.join("\n"), "exported");
+    }
+    let output = export_gguf(&session, out)?;
+    console.finish("");
+    show_figures(arguments, &output, table::render_export)
 }
 
 fn execute_original(arguments: &Arguments, run_arguments: &RunArguments, console: &Console) -> Result<()> {

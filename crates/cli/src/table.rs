@@ -4,8 +4,8 @@ use std::fmt::Write;
 
 use waterfill_bench::{CalibrationBench, MomentsBench, QuantizerBench, RotationBench};
 use waterfill_pipeline::{
-    Band, BenchmarkOutput, DryRun, OriginalOutput, PlannedStage, PointOutput, RunOutput, Share, SweepOutput,
-    TrainOutput,
+    Band, BenchmarkOutput, DryRun, ExportOutput, OriginalOutput, PlannedStage, PointOutput, RunOutput, Share,
+    SweepOutput, TrainOutput,
 };
 use waterfill_runtime::{Checked, Runtime, Written};
 
@@ -121,6 +121,34 @@ fn cells(p: &PointOutput) -> [String; 11] {
         fixed(p.top1.map(|v| v * 100.0), 2),
         fixed(p.accuracy.map(|v| v * 100.0), 1),
     ]
+}
+
+/// Exported files with what they lose, and weights by type.
+pub fn render_export(output: &ExportOutput) -> String {
+    let mut text = String::new();
+    let mut line = |s: String| writeln!(text, "{s}").expect("writing to a string");
+    let base = &output.base;
+    line(format!("{}: original {:.4} nats per token, perplexity {:.3}", output.model, base.nll, base.perplexity));
+    let heads = ["lambda", "bytes", "bits/w", "KL", "± se", "predicted", "ppl", "top-1 %"];
+    line(heads.map(|h| format!("{h:>10}")).concat());
+    for p in &output.points {
+        let cells = [
+            format!("{:.2e}", p.lambda),
+            p.bytes.to_string(),
+            format!("{:.3}", p.bits_per_weight),
+            format!("{:.2e}", p.kl),
+            format!("{:.2e}", p.kl_se),
+            format!("{:.2e}", p.predicted_loss),
+            format!("{:.3}", p.perplexity),
+            format!("{:.2}", p.top1 * 100.0),
+        ];
+        let total: u64 = p.types.values().sum();
+        let share = |(name, &n): (&String, &u64)| format!("{name} {:.0} %", n as f64 * 100.0 / total.max(1) as f64);
+        let types: Vec<String> = p.types.iter().map(share).collect();
+        line(cells.map(|c| format!("{c:>10}")).concat() + "  " + &types.join(", "));
+    }
+    output.points.iter().for_each(|p| line(format!("{}\n{}", p.file.display(), p.recipe.display())));
+    text
 }
 
 /// All points of all runs, then where things are and what failed.

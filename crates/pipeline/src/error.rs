@@ -72,6 +72,9 @@ pub enum PipelineError {
     /// Evaluation.
     #[error(transparent)]
     Evaluate(#[from] waterfill_evaluate::EvaluateError),
+    /// Files for other runtimes.
+    #[error(transparent)]
+    Export(#[from] waterfill_export::ExportError),
     /// Training.
     #[error(transparent)]
     Train(#[from] waterfill_train::TrainError),

@@ -48,6 +48,18 @@ pub struct BaseOutput {
     pub benchmarks: Vec<BenchmarkOutput>,
 }
 
+impl BaseOutput {
+    pub(crate) fn of(e: &Evaluation) -> Self {
+        Self {
+            nll: e.text.nll.mean,
+            perplexity: e.text.perplexity,
+            accuracy: e.choices.first().map(|c| c.result.all.accuracy),
+            by_position: e.by_position.clone(),
+            benchmarks: BenchmarkOutput::all(e),
+        }
+    }
+}
+
 /// A benchmark's questions, answered.
 #[derive(Debug, Clone, Serialize)]
 pub struct BenchmarkOutput {
@@ -198,13 +210,7 @@ pub fn run(session: &Session, until: Until) -> Result<RunOutput> {
     let base = base.map(|(evaluated, _)| evaluated.read(None)).transpose()?;
     let mut output = RunOutput {
         model: session.config.name.clone(),
-        base: base.as_ref().map(|e| BaseOutput {
-            nll: e.text.nll.mean,
-            perplexity: e.text.perplexity,
-            accuracy: e.choices.first().map(|c| c.result.all.accuracy),
-            by_position: e.by_position.clone(),
-            benchmarks: BenchmarkOutput::all(e),
-        }),
+        base: base.as_ref().map(BaseOutput::of),
         points: made.iter().map(|one| point_output(one, probed.as_ref())).collect(),
         artifacts,
     };

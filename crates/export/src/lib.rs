@@ -1,0 +1,66 @@
+//! Files that other runtimes load. GGUF, for llama.cpp: every matrix gets one of its types by rate and distortion
+//! ([`choose`]), quantised by candle's port of llama.cpp's quantisers with importance by column ([`GgufType`]).
+
+mod gguf;
+mod metadata;
+mod names;
+mod select;
+mod types;
+
+use std::path::PathBuf;
+
+pub use gguf::{Data, GgufFile, GgufTensor, Value, head_bytes, write_gguf};
+pub use metadata::metadata;
+pub use names::{Name, permute_rows, rope_factors};
+pub use select::{Candidate, Chosen, choose};
+pub use types::{GgufType, Quantised};
+
+/// Result of an export.
+pub type Result<T> = std::result::Result<T, ExportError>;
+
+/// A model that cannot be exported, or a file that cannot be written or read.
+#[derive(Debug, thiserror::Error)]
+pub enum ExportError {
+    /// The target cannot represent the model.
+    #[error("cannot be exported to {target}: {reason}")]
+    Target {
+        /// What was asked for.
+        target: &'static str,
+        /// What stands in the way, and what would do.
+        reason: String,
+    },
+    /// Reading or writing a file failed.
+    #[error("{path}: {source}")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A file does not have the expected form.
+    #[error("{path}: {reason}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What was found and what was expected.
+        reason: String,
+    },
+    /// The quantiser failed.
+    #[error("tensor {tensor}: {source}")]
+    Quantiser {
+        /// Name of the tensor.
+        tensor: String,
+        /// What candle said.
+        source: candle_core::Error,
+    },
+    /// The checkpoint that is exported.
+    #[error(transparent)]
+    Checkpoint(#[from] waterfill_checkpoint::CheckpointError),
+    /// Its configuration.
+    #[error(transparent)]
+    Model(#[from] waterfill_model::ModelError),
+}
+
+pub(crate) fn refused(reason: impl Into<String>) -> ExportError {
+    ExportError::Target { target: "gguf", reason: reason.into() }
+}

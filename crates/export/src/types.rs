@@ -1,0 +1,162 @@
+//! GGUF's types of tensors, and matrices in them.
+
+use candle_core::quantized::{GgmlDType, QTensor};
+use candle_core::{Device, Tensor};
+use serde::{Deserialize, Serialize};
+
+use crate::{ExportError, Result};
+
+/// A type that a tensor of a GGUF file can have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[allow(missing_docs)]
+pub enum GgufType {
+    Q2K,
+    Q3K,
+    Q4_0,
+    Q4K,
+    Q5_0,
+    Q5K,
+    Q6K,
+    Q8_0,
+    Bf16,
+    F32,
+}
+
+impl GgufType {
+    /// Types that matrices may get, smallest first: those that llama.cpp has kernels for on every machine.
+    pub const MATRICES: [Self; 9] =
+        [Self::Q2K, Self::Q3K, Self::Q4_0, Self::Q4K, Self::Q5_0, Self::Q5K, Self::Q6K, Self::Q8_0, Self::Bf16];
+
+    /// Name in `llama-quantize`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Q2K => "q2_K",
+            Self::Q3K => "q3_K",
+            Self::Q4_0 => "q4_0",
+            Self::Q4K => "q4_K",
+            Self::Q5_0 => "q5_0",
+            Self::Q5K => "q5_K",
+            Self::Q6K => "q6_K",
+            Self::Q8_0 => "q8_0",
+            Self::Bf16 => "bf16",
+            Self::F32 => "f32",
+        }
+    }
+
+    /// Number in GGUF files.
+    pub const fn code(self) -> u32 {
+        match self {
+            Self::F32 => 0,
+            Self::Q4_0 => 2,
+            Self::Q5_0 => 6,
+            Self::Q8_0 => 8,
+            Self::Q2K => 10,
+            Self::Q3K => 11,
+            Self::Q4K => 12,
+            Self::Q5K => 13,
+            Self::Q6K => 14,
+            Self::Bf16 => 30,
+        }
+    }
+
+    /// `general.file_type` of a file that is mostly of this type.
+    pub const fn file_type(self) -> u32 {
+        match self {
+            Self::F32 => 0,
+            Self::Q4_0 => 2,
+            Self::Q8_0 => 7,
+            Self::Q5_0 => 8,
+            Self::Q2K => 10,
+            Self::Q3K => 12,
+            Self::Q4K => 15,
+            Self::Q5K => 17,
+            Self::Q6K => 18,
+            Self::Bf16 => 32,
+        }
+    }
+
+    const fn in_candle(self) -> GgmlDType {
+        match self {
+            Self::F32 => GgmlDType::F32,
+            Self::Q4_0 => GgmlDType::Q4_0,
+            Self::Q5_0 => GgmlDType::Q5_0,
+            Self::Q8_0 => GgmlDType::Q8_0,
+            Self::Q2K => GgmlDType::Q2K,
+            Self::Q3K => GgmlDType::Q3K,
+            Self::Q4K => GgmlDType::Q4K,
+            Self::Q5K => GgmlDType::Q5K,
+            Self::Q6K => GgmlDType::Q6K,
+            Self::Bf16 => GgmlDType::BF16,
+        }
+    }
+
+    /// The type of a number in GGUF files, if it is one of these.
+    pub fn from_code(code: u32) -> Option<Self> {
+        Self::MATRICES.into_iter().chain([Self::F32]).find(|t| t.code() == code)
+    }
+
+    /// Weights of a block: rows are a multiple of it long.
+    pub fn block(self) -> usize {
+        self.in_candle().block_size()
+    }
+
+    /// Bytes of so many weights.
+    pub fn bytes(self, weights: usize) -> usize {
+        weights / self.block() * self.in_candle().type_size()
+    }
+
+    /// Whether its quantiser takes importance by column.
+    const fn is_weighted(self) -> bool {
+        matches!(self, Self::Q2K | Self::Q3K | Self::Q4K | Self::Q5K | Self::Q6K)
+    }
+
+    /// Quantises a matrix of `rows` by `importance.len()` weights, each column as important as it says.
+    ///
+    /// # Errors
+    /// Rows that are no multiple of the block.
+    pub fn quantise(self, name: &str, weights: &[f32], importance: &[f32]) -> Result<Quantised> {
+        let failed = |source| ExportError::Quantiser { tensor: name.into(), source };
+        let cols = importance.len();
+        let tensor = Tensor::from_slice(weights, (weights.len() / cols.max(1), cols), &Device::Cpu).map_err(failed)?;
+        // A column that never mattered still is worth something, or blocks of such columns divide by zero.
+        let mean = importance.iter().sum::<f32>() / cols.max(1) as f32;
+        let least = (mean * 1e-4).max(f32::MIN_POSITIVE);
+        let importance: Vec<f32> = importance.iter().map(|&v| v.max(least)).collect();
+        let quantised = match self.is_weighted() {
+            true => QTensor::quantize_imatrix(&tensor, &importance, self.in_candle()),
+            false => QTensor::quantize(&tensor, self.in_candle()),
+        };
+        let quantised = quantised.map_err(failed)?;
+        let bytes = quantised.data().map_err(failed)?.into_owned();
+        let values = quantised.dequantize(&Device::Cpu).and_then(|t| t.flatten_all()?.to_vec1()).map_err(failed)?;
+        Ok(Quantised { bytes, values })
+    }
+
+    /// Values of a tensor's bytes.
+    ///
+    /// # Errors
+    /// Bytes of another number than the shape's.
+    pub fn values(self, name: &str, bytes: Vec<u8>, shape: &[usize]) -> Result<Vec<f32>> {
+        let failed = |source| ExportError::Quantiser { tensor: name.into(), source };
+        let weights: usize = shape.iter().product();
+        if !weights.is_multiple_of(self.block()) || bytes.len() != self.bytes(weights) {
+            let reason = format!("{} bytes for {shape:?} weights of {}", bytes.len(), self.name());
+            return Err(failed(candle_core::Error::Msg(reason)));
+        }
+        if self == Self::F32 {
+            return Ok(bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect());
+        }
+        let storage = candle_core::quantized::QStorage::from_data(bytes.into(), &Device::Cpu, self.in_candle());
+        let tensor = storage.and_then(|storage| QTensor::new(storage, shape)).map_err(failed)?;
+        tensor.dequantize(&Device::Cpu).and_then(|t| t.flatten_all()?.to_vec1()).map_err(failed)
+    }
+}
+
+/// A quantised matrix.
+pub struct Quantised {
+    /// As they lie in the file.
+    pub bytes: Vec<u8>,
+    /// What a runtime makes of them.
+    pub values: Vec<f32>,
+}
