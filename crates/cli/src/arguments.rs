@@ -310,6 +310,8 @@ impl RunOptions {
 pub enum ExportTarget {
     /// A dense Hugging Face directory in bf16
     HfBf16,
+    /// A directory for vLLM: INT4 or INT8 for every linear layer, scales by group or row
+    CompressedTensors,
     /// A GGUF file for llama.cpp, with a type for every matrix, tokenizer and metadata
     Gguf,
     /// The same types for `llama-quantize --tensor-type-file`

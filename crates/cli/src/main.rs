@@ -12,9 +12,9 @@ use anyhow::{Context, Result};
 use arguments::{Arguments, Bench, Command, ExportTarget, RunArguments, RunOptions};
 use clap::Parser;
 use waterfill_pipeline::{
-    Console, Mode, Prefix, Session, Store, Until, apply, decode, delta, dry_run, evaluate_original, export_gguf,
-    inspect, json_schema, load, load_sweep, load_train, make_checkpoint, pack, run, run_sweep, train, train_schema,
-    unpack, validate, verify, write_recipes,
+    Console, Mode, Prefix, Session, Store, Until, apply, decode, delta, dry_run, evaluate_original, export_compressed,
+    export_gguf, inspect, json_schema, load, load_sweep, load_train, make_checkpoint, pack, run, run_sweep, train,
+    train_schema, unpack, validate, verify, write_recipes,
 };
 use waterfill_runtime::{Form, Runtime};
 
@@ -237,10 +237,7 @@ fn execute_export(
         return show(arguments, &format!("dense checkpoint in {}", out.display()), "exported");
     }
     if path.is_dir() {
-        anyhow::bail!(
-            "{}: a directory; GGUF types are chosen from a calibration: give a configuration",
-            path.display()
-        );
+        anyhow::bail!("{}: a directory; types are chosen from a calibration: give a configuration", path.display());
     }
     let mut config = load(path)?;
     options.apply(&mut config);
@@ -253,7 +250,10 @@ fn execute_export(
         let lines: Vec<String> = files.iter().map(|f| f.display().to_string()).collect();
         return show(arguments, &lines.join("\n"), "exported");
     }
-    let output = export_gguf(&session, out)?;
+    let output = match to {
+        ExportTarget::CompressedTensors => export_compressed(&session, out)?,
+        _ => export_gguf(&session, out)?,
+    };
     console.finish("");
     show_figures(arguments, &output, table::render_export)
 }

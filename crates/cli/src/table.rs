@@ -147,7 +147,9 @@ pub fn render_export(output: &ExportOutput) -> String {
         let types: Vec<String> = p.types.iter().map(share).collect();
         line(cells.map(|c| format!("{c:>10}")).concat() + "  " + &types.join(", "));
     }
-    output.points.iter().for_each(|p| line(format!("{}\n{}", p.file.display(), p.recipe.display())));
+    for path in output.points.iter().flat_map(|p| std::iter::once(&p.file).chain(&p.recipe)) {
+        line(path.display().to_string());
+    }
     text
 }
 

@@ -1,9 +1,11 @@
-//! Files that other runtimes load. GGUF, for llama.cpp: every matrix gets one of its types by rate and distortion
-//! ([`choose`]), quantised by candle's port of llama.cpp's quantisers with importance by column ([`GgufType`]).
+//! Files that other runtimes load, with types chosen by rate and distortion ([`choose`]). GGUF, for llama.cpp: every
+//! matrix gets one of its types, quantised by candle's port of llama.cpp's quantisers with importance by column
+//! ([`GgufType`]). compressed-tensors, for vLLM: integers with scales by row or group ([`Scheme`]).
 
 mod gguf;
 mod metadata;
 mod names;
+mod packed;
 mod select;
 mod types;
 
@@ -12,6 +14,7 @@ use std::path::PathBuf;
 pub use gguf::{Data, GgufFile, GgufTensor, Value, head_bytes, write_gguf};
 pub use metadata::metadata;
 pub use names::{Name, permute_rows, rope_factors};
+pub use packed::{Packed, Scheme};
 pub use select::{Candidate, Chosen, choose};
 pub use types::{GgufType, Quantised};
 
@@ -61,6 +64,6 @@ pub enum ExportError {
     Model(#[from] waterfill_model::ModelError),
 }
 
-pub(crate) fn refused(reason: impl Into<String>) -> ExportError {
+fn refused(reason: impl Into<String>) -> ExportError {
     ExportError::Target { target: "gguf", reason: reason.into() }
 }

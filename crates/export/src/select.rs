@@ -2,13 +2,11 @@
 
 use waterfill_codec::Lambda;
 
-use crate::types::GgufType;
-
-/// A type of one matrix.
+/// A type of one matrix, or of several that have to have the same.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
-pub struct Candidate {
+pub struct Candidate<K> {
     /// The type.
-    pub kind: GgufType,
+    pub kind: K,
     /// Bytes it takes.
     pub bytes: u64,
     /// Predicted loss, nats per token.
@@ -30,9 +28,9 @@ pub struct Chosen {
 const HALVINGS: usize = 80;
 
 /// Minimises loss + lambda * bits matrix by matrix (Shoham & Gersho 1988).
-pub fn at_lambda(matrices: &[Vec<Candidate>], lambda: Lambda) -> Chosen {
-    let cost = |c: &Candidate| c.loss + lambda.0 * 8.0 * c.bytes as f64;
-    let best = |candidates: &Vec<Candidate>| {
+fn at_lambda<K>(matrices: &[Vec<Candidate<K>>], lambda: Lambda) -> Chosen {
+    let cost = |c: &Candidate<K>| c.loss + lambda.0 * 8.0 * c.bytes as f64;
+    let best = |candidates: &Vec<Candidate<K>>| {
         let least = candidates.iter().enumerate().min_by(|a, b| cost(a.1).total_cmp(&cost(b.1)));
         least.map_or(0, |(n, _)| n)
     };
@@ -43,7 +41,7 @@ pub fn at_lambda(matrices: &[Vec<Candidate>], lambda: Lambda) -> Chosen {
 
 /// What loses least within `bytes` for all matrices, or at a given lambda. Bytes that the convex hull of all leaves are
 /// spent where they save most for each of them.
-pub fn choose(matrices: &[Vec<Candidate>], goal: std::result::Result<u64, Lambda>) -> Chosen {
+pub fn choose<K>(matrices: &[Vec<Candidate<K>>], goal: std::result::Result<u64, Lambda>) -> Chosen {
     let limit = match goal {
         Err(lambda) => return at_lambda(matrices, lambda),
         Ok(bytes) => bytes,
@@ -79,9 +77,9 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn matrix(weights: u64, scale: f64) -> Vec<Candidate> {
-        let kinds = [(GgufType::Q2K, 2.625), (GgufType::Q4K, 4.5), (GgufType::Q6K, 6.5625)];
-        let candidate = |(kind, bits): (GgufType, f64)| Candidate {
+    fn matrix(weights: u64, scale: f64) -> Vec<Candidate<u8>> {
+        let kinds = [(2, 2.625), (4, 4.5), (6, 6.5625)];
+        let candidate = |(kind, bits): (u8, f64)| Candidate {
             kind,
             bytes: (weights as f64 * bits / 8.0) as u64,
             loss: scale * (-2.0 * bits).exp2(),

@@ -31,7 +31,7 @@ pub use compare::Comparison;
 pub use config::Config;
 pub use console::{Console, Mode};
 pub use error::{PipelineError, Result};
-pub use export::{ExportOutput, ExportPoint, export_gguf, write_recipes};
+pub use export::{ExportOutput, ExportPoint, export_compressed, export_gguf, write_recipes};
 pub use inspect::{inspect, verify};
 pub use load::{json_schema, load, validate};
 pub use make::make_checkpoint;

@@ -1,4 +1,4 @@
-//! Files for other runtimes, with types chosen from the same calibration as everything else.
+//! GGUF files with a type for every matrix.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -16,7 +16,8 @@ use waterfill_export::{
     permute_rows, rope_factors, write_gguf,
 };
 
-use crate::error::{PipelineError, Result};
+use super::{ExportOutput, ExportPoint, io, no_baseline};
+use crate::error::Result;
 use crate::estimate::coding_memory;
 use crate::evaluation::Whose;
 use crate::results::{read_json, write_json};
@@ -30,50 +31,12 @@ const FILE: &str = "model.gguf";
 /// Name of the tensor with what rotary frequencies are divided by.
 const ROPE: &str = "rope_freqs.weight";
 
-/// The object that `export --to gguf --json` prints.
-#[derive(Debug, Clone, Serialize)]
-pub struct ExportOutput {
-    /// Name of the pipeline.
-    pub model: String,
-    /// The original.
-    pub base: BaseOutput,
-    /// Files, smallest first.
-    pub points: Vec<ExportPoint>,
-}
-
-/// One exported file.
-#[derive(Debug, Clone, Serialize)]
-pub struct ExportPoint {
-    /// Nats of loss for one bit.
-    pub lambda: f64,
-    /// Bytes of the file.
-    pub bytes: u64,
-    /// Bits of the file over all weights.
-    pub bits_per_weight: f64,
-    /// Loss that its types are predicted to have.
-    pub predicted_loss: f64,
-    /// KL(original || exported) of the values that a runtime makes of the file, and its standard error.
-    pub kl: f64,
-    /// Standard error of `kl` over sequences.
-    pub kl_se: f64,
-    /// exp(nats per token).
-    pub perplexity: f64,
-    /// Share of positions with the original's most likely token.
-    pub top1: f64,
-    /// Weights by type.
-    pub types: BTreeMap<String, u64>,
-    /// The file, and the types of its matrices as `llama-quantize --tensor-type-file` reads them.
-    pub file: PathBuf,
-    /// See `file`.
-    pub recipe: PathBuf,
-}
-
 /// What of a matrix was tried.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct Matrix {
     name: String,
     weights: u64,
-    candidates: Vec<Candidate>,
+    candidates: Vec<Candidate<GgufType>>,
 }
 
 /// What a file was found to be.
@@ -127,7 +90,7 @@ pub fn export_gguf(session: &Session, out: Option<&Path>) -> Result<ExportOutput
             top1: text.top1.mean,
             types: summary.types,
             file,
-            recipe,
+            recipe: Some(recipe),
         });
     }
     all.sort_by_key(|p| p.bytes);
@@ -152,11 +115,6 @@ pub fn write_recipes(session: &Session, out: &Path) -> Result<Vec<PathBuf>> {
         files.push(path);
     }
     Ok(files)
-}
-
-fn io(path: &Path) -> impl FnOnce(std::io::Error) -> PipelineError {
-    let path = path.to_path_buf();
-    move |source| PipelineError::Io { path, source }
 }
 
 impl Session<'_> {
@@ -222,7 +180,7 @@ impl Session<'_> {
     }
 
     fn gguf_choice(&self, matrices: &[Matrix], goal: Goal) -> Result<Chosen> {
-        let candidates: Vec<Vec<Candidate>> = matrices.iter().map(|m| m.candidates.clone()).collect();
+        let candidates: Vec<Vec<Candidate<GgufType>>> = matrices.iter().map(|m| m.candidates.clone()).collect();
         let goal = match goal {
             Goal::Lambda(lambda) => Err(Lambda(lambda)),
             Goal::Bytes(bytes) => {
@@ -235,10 +193,7 @@ impl Session<'_> {
                 }
                 Ok(bytes.saturating_sub(around + head_bytes(&metadata, names.into_iter())))
             }
-            Goal::Width(_) => {
-                let reason = "baselines have no types to choose from; leave the section baseline out".to_string();
-                return Err(ExportError::Target { target: "gguf", reason }.into());
-            }
+            Goal::Width(_) => return Err(no_baseline("gguf")),
         };
         Ok(choose(&candidates, goal))
     }

@@ -1,0 +1,64 @@
+//! Files for other runtimes, with types chosen from the same calibration as everything else.
+
+mod compressed;
+mod gguf;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use waterfill_export::ExportError;
+
+pub use self::compressed::export_compressed;
+pub use self::gguf::{export_gguf, write_recipes};
+use crate::error::PipelineError;
+use crate::run::BaseOutput;
+
+/// The object that `export --json` prints.
+#[derive(Debug, Clone, Serialize)]
+pub struct ExportOutput {
+    /// Name of the pipeline.
+    pub model: String,
+    /// The original.
+    pub base: BaseOutput,
+    /// Files, smallest first.
+    pub points: Vec<ExportPoint>,
+}
+
+/// One exported file.
+#[derive(Debug, Clone, Serialize)]
+pub struct ExportPoint {
+    /// Nats of loss for one bit.
+    pub lambda: f64,
+    /// Bytes of the file.
+    pub bytes: u64,
+    /// Bits of the file over all weights.
+    pub bits_per_weight: f64,
+    /// Loss that its types are predicted to have.
+    pub predicted_loss: f64,
+    /// KL(original || exported) of the values that a runtime makes of the file, and its standard error.
+    pub kl: f64,
+    /// Standard error of `kl` over sequences.
+    pub kl_se: f64,
+    /// exp(nats per token).
+    pub perplexity: f64,
+    /// Share of positions with the original's most likely token.
+    pub top1: f64,
+    /// Weights by type.
+    pub types: BTreeMap<String, u64>,
+    /// The file or directory.
+    pub file: PathBuf,
+    /// Of a GGUF file, the types of its matrices as `llama-quantize --tensor-type-file` reads them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub recipe: Option<PathBuf>,
+}
+
+fn io(path: &Path) -> impl FnOnce(std::io::Error) -> PipelineError {
+    let path = path.to_path_buf();
+    move |source| PipelineError::Io { path, source }
+}
+
+fn no_baseline(target: &'static str) -> PipelineError {
+    let reason = "baselines have no types to choose from; leave the section baseline out".to_string();
+    ExportError::Target { target, reason }.into()
+}
