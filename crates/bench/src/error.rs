@@ -20,6 +20,18 @@ pub enum BenchError {
     /// The codec.
     #[error(transparent)]
     Codec(#[from] waterfill_codec::CodecError),
+    /// The runtime.
+    #[error(transparent)]
+    Runtime(#[from] waterfill_runtime::RuntimeError),
+    /// The dense checkpoint to compare with.
+    #[error(transparent)]
+    Encode(#[from] waterfill_encode::EncodeError),
+    /// A process that was to load a checkpoint.
+    #[error("a start in a process of its own failed: {reason}")]
+    Process {
+        /// What it said.
+        reason: String,
+    },
     /// What was coded did not come back.
     #[error("the coder is faulty: what was coded did not come back")]
     Round,

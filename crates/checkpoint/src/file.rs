@@ -99,6 +99,11 @@ impl SafetensorsFile {
         Ok(Self { path: path.to_path_buf(), file, size, header, metadata })
     }
 
+    /// Names of all tensors.
+    pub fn names(&self) -> Vec<String> {
+        self.metadata.tensors().into_keys().collect()
+    }
+
     /// Whether there is a tensor of this name.
     pub fn contains(&self, name: &str) -> bool {
         self.metadata.info(name).is_some()

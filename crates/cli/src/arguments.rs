@@ -252,6 +252,20 @@ pub enum Bench {
         /// `allocation.safetensors` of an allocation from it
         allocation: PathBuf,
     },
+    /// Of starting from a tuned checkpoint, its base layer, bf16 and flat INT8: seconds to the first token
+    Load {
+        /// Tuned checkpoint
+        checkpoint: PathBuf,
+        /// Text to continue
+        #[arg(long, default_value = "The")]
+        prompt: String,
+        /// Measurements of each figure
+        #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=1000))]
+        repeats: u16,
+        /// One start in this process
+        #[arg(long, hide = true)]
+        once: Option<String>,
+    },
     /// Of packed files, against zstd -19
     Pack {
         /// Checkpoint of one shard

@@ -162,6 +162,23 @@ fn execute(arguments: &Arguments) -> Result<()> {
             let figures = waterfill_bench::bench_rotation(checkpoint, calibration, allocation)?;
             show_figures(arguments, &figures, table::render_rotation)
         }
+        Command::Bench { what: Bench::Load { checkpoint, prompt, once: Some(source), .. } } => {
+            let source = serde_json::from_value(source.as_str().into()).context("--once")?;
+            println!("{}", serde_json::to_string(&waterfill_bench::start_once(source, checkpoint, prompt)?)?);
+            Ok(())
+        }
+        Command::Bench { what: Bench::Load { checkpoint, prompt, repeats, once: None } } => {
+            let program = std::env::current_exe()?;
+            let again = |source: waterfill_bench::Source, dir: &Path| {
+                let mut command = std::process::Command::new(&program);
+                command.args(["bench", "load", "--prompt", prompt, "--once", &source.name()]).arg(dir);
+                command.args(arguments.threads.iter().flat_map(|n| ["--threads".to_string(), n.to_string()]));
+                command
+            };
+            let rows = waterfill_bench::bench_load(checkpoint, (*repeats).into(), &again, &console)?;
+            console.finish("");
+            show_figures(arguments, &rows, |rows| table::render_load(rows))
+        }
         Command::Bench { what: Bench::Pack { checkpoint } } => {
             show_figures(arguments, &waterfill_bench::bench_pack(checkpoint)?, table::render_packing)
         }

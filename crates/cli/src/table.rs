@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use waterfill_bench::{CalibrationBench, MomentsBench, QuantizerBench, RotationBench};
+use waterfill_bench::{CalibrationBench, LoadRow, MomentsBench, QuantizerBench, RotationBench};
 use waterfill_pipeline::{
     Band, BenchmarkOutput, DryRun, ExportOutput, OriginalOutput, PlannedStage, PointOutput, RunOutput, Share,
     SweepOutput, TrainOutput,
@@ -121,6 +121,22 @@ fn cells(p: &PointOutput) -> [String; 11] {
         fixed(p.top1.map(|v| v * 100.0), 2),
         fixed(p.accuracy.map(|v| v * 100.0), 1),
     ]
+}
+
+/// Seconds to the first token.
+pub fn render_load(rows: &[LoadRow]) -> String {
+    let mut text = String::new();
+    let mut line = |s: String| writeln!(text, "{s}").expect("writing to a string");
+    let heads = ["read alone, ms", "to first token, ms", "files in cache, ms", "of it loading, ms"];
+    line(format!("{:14}{:>12}{}{:>10}", "", "bytes", heads.map(|h| format!("{h:>26}")).concat(), "peak MB"));
+    for row in rows {
+        let cell = |[median, least, most]: [f64; 3]| {
+            format!("{:>26}", format!("{:.1} ({:.1} to {:.1})", 1e3 * median, 1e3 * least, 1e3 * most))
+        };
+        let cells = [row.read, row.cold, row.warm, row.load].map(cell).concat();
+        line(format!("{:14}{:>12}{cells}{:>10.0}", row.source.name(), row.bytes, row.peak_bytes as f64 / 1e6));
+    }
+    text
 }
 
 /// Exported files with what they lose, and weights by type.

@@ -42,6 +42,7 @@ pub mod transform;
 mod transforms;
 pub mod trellis;
 pub mod units;
+mod walk;
 
 pub use encoder::{EncodedSlice, TensorEncoder, encode_samples, encode_tensor};
 pub use error::{CodecError, Result};

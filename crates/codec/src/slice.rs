@@ -172,7 +172,7 @@ pub struct Carried {
     /// Magnitudes of the levels in the two columns before the block, by row of the band.
     magnitudes: [[u16; 64]; 2],
     /// Of every column the trellis state after the bands above.
-    states: Vec<u8>,
+    pub(crate) states: Vec<u8>,
 }
 
 impl Carried {

@@ -2,9 +2,11 @@
 
 use std::ops::Range;
 
+use crate::TILE;
 use crate::error::{CodecError, Result};
 use crate::format::Format;
 use crate::header::{Header, slice_check};
+use crate::lanes::BAND;
 use crate::plan::{Parameters, TensorPlan};
 use crate::plane::{MAX_TILE, Planes, write_tile};
 use crate::rans::Decoder;
@@ -14,6 +16,7 @@ use crate::simd::{decode_bf16_block, decode_block, write_block};
 use crate::slice::{Carried, MAX_BLOCK, SlicePlan, code_block};
 use crate::tile::{Kind, TilePlan};
 use crate::tools::Tools;
+use crate::walk::decode_trellis_block;
 
 /// Bytes before the streams of a slice: lengths of all but the last.
 pub(crate) const SLICE_PREFIX: usize = 12;
@@ -214,9 +217,15 @@ impl<'a> CodedTensor<'a> {
                 continue;
             }
             let block = &mut block[..height * width];
-            if !decode_block(decoder, slice, &self.books, rows.clone(), cols.clone(), block) {
+            let known = decode_trellis_block(decoder, slice, rows.clone(), cols.clone(), &mut carried.states, block)
+                || decode_block(decoder, slice, &self.books, rows.clone(), cols.clone(), block);
+            if !known {
                 code_block(decoder, slice, &self.books, rows.clone(), cols.clone(), &mut carried, block)?;
-            } else if planes.is_empty() && sink.block(slice, rows.clone(), cols.clone(), block)? {
+            } else if planes.is_empty()
+                && height == BAND
+                && side == TILE
+                && sink.block(slice, rows.clone(), cols.clone(), block)?
+            {
                 continue;
             }
             for top in rows.clone().step_by(side) {

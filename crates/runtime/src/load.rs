@@ -1,12 +1,13 @@
 //! A checkpoint ready to write text.
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
 use candle_core::Device;
 use serde::Serialize;
-use waterfill_checkpoint::Control;
+use waterfill_checkpoint::{Control, Prefix};
 use waterfill_model::{Generator, Linear, Model, Reader, Text, greedy};
 
 use crate::error::{Result, RuntimeError};
@@ -57,11 +58,29 @@ impl Runtime {
     /// Checkpoints that cannot be read or run.
     pub fn open(dir: &Path, form: Form) -> Result<Self> {
         let start = Instant::now();
-        let model = Model::open(dir, &Device::Cpu)?;
+        Self::of(&Model::open(dir, &Device::Cpu)?, dir, form, start)
+    }
+
+    /// As [`Runtime::open`] with no more of the checkpoint than `prefix`.
+    ///
+    /// # Errors
+    /// As [`Runtime::open`].
+    pub fn open_prefix(dir: &Path, prefix: Prefix, form: Form) -> Result<Self> {
+        let start = Instant::now();
+        Self::of(&Model::open_prefix(dir, prefix, &Device::Cpu)?, dir, form, start)
+    }
+
+    /// Loads a model whose tokenizer is in `dir`; loading began at `start`.
+    ///
+    /// # Errors
+    /// As [`Runtime::open`].
+    pub fn of(model: &Model, dir: &Path, form: Form, start: Instant) -> Result<Self> {
         let text = Text::open(dir, &model.config)?;
         let (mut linear_bytes, mut linear_weights) = (0, 0);
-        let generator = Generator::with(&model, &mut |name| {
-            let weights = model.checkpoint().tensor(name)?.weights();
+        let sizes: HashMap<String, u64> =
+            model.weights().into_iter().map(|(name, [rows, cols])| (name, (rows * cols) as u64)).collect();
+        let generator = Generator::with(model, &mut |name| {
+            let weights = sizes.get(name).copied().unwrap_or(0);
             linear_weights += weights;
             if form == Form::Dense {
                 linear_bytes += 4 * weights as usize;
