@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
+use rayon::prelude::*;
 use waterfill_checkpoint::{Checkpoint, Prefix};
 
 use crate::block::{Block, LINEARS, Others};
@@ -138,16 +139,13 @@ impl Model {
     /// As [`Model::block`], and those of `others`.
     pub fn block_with(&self, index: usize, others: &mut Others) -> Result<Block> {
         let [attention_norm, mlp_norm] = norm_names(index).map(|name| self.load(&name, &[self.config.hidden]));
-        let (mut weights, mut found) = (Vec::new(), Vec::new());
-        for i in 0..LINEARS.len() {
-            let name = linear_name(index, i);
-            let other = others(&name)?;
-            weights.push(match &other {
-                Some(_) => Tensor::zeros((0, 0), self.dtype, &self.device)?,
-                None => self.load(&name, &self.linear_shape(i))?,
-            });
-            found.push(other);
-        }
+        let found = (0..LINEARS.len()).map(|i| others(&linear_name(index, i))).collect::<Result<Vec<_>>>()?;
+        // Coded tensors take time, and small ones have few slices to decode side by side.
+        let weight = |i: usize| match &found[i] {
+            Some(_) => Ok(Tensor::zeros((0, 0), self.dtype, &self.device)?),
+            None => self.load(&linear_name(index, i), &self.linear_shape(i)),
+        };
+        let weights = (0..LINEARS.len()).into_par_iter().map(weight).collect::<Result<Vec<_>>>()?;
         let bias = |i: usize| match self.config.biases[i] {
             true => self.load(&bias_name(index, i), &self.linear_shape(i)[..1]).map(Some),
             false => Ok(None),
