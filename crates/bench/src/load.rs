@@ -77,6 +77,14 @@ pub struct LoadRow {
     pub peak_bytes: u64,
 }
 
+/// What was measured of a source.
+#[derive(Default)]
+struct Measured {
+    reads: Vec<f64>,
+    colds: Vec<Start>,
+    warms: Vec<Start>,
+}
+
 /// Loads a checkpoint in this process, up to the first token after `prompt`.
 ///
 /// # Errors
@@ -121,25 +129,25 @@ pub fn bench_load(
         Source::FlatInt8 => &flat,
         _ => dir,
     };
-    let mut found: BTreeMap<String, (Vec<f64>, Vec<Start>, Vec<Start>)> = BTreeMap::new();
+    let mut found: BTreeMap<String, Measured> = BTreeMap::new();
     // Round by round, so that what changes on the machine meets all alike.
     for _ in 0..repeats {
         for &source in &sources {
             let files = files_of(source, dir_of(source))?;
-            let (reads, colds, warms) = found.entry(source.name()).or_default();
+            let measured = found.entry(source.name()).or_default();
             forget(&files)?;
             let start = Instant::now();
             for file in &files {
                 std::fs::read(file).map_err(CheckpointError::io(file))?;
             }
-            reads.push(start.elapsed().as_secs_f64());
+            measured.reads.push(start.elapsed().as_secs_f64());
             forget(&files)?;
-            colds.push(run(again(source, dir_of(source)))?);
-            warms.push(run(again(source, dir_of(source)))?);
+            measured.colds.push(run(again(source, dir_of(source)))?);
+            measured.warms.push(run(again(source, dir_of(source)))?);
         }
     }
     let row = |source: &Source| {
-        let (reads, colds, warms) = &found[&source.name()];
+        let Measured { reads, colds, warms } = &found[&source.name()];
         let of = |starts: &[Start], f: fn(&Start) -> f64| spread(starts.iter().map(f).collect());
         let bytes = match source {
             Source::Base => Checkpoint::open_prefix(dir, Prefix::Layers(1))?.bytes(),

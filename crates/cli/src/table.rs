@@ -99,7 +99,7 @@ fn benchmarks(name: &str, benchmarks: &[BenchmarkOutput]) -> Vec<String> {
 
 fn row(cells: &[String; 11]) -> String {
     let (first, others) = (&cells[0], &cells[1..]);
-    format!("{first:>12}") + &others.iter().map(|c| format!("{c:>10}")).collect::<String>()
+    format!("{first:>14}") + &others.iter().map(|c| format!("{c:>10}")).collect::<String>()
 }
 
 fn cells(p: &PointOutput) -> [String; 11] {

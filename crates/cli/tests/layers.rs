@@ -40,6 +40,14 @@ fn every_prefix_of_a_layered_checkpoint_is_one() {
     assert!(dense("dense-part") != dense("dense-1") && dense("dense-part") != dense("dense-all"));
     assert!(place.fails(&["decode", dir, "dense-none", "--bytes", "10"]).contains("base layer takes"));
 
+    // Starts from it, from its base, and from dense files.
+    let starts = place.json(&["bench", "load", dir, "--prompt", "Ada sees", "--repeats", "1"]);
+    let starts = starts.as_array().unwrap();
+    let sources: Vec<_> = starts.iter().map(|s| s["source"].as_str().unwrap()).collect();
+    assert_eq!(sources, ["base", "tuned", "bf16", "flat-int8"]);
+    assert_eq!(starts[0]["bytes"], points[0]["bytes"]);
+    assert!(starts.iter().all(|s| s["cold"][0].as_f64().unwrap() > 0.0 && s["peak_bytes"].as_u64().unwrap() > 0));
+
     // The same at another number of threads, and dry runs find all of it.
     let again = place.json(&["run", "p.yaml", "--store", "again", "--threads", "1"]);
     assert!(files(&place.path(dir)) == files(&place.path(again["points"][0]["checkpoint"].as_str().unwrap())));
