@@ -21,10 +21,11 @@ use waterfill_codec::{CodedTensor, Dtype};
 
 use crate::decode::decode_parallel;
 use crate::error::{CheckpointError, Result};
+use crate::frame::{Frame, Framed};
 use crate::pack::{OnBytes, Piece, Source, write_whole};
 
-const MAGIC: [u8; 4] = *b"WFDL";
 const VERSION: u32 = 1;
+const FRAME: Frame = Frame { magic: *b"WFDL", version: VERSION, what: "delta" };
 /// Largest head, before it is coded.
 const MAX_HEAD: u32 = 400_000_000;
 /// Name of the list of files.
@@ -231,7 +232,7 @@ fn write_delta(base: &Base, source: &Source, to: &Path, summary: &mut DeltaSumma
     let mut head = Head { header, tensors: Vec::new() };
     summary.elements += source.elements;
     write_whole(to, |out| {
-        out.write_all(&MAGIC).and_then(|()| out.write_all(&VERSION.to_le_bytes())).map_err(CheckpointError::io(to))?;
+        FRAME.begin(out, to)?;
         for group in source.pieces.chunks(rayon::current_num_threads().max(1)) {
             let coded = group.par_iter().map(|piece| code(base, source, piece)).collect::<Result<Vec<_>>>()?;
             for (piece, (tensor, stored)) in group.iter().zip(coded) {
@@ -252,10 +253,7 @@ fn write_delta(base: &Base, source: &Source, to: &Path, summary: &mut DeltaSumma
         encoder.raw_wide(32, text.len() as u32);
         let length = text.len();
         code_text(&mut encoder, &mut text, length);
-        let coded = encoder.finish();
-        let length = (coded.len() as u64).to_le_bytes();
-        let check = check_of(&[&MAGIC, &VERSION.to_le_bytes(), &coded, &length]).to_le_bytes();
-        [&coded[..], &length, &check].iter().try_for_each(|part| out.write_all(part)).map_err(CheckpointError::io(to))
+        FRAME.end(out, &encoder.finish(), to)
     })
 }
 
@@ -358,30 +356,18 @@ pub fn apply(base: &Path, dir: &Path, out: &Path, on_bytes: OnBytes) -> Result<D
 
 fn restore(base: &Base, from: &Path, to: &Path, summary: &mut DeltaSummary, on_bytes: OnBytes) -> Result<()> {
     let wrong = |reason: String| CheckpointError::file(from, reason);
-    let file = File::open(from).map_err(CheckpointError::io(from))?;
-    let size = file.metadata().map_err(CheckpointError::io(from))?.len();
+    let framed = FRAME.open(from)?;
+    let blobs = framed.blobs();
+    let Framed { file, size, head: coded } = framed;
     let read = |at: u64, length: u64| {
         let mut bytes = vec![0; length as usize];
         file.read_exact_at(&mut bytes, at).map(|()| bytes).map_err(CheckpointError::io(from))
     };
-    if size < 24 {
-        return Err(wrong(format!("{size} bytes are too few for a delta")));
-    }
-    let (start, end) = (read(0, 8)?, read(size - 16, 16)?);
-    let word = |b: &[u8]| u64::from_le_bytes(b.try_into().expect("eight bytes"));
-    let (length, found) = (word(&end[..8]), word(&end[8..]));
-    if start != [&MAGIC[..], &VERSION.to_le_bytes()].concat() || length > size - 24 {
-        return Err(wrong("is no delta of this version, or truncated".into()));
-    }
-    let coded = read(size - 16 - length, length)?;
-    if check_of(&[&start[..4], &start[4..], &coded, &end[..8]]) != found {
-        return Err(wrong("the head is damaged".into()));
-    }
     let mut decoder = Decoder::new(&coded);
     let bytes = decoder.raw_wide(32, 0);
     // Text takes a hundredth of a bit a byte at the least.
-    if bytes > MAX_HEAD || u64::from(bytes) > length.saturating_mul(1000) {
-        return Err(wrong(format!("a head of {bytes} bytes in {length}")));
+    if bytes > MAX_HEAD || u64::from(bytes) > (coded.len() as u64).saturating_mul(1000) {
+        return Err(wrong(format!("a head of {bytes} bytes in {}", coded.len())));
     }
     let mut text = Vec::new();
     code_text(&mut decoder, &mut text, bytes as usize);
@@ -390,12 +376,12 @@ fn restore(base: &Base, from: &Path, to: &Path, summary: &mut DeltaSummary, on_b
     // The header as a file of its own size would have it.
     let pieces = crate::pack::pieces_of(&prefix).map_err(|e| wrong(format!("head: {e}")))?;
     let stored = head.tensors.iter().try_fold(0u64, |sum, t| sum.checked_add(t.stored()?));
-    if pieces.len() != head.tensors.len() || stored != Some(size - 24 - length) || !decoder.finish() {
+    if pieces.len() != head.tensors.len() || stored != Some(blobs) || !decoder.finish() {
         return Err(wrong("the head does not describe the file".into()));
     }
     write_whole(to, |out| {
         out.write_all(&prefix).map_err(CheckpointError::io(to))?;
-        let mut at = 8;
+        let mut at = Frame::START;
         for (piece, tensor) in pieces.iter().zip(&head.tensors) {
             let bytes = read(at, tensor.stored().unwrap_or(0))?;
             at += bytes.len() as u64;

@@ -9,6 +9,7 @@ mod decode;
 pub mod delta;
 mod error;
 mod file;
+mod frame;
 mod layers;
 mod mark;
 mod open;

@@ -29,11 +29,9 @@ use waterfill_codec::{CodedTensor, Dtype, Elements, encode_lossless};
 use crate::Element;
 use crate::decode::decode_parallel;
 use crate::error::{CheckpointError, Result};
+use crate::frame::{Frame, Framed};
 
-const MAGIC: [u8; 4] = *b"WFPK";
-const VERSION: u32 = 1;
-/// Magic, version; length and check at the end.
-const FRAME: u64 = 8 + 16;
+const FRAME: Frame = Frame { magic: *b"WFPK", version: 1, what: "packed file" };
 /// Largest safetensors header accepted, the limit of the reference implementation.
 const MAX_PREFIX: u64 = 100_000_000;
 /// Most records; a safetensors header of [`MAX_PREFIX`] names fewer tensors.
@@ -88,7 +86,7 @@ pub fn pack(from: &Path, to: &Path, on_bytes: OnBytes) -> Result<PackSummary> {
         let mut head = Head { prefix: source.prefix.clone(), ..Head::default() };
         let mut digest = blake3::Hasher::new();
         digest.update(&source.prefix);
-        out.write_all(&MAGIC).and_then(|()| out.write_all(&VERSION.to_le_bytes())).map_err(CheckpointError::io(to))?;
+        FRAME.begin(out, to)?;
         let mut done = source.prefix.len() as u64;
         // As many at once as there are threads, written in order.
         for group in source.pieces.chunks(rayon::current_num_threads().max(1)) {
@@ -104,10 +102,7 @@ pub fn pack(from: &Path, to: &Path, on_bytes: OnBytes) -> Result<PackSummary> {
         head.digest = truncate(&digest);
         let mut encoder = Encoder::default();
         head.code(&mut encoder).expect("limits were checked on opening");
-        let coded = encoder.finish();
-        let length = (coded.len() as u64).to_le_bytes();
-        let check = check_of(&[&MAGIC, &VERSION.to_le_bytes(), &coded, &length]).to_le_bytes();
-        [&coded[..], &length, &check].iter().try_for_each(|part| out.write_all(part)).map_err(CheckpointError::io(to))
+        FRAME.end(out, &encoder.finish(), to)
     })?;
     let packed = to.metadata().map_err(CheckpointError::io(to))?.len();
     Ok(PackSummary { original: source.size, packed, elements: source.elements })
@@ -138,8 +133,7 @@ pub fn verify_packed(path: &Path) -> Result<PackSummary> {
 
 /// True when a file begins as packed files do.
 pub fn is_packed(path: &Path) -> bool {
-    let mut magic = [0; 4];
-    File::open(path).and_then(|f| f.read_exact_at(&mut magic, 0)).is_ok() && magic == MAGIC
+    FRAME.is(path)
 }
 
 /// Writes a file that appears under its name only when it is whole.
@@ -352,43 +346,14 @@ struct Packed<'a> {
 impl<'a> Packed<'a> {
     fn open(path: &'a Path) -> Result<Self> {
         let wrong = |reason: String| CheckpointError::file(path, reason);
-        let file = File::open(path).map_err(CheckpointError::io(path))?;
-        let size = file.metadata().map_err(CheckpointError::io(path))?.len();
-        if size < FRAME {
-            return Err(wrong(format!("{size} bytes are too few for a packed file")));
-        }
-        let read = |at: u64, length: usize| {
-            let mut bytes = vec![0; length];
-            file.read_exact_at(&mut bytes, at).map(|()| bytes).map_err(CheckpointError::io(path))
-        };
-        let (start, end) = (read(0, 8)?, read(size - 16, 16)?);
-        if start[..4] != MAGIC {
-            return Err(wrong(format!(
-                "not a packed file: the first four bytes are {:02x?}, expected \"WFPK\"",
-                &start[..4]
-            )));
-        }
-        let word = |b: &[u8]| u64::from_le_bytes(b.try_into().expect("eight bytes"));
-        let (length, found) = (word(&end[..8]), word(&end[8..]));
-        if length > size - FRAME {
-            return Err(wrong(format!("truncated or damaged: a head of {length} bytes in a file of {size}")));
-        }
-        let coded = read(size - 16 - length, length as usize)?;
-        let computed = check_of(&[&start[..4], &start[4..], &coded, &end[..8]]);
-        if computed != found && !cfg!(fuzzing) {
-            return Err(wrong(format!(
-                "the head is damaged: its check is {found:016x}, the bytes give {computed:016x}"
-            )));
-        }
-        if start[4..] != VERSION.to_le_bytes() {
-            let version = u32::from_le_bytes(start[4..].try_into().expect("four bytes"));
-            return Err(wrong(format!("version {version} of packed files, this build reads {VERSION}")));
-        }
+        let framed = FRAME.open(path)?;
+        let blobs = framed.blobs();
+        let Framed { file, size, head: coded } = framed;
         let mut head = Head::default();
         let mut decoder = Decoder::new(&coded);
         head.code(&mut decoder).map_err(&wrong)?;
         let stored = head.records.iter().try_fold(0u64, |sum, r| sum.checked_add(r.stored));
-        if !decoder.finish() || stored != Some(size - FRAME - length) {
+        if !decoder.finish() || stored != Some(blobs) {
             return Err(wrong("the head does not describe the file".into()));
         }
         Ok(Self { path, file, size, head })
