@@ -83,16 +83,30 @@ enum Tensor {
     Difference(Vec<u64>),
     /// A coded tensor.
     Coded(u64),
+    /// A refinement of the base's values.
+    Refined(u64),
     /// Its bytes, and their check.
     Plain(u64, u64),
 }
+
+/// A tensor coded with loss.
+pub enum Lossy {
+    /// As a refinement of the base's values.
+    Refined(Vec<u8>),
+    /// Without the base.
+    Coded(Vec<u8>),
+}
+
+/// Gives what a tensor is coded as, or nothing where it is to be kept without loss. The bytes are those that the base
+/// has in its place.
+pub type CodeLossy<'a> = &'a (dyn Fn(&str, Option<Vec<u8>>) -> Result<Option<Lossy>> + Sync);
 
 impl Tensor {
     fn stored(&self) -> Option<u64> {
         match self {
             Self::Same => Some(0),
             Self::Difference(streams) => streams.iter().try_fold(0u64, |sum, n| sum.checked_add(*n)),
-            Self::Coded(n) | Self::Plain(n, _) => Some(*n),
+            Self::Coded(n) | Self::Refined(n) | Self::Plain(n, _) => Some(*n),
         }
     }
 }
@@ -106,7 +120,7 @@ pub struct DeltaSummary {
     pub delta: u64,
     /// Elements of its tensors.
     pub elements: u64,
-    /// Tensors by how they are stored: same, difference, coded, plain.
+    /// Tensors by how they are stored: same, difference or refinement, coded, plain.
     pub tensors: [usize; 4],
 }
 
@@ -174,6 +188,14 @@ fn create(dir: &Path) -> Result<()> {
 /// # Errors
 /// Files that cannot be read or written, and safetensors files that are none.
 pub fn delta(base: &Path, tuned: &Path, out: &Path, on_bytes: OnBytes) -> Result<DeltaSummary> {
+    delta_with(base, tuned, out, &|_, _| Ok(None), on_bytes)
+}
+
+/// As [`delta`], with some tensors coded with loss: what is restored has their decoded values.
+///
+/// # Errors
+/// As [`delta`], and those of `lossy`.
+pub fn delta_with(base: &Path, tuned: &Path, out: &Path, lossy: CodeLossy, on_bytes: OnBytes) -> Result<DeltaSummary> {
     let (base_files, tuned_files) = (files(base)?, files(tuned)?);
     if !tuned_files.iter().any(|name| is_safetensors(name)) {
         return Err(CheckpointError::file(tuned, "has no safetensors files"));
@@ -191,14 +213,21 @@ pub fn delta(base: &Path, tuned: &Path, out: &Path, on_bytes: OnBytes) -> Result
     let mut summary = DeltaSummary::default();
     for name in &tuned_files {
         let path = tuned.join(name);
-        let digest = digest_of(&path)?;
+        let mut digest = digest_of(&path)?;
         let bytes = path.metadata().map_err(CheckpointError::io(&path))?.len();
         let same = digests.get(name.as_str()) == Some(&digest);
         let kind = match same {
             true => Kind::Same,
             false if is_safetensors(name) => {
                 let source = Source::open(&path)?;
-                write_delta(&known, &source, &out.join(format!("{name}{END}")), &mut summary, on_bytes)?;
+                let to = out.join(format!("{name}{END}"));
+                if write_delta(&known, &source, &to, lossy, &mut summary, on_bytes)? {
+                    // What will be restored is another file.
+                    let place = tempfile::tempdir_in(out).map_err(CheckpointError::io(out))?;
+                    let restored = place.path().join(name);
+                    restore(&known, &to, &restored, &mut DeltaSummary::default(), &|_| {})?;
+                    digest = digest_of(&restored)?;
+                }
                 Kind::Delta
             }
             false => {
@@ -226,7 +255,16 @@ pub fn delta(base: &Path, tuned: &Path, out: &Path, on_bytes: OnBytes) -> Result
     Ok(summary)
 }
 
-fn write_delta(base: &Base, source: &Source, to: &Path, summary: &mut DeltaSummary, on_bytes: OnBytes) -> Result<()> {
+/// Writes the delta of a file; whether something of it was coded with loss.
+fn write_delta(
+    base: &Base,
+    source: &Source,
+    to: &Path,
+    lossy: CodeLossy,
+    summary: &mut DeltaSummary,
+    on_bytes: OnBytes,
+) -> Result<bool> {
+    let mut loses = false;
     let header = String::from_utf8(source.prefix[8..].to_vec())
         .map_err(|_| CheckpointError::file(to, "the safetensors header is no UTF-8"))?;
     let mut head = Head { header, tensors: Vec::new() };
@@ -234,11 +272,12 @@ fn write_delta(base: &Base, source: &Source, to: &Path, summary: &mut DeltaSumma
     write_whole(to, |out| {
         FRAME.begin(out, to)?;
         for group in source.pieces.chunks(rayon::current_num_threads().max(1)) {
-            let coded = group.par_iter().map(|piece| code(base, source, piece)).collect::<Result<Vec<_>>>()?;
-            for (piece, (tensor, stored)) in group.iter().zip(coded) {
+            let coded = group.par_iter().map(|piece| code(base, source, lossy, piece)).collect::<Result<Vec<_>>>()?;
+            for (piece, (tensor, stored, lost)) in group.iter().zip(coded) {
+                loses |= lost;
                 let kind = match &tensor {
                     Tensor::Same => 0,
-                    Tensor::Difference(_) => 1,
+                    Tensor::Difference(_) | Tensor::Refined(_) => 1,
                     Tensor::Coded(_) => 2,
                     Tensor::Plain(..) => 3,
                 };
@@ -254,15 +293,21 @@ fn write_delta(base: &Base, source: &Source, to: &Path, summary: &mut DeltaSumma
         let length = text.len();
         code_text(&mut encoder, &mut text, length);
         FRAME.end(out, &encoder.finish(), to)
-    })
+    })?;
+    Ok(loses)
 }
 
-/// How a tensor is stored, and its bytes.
-fn code(base: &Base, source: &Source, piece: &Piece) -> Result<(Tensor, Vec<Vec<u8>>)> {
+/// How a tensor is stored, its bytes, and whether with loss.
+fn code(base: &Base, source: &Source, lossy: CodeLossy, piece: &Piece) -> Result<(Tensor, Vec<Vec<u8>>, bool)> {
     let before = base.read(piece)?;
     let bytes = source.read(piece)?;
     if before.as_ref() == Some(&bytes) {
-        return Ok((Tensor::Same, vec![]));
+        return Ok((Tensor::Same, vec![], false));
+    }
+    match lossy(&piece.name, before.clone())? {
+        Some(Lossy::Refined(coded)) => return Ok((Tensor::Refined(coded.len() as u64), vec![coded], true)),
+        Some(Lossy::Coded(coded)) => return Ok((Tensor::Coded(coded.len() as u64), vec![coded], true)),
+        None => {}
     }
     let (record, stored, _) = source.code(piece)?;
     let alone = match record.coded {
@@ -283,10 +328,10 @@ fn code(base: &Base, source: &Source, piece: &Piece) -> Result<(Tensor, Vec<Vec<
                     "does not come back from its difference; please report it",
                 ));
             }
-            return Ok((Tensor::Difference(lengths), streams));
+            return Ok((Tensor::Difference(lengths), streams, false));
         }
     }
-    Ok((alone, vec![stored]))
+    Ok((alone, vec![stored], false))
 }
 
 fn decode_streams(
@@ -412,6 +457,12 @@ fn restore(base: &Base, from: &Path, to: &Path, summary: &mut DeltaSummary, on_b
                         return Err(damaged("has another size than its header says"));
                     }
                     decode_parallel(&coded).map_err(failed)?.0
+                }
+                Tensor::Refined(_) => {
+                    let coded = CodedTensor::parse(&bytes).and_then(CodedTensor::refining_plain).map_err(failed)?;
+                    let mut values = before()?;
+                    coded.refine(&mut values).map_err(failed)?;
+                    values
                 }
                 Tensor::Plain(_, check) if check_of(&[&bytes]) != *check => return Err(damaged("is damaged")),
                 Tensor::Plain(..) => bytes,

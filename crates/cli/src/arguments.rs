@@ -125,6 +125,9 @@ pub enum Command {
         /// Directory to create
         #[arg(long)]
         out: PathBuf,
+        /// With loss, by rate and distortion: a configuration with one size or lambda, used for the fine-tune
+        #[arg(long, value_name = "FILE")]
+        lossy: Option<PathBuf>,
     },
     /// Restore a fine-tune from its base and its delta, byte for byte
     Apply {

@@ -13,8 +13,8 @@ use arguments::{Arguments, Bench, Command, ExportTarget, RunArguments, RunOption
 use clap::Parser;
 use waterfill_pipeline::{
     Console, Mode, Prefix, Session, Store, Until, apply, decode, delta, dry_run, evaluate_original, export_compressed,
-    export_gguf, inspect, json_schema, load, load_sweep, load_train, make_checkpoint, pack, run, run_sweep, train,
-    train_schema, unpack, validate, verify, write_recipes,
+    export_gguf, inspect, json_schema, load, load_sweep, load_train, lossy_delta, make_checkpoint, pack, run,
+    run_sweep, train, train_schema, unpack, validate, verify, write_recipes,
 };
 use waterfill_runtime::{Form, Runtime};
 
@@ -116,7 +116,15 @@ fn execute(arguments: &Arguments) -> Result<()> {
             let checked = waterfill_runtime::check(checkpoint, prompt, *tokens as usize)?;
             show_figures(arguments, &checked, table::render_checked)
         }
-        Command::Delta { base, tuned, out } => {
+        Command::Delta { base, tuned, out, lossy: Some(file) } => {
+            let mut config = load(file)?;
+            config.model = format!("path:{}", tuned.display());
+            let session = Session::open(&config, &Store::new(&config.store), "cpu", &console)?;
+            let found = lossy_delta(&session, base, out)?;
+            console.finish("");
+            show_figures(arguments, &found, table::render_lossy_delta)
+        }
+        Command::Delta { base, tuned, out, lossy: None } => {
             let text = delta(base, tuned, out, &console)?;
             console.finish("");
             show(arguments, &text, "delta")

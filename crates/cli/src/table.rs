@@ -4,8 +4,8 @@ use std::fmt::Write;
 
 use waterfill_bench::{CalibrationBench, LoadRow, MomentsBench, QuantizerBench, RotationBench};
 use waterfill_pipeline::{
-    Band, BenchmarkOutput, DryRun, ExportOutput, OriginalOutput, PlannedStage, PointOutput, RunOutput, Share,
-    SweepOutput, TrainOutput,
+    Band, BenchmarkOutput, DryRun, ExportOutput, LossyDelta, OriginalOutput, PlannedStage, PointOutput, RunOutput,
+    Share, SweepOutput, TrainOutput,
 };
 use waterfill_runtime::{Checked, Runtime, Written};
 
@@ -121,6 +121,16 @@ fn cells(p: &PointOutput) -> [String; 11] {
         fixed(p.top1.map(|v| v * 100.0), 2),
         fixed(p.accuracy.map(|v| v * 100.0), 1),
     ]
+}
+
+/// A delta with loss.
+pub fn render_lossy_delta(d: &LossyDelta) -> String {
+    let [same, refined, alone] = d.tensors;
+    format!(
+        "{} bytes, {:.3} bits for each weight; {same} tensors are the base's, {refined} coded given its, {alone} without it\n\
+         KL(fine-tune || restored) {:.2e} ± {:.2e}, of the base {:.2e}; perplexity {:.3} for {:.3}\n",
+        d.bytes, d.bits_per_weight, d.kl, d.kl_se, d.base_kl, d.perplexity[1], d.perplexity[0]
+    )
 }
 
 /// Seconds to the first token.

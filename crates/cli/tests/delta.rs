@@ -25,3 +25,37 @@ fn a_fine_tune_is_a_delta_of_its_base() {
     assert!(message.contains("model.safetensors") && message.contains("another base"), "{message}");
     assert!(place.fails(&["delta", base, "nowhere", "--out", "y"]).contains("nowhere"));
 }
+
+#[test]
+fn a_delta_with_loss_is_smaller_and_says_what_it_loses() {
+    let place = Place::new();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap();
+    let data = root.join("calibration-data");
+    let [base, tuned] = ["tiny", "tiny-letters"].map(|name| data.join(name).to_str().unwrap().to_string());
+    let text = |file: &str| data.join("world").join(file).display().to_string();
+    let config = |lambdas: &str| {
+        format!(
+            "name: letters\nmodel: fixture:1\n\
+             calibrate: {{text: {}, context: 64, sequences: 8, second_moment: full}}\n\
+             allocate: {{lambdas: {lambdas}}}\nevaluate: {{text: {}, context: 64, sequences: 8}}\n",
+            text("calibration.txt"),
+            text("validation.txt")
+        )
+    };
+    let mut last = (u64::MAX, 0.0);
+    for lambda in ["3e-12", "1e-10"] {
+        place.write("l.yaml", &config(&format!("[{lambda}]")));
+        let found = place.json(&["delta", &base, &tuned, "--out", lambda, "--lossy", "l.yaml"]);
+        let now = (found["bytes"].as_u64().unwrap(), found["kl"].as_f64().unwrap());
+        assert!(now.0 < last.0 && now.1 > last.1 && now.1 < found["base_kl"].as_f64().unwrap(), "{found}");
+        assert!(found["tensors"][1].as_u64().unwrap() > 20, "{found}");
+        last = now;
+        let restored = format!("restored-{lambda}");
+        place.ok(&["apply", &base, lambda, "--out", &restored]);
+        place.ok(&["evaluate", "--original", "l.yaml", "--model", &format!("path:{restored}")]);
+    }
+    assert!(place.fails(&["apply", &tuned, "1e-10", "--out", "x"]).contains("another base"));
+    place.write("two.yaml", &config("[1e-9, 1e-8]"));
+    assert!(place.fails(&["delta", &base, &tuned, "--out", "y", "--lossy", "two.yaml"]).contains("one size"));
+    assert!(place.fails(&["delta", &base, &tuned, "--out", "1e-10", "--lossy", "l.yaml"]).contains("exists"));
+}

@@ -103,6 +103,19 @@ impl<'a> CodedTensor<'a> {
         Err(CodecError::Layer { reason })
     }
 
+    /// A refinement of values that are not coded: the layer before has no scales.
+    ///
+    /// # Errors
+    /// A tensor that is no refinement.
+    pub fn refining_plain(mut self) -> Result<Self> {
+        if self.whole {
+            return Err(CodecError::Layer { reason: "it is none".into() });
+        }
+        self.plan.follow(&TensorPlan::uniform(self.plan.dtype, 0, 0, self.first));
+        self.whole = true;
+        Ok(self)
+    }
+
     /// Whether values are added to those of the layer before.
     pub fn is_refinement(&self) -> bool {
         self.plan.parameters.refinement.is_some()

@@ -11,6 +11,7 @@ use std::path::PathBuf;
 
 pub use baseline::{Baseline, encode_baseline};
 pub use dense::write_dense;
+pub use tensor::{Given, code_given};
 pub use tuned::{EncodeOptions, EncodeSummary, Feedback, LayerSummary, encode, encode_bytes, kind_of};
 
 /// Result of writing a checkpoint.

@@ -103,6 +103,64 @@ pub(crate) fn refine(
     refine_with_feedback(weight, weights, (before, values), moments.get(), &settings).map_err(failed(info))
 }
 
+/// A weight given what another checkpoint has in its place.
+pub struct Given {
+    /// The coded tensor.
+    pub bytes: Vec<u8>,
+    /// Whether it is a refinement of the other's values.
+    pub refines: bool,
+    /// Loss of the decoded weights, nats per token.
+    pub loss: f64,
+}
+
+/// Codes a weight under an allocation, as a refinement of `base` (its bytes in another checkpoint) or without, whichever
+/// has the lower J.
+///
+/// # Errors
+/// Tensors that cannot be read, plans that do not fit, options without feedback.
+pub fn code_given(
+    source: &Checkpoint,
+    allocation: &Allocation,
+    info: &TensorInfo,
+    base: Option<Vec<u8>>,
+    options: &EncodeOptions,
+) -> Result<Given> {
+    let Some(feedback) = &options.feedback else {
+        return Err(EncodeError::Layers { tensor: info.name.clone() });
+    };
+    let target = Target::read(source, allocation, info, None)?;
+    let (weight, moments) = (&target.weight, feedback.predicting(&info.name)?);
+    let model = QuadraticLoss::new(&weight.importance, TILE, moments.get());
+    let dtype = weight.plan.dtype;
+    let loss = |bytes: Vec<u8>| {
+        let mut errors = Values { dtype, bytes, tiles: vec![] }.to_f32();
+        errors.iter_mut().zip(&target.weights).for_each(|(is, was)| *is -= was);
+        model.of(errors)
+    };
+    let alone = code(&target, info, options, true)?;
+    let (decoded, _) = CodedTensor::parse(&alone).and_then(|c| c.decode()).map_err(failed(info))?;
+    let alone = Given { loss: loss(decoded), bytes: alone, refines: false };
+    let Some(base) = base else { return Ok(alone) };
+    let before = TensorPlan::uniform(dtype, weight.plan.rows, weight.plan.cols, TilePlan::default());
+    let (own, settings) = (feedback.moments(&info.name)?, options.of_feedback(feedback, true));
+    let cost = |given: &Given| weight.price.cost(Loss(given.loss), Rate(given.bytes.len() as f64 * 8.0));
+    let mut best = alone;
+    // Half of a trellis' states have no zero, which changes below a bit are best coded by.
+    for trellis in [settings.trellis, None].into_iter().take(1 + usize::from(settings.trellis.is_some())) {
+        let settings = FeedbackOptions { trellis, ..settings };
+        let mut values = base.clone();
+        let bytes = refine_with_feedback(weight, &target.weights, (&before, base.clone()), own.get(), &settings)
+            .map_err(failed(info))?;
+        let refined = CodedTensor::parse(&bytes).and_then(CodedTensor::refining_plain);
+        refined.and_then(|c| c.refine(&mut values)).map_err(failed(info))?;
+        let inter = Given { loss: loss(values), bytes, refines: true };
+        if cost(&inter) < cost(&best) {
+            best = inter;
+        }
+    }
+    Ok(best)
+}
+
 fn read_blobs(blobs: &[PathBuf]) -> Result<Vec<Vec<u8>>> {
     let read = |blob: &PathBuf| Ok(std::fs::read(blob).map_err(CheckpointError::io(blob))?);
     blobs.iter().map(read).collect()

@@ -60,7 +60,7 @@ pub fn delta(base: &Path, tuned: &Path, out: &Path, console: &Console) -> Result
 /// Another base, damage, files that cannot be read or written.
 pub fn apply(base: &Path, dir: &Path, out: &Path, console: &Console) -> Result<String> {
     let s = in_parts("apply", dir, console, |on_bytes| Ok(deltas::apply(base, dir, out, on_bytes)?))?;
-    Ok(format!("{}: {} bytes, as the fine-tune was", out.display(), s.tuned))
+    Ok(format!("{}: {} bytes, digests match", out.display(), s.tuned))
 }
 
 /// Progress of a directory, told in bytes of its parts.

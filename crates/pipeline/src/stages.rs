@@ -263,30 +263,12 @@ impl Session<'_> {
         allocations: &[Artifact],
         sequential: Option<config::Sequential>,
     ) -> Result<Artifact> {
-        let e = &self.config.encode;
         let digests: Vec<String> = allocations.iter().map(Artifact::digest).collect();
         let identity = self.encoding_identity(calibration.digests(), &digests, sequential);
         self.stage("encode", &identity, |work| {
             let open = |a: &Artifact| alloc::Allocation::open(&a.path("allocation.safetensors"));
             let maps = allocations.iter().map(open).collect::<std::result::Result<Vec<_>, _>>()?;
-            let feedback = match e.feedback {
-                true => Some(waterfill_encode::Feedback {
-                    sensitivities: calib::Sensitivities::open(&calibration.fitted.dir)?,
-                    held_out: calibration.held_out.as_ref().map(|a| calib::Sensitivities::open(&a.dir)).transpose()?,
-                    damping: e.damping,
-                    trellis: e.trellis(),
-                    rounding: e.rounding,
-                    restraint: e.layers.as_ref().map_or(0.0, config::Layers::restraint),
-                }),
-                false => None,
-            };
-            let options = waterfill_encode::EncodeOptions {
-                tools: e.tools(),
-                widen: self.widen(),
-                escape: self.escape(),
-                feedback,
-                memory: coding_memory(),
-            };
+            let options = self.options(calibration)?;
             let (windows, _) = self.source.calibration(self.config, &self.model.config, self.console)?;
             let adaptation = sequential.map(|s| {
                 let settings = adapt::Settings { steps: s.steps, rate: s.rate, batch_tokens: BATCH_TOKENS };
@@ -297,6 +279,37 @@ impl Session<'_> {
             let (source, adaptation) = (self.model.checkpoint(), adaptation.transpose()?);
             let summary = waterfill_encode::encode(source, &maps, &options, adaptation, work, self.console)?;
             write_json(&work.path("summary.json"), &summary)
+        })
+    }
+
+    /// How tensors are coded.
+    pub(crate) fn options(&self, calibration: &Calibration) -> Result<waterfill_encode::EncodeOptions> {
+        let e = &self.config.encode;
+        let feedback = match e.feedback {
+            true => Some(waterfill_encode::Feedback {
+                sensitivities: calib::Sensitivities::open(&calibration.fitted.dir)?,
+                held_out: calibration.held_out.as_ref().map(|a| calib::Sensitivities::open(&a.dir)).transpose()?,
+                damping: e.damping,
+                trellis: e.trellis(),
+                rounding: e.rounding,
+                restraint: e.layers.as_ref().map_or(0.0, config::Layers::restraint),
+            }),
+            false => None,
+        };
+        Ok(waterfill_encode::EncodeOptions {
+            tools: e.tools(),
+            widen: self.widen(),
+            escape: self.escape(),
+            feedback,
+            memory: coding_memory(),
+        })
+    }
+
+    /// What of the configuration coded tensors depend on.
+    pub(crate) fn coding(&self) -> serde_json::Value {
+        serde_json::json!({
+            "bitstream": waterfill_checkpoint::VERSION, "encode": self.config.encode, "widen": self.widen(),
+            "escape": self.escape(),
         })
     }
 

@@ -5,7 +5,7 @@ use waterfill_codec::scale::{UNIT, nearest_index, scale};
 use waterfill_codec::spread::{fit_spread, quarter_octaves, rms, spread_vector};
 use waterfill_codec::{Format, Kind, Parameters, Result, Scales, TensorEncoder, TensorPlan, TilePlan};
 
-use super::steps::set_tile_steps;
+use super::steps::{set_steps, set_tile_steps};
 use super::tensor::{Costs, FeedbackOptions, SecondMoments};
 use crate::search::{encode_parallel, slice_samples};
 
@@ -32,12 +32,14 @@ pub fn refine_with_feedback(
     let pattern = |b: &[u8]| b.iter().rev().fold(0u32, |v, &x| v << 8 | u32::from(x));
     let known: Vec<f32> = values.chunks_exact(dtype.bytes()).map(|b| dtype.value_of(pattern(b))).collect();
     let left: Vec<f32> = weights.iter().zip(&known).map(|(w, k)| w - k).collect();
-    let costs = Costs::new(weight, &left, moments, options);
     let scales = Scales::of(before);
-    // Scales of its own would serve the finer steps a little better, and cost as much.
+    // Scales of its own would serve the finer steps a little better, and cost as much, unless there are none. Without, what is
+    // left is a change of weights, most of which may be below the water.
+    let own = scales.rows.is_empty() && scales.cols.is_empty();
+    let costs = Costs::new(weight, &left, own, moments, options);
     let mut plan = TensorPlan {
-        row_scale: scales.rows.clone(),
-        col_scale: scales.cols.clone(),
+        row_scale: if own { weight.plan.row_scale.clone() } else { scales.rows.clone() },
+        col_scale: if own { weight.plan.col_scale.clone() } else { scales.cols.clone() },
         parameters: Parameters {
             refinement: Some(Box::new(scales.clone())),
             trellis: options.trellis,
@@ -50,7 +52,8 @@ pub fn refine_with_feedback(
     for n in 0..plan.tiles.len() {
         plan.tiles[n] = wanted(&plan, n, exact, weights, &left);
     }
-    set_tile_steps(&mut plan, &costs.importance, costs.level, &left, false);
+    let set = if own { set_steps } else { set_tile_steps };
+    set(&mut plan, &costs.importance, costs.level, &left, false);
     set_spreads(&mut plan, &scales, weights, &left);
     let samples = costs.quantize(&mut plan, &left, Some(&known))?;
     encode_parallel(TensorEncoder::refining(&plan, scales, values)?, |slice| {

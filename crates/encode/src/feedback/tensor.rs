@@ -53,7 +53,7 @@ pub fn encode_with_feedback(
     moments: SecondMoments,
     options: &FeedbackOptions,
 ) -> Result<Vec<u8>> {
-    let costs = Costs::new(weight, weights, moments, options);
+    let costs = Costs::new(weight, weights, false, moments, options);
     let Costs { importance, level, .. } = &costs;
     let mut plan = weight.plan.clone();
     plan.parameters.trellis = options.trellis.filter(|_| options.widen);
@@ -84,7 +84,15 @@ pub(super) struct Costs {
 }
 
 impl Costs {
-    pub fn new(weight: &PlannedWeight, weights: &[f32], moments: SecondMoments, options: &FeedbackOptions) -> Self {
+    /// Of `weights`, or of `changes` from others: those may lie far below the water level, where damping by it would raise
+    /// importance, and with it bits, for no error that costs so much.
+    pub fn new(
+        weight: &PlannedWeight,
+        weights: &[f32],
+        changes: bool,
+        moments: SecondMoments,
+        options: &FeedbackOptions,
+    ) -> Self {
         let importance = &weight.importance;
         // A source of finite variance is worth the same as damping by the level of the water.
         let (mut row_levels, mut col_levels) = relative_levels(&weight.plan, importance, weight.price, weights);
@@ -97,10 +105,18 @@ impl Costs {
         let whole = moments.output.filter(|m| m.blocks() == 1);
         let over_rows = || whole.map(|output| Factor::with_levels(output, 0.0, options.damping, &row_levels));
         let (factor, rows) = rayon::join(over_columns, over_rows);
-        let shared = |by: &[f32], factor: Option<&Factor>| {
-            by.iter().enumerate().map(|(i, &v)| v * factor.map_or(1.0, |f| f.share(i) as f32)).collect()
+        let shared = |by: &[f32], factor: Option<&Factor>, levels: &[f64]| {
+            let Some(factor) = factor else { return by.to_vec() };
+            let mean = by.iter().map(|&v| f64::from(v)).sum::<f64>() / by.len().max(1) as f64;
+            let damped = |i: usize, v: f32| match changes {
+                true => f64::from(v) / (f64::from(v) + levels[i] * mean).max(f64::MIN_POSITIVE),
+                false => 1.0,
+            };
+            by.iter().enumerate().map(|(i, &v)| v * (factor.share(i) * damped(i, v)) as f32).collect()
         };
-        let (cols, by_row) = (shared(&importance.cols, Some(&factor)), shared(&importance.rows, rows.as_ref()));
+        let by_factor = moments.input.map(|_| &factor);
+        let (cols, by_row) =
+            (shared(&importance.cols, by_factor, &col_levels), shared(&importance.rows, rows.as_ref(), &row_levels));
         let importance = Importance { cols, rows: by_row, ..importance.clone() };
         let restrained = i32::from(moments.input.is_some()) + i32::from(rows.is_some());
         let raised = (1.0 + RESTRAINED * options.restraint).powf(f64::from(restrained) / 2.0);
