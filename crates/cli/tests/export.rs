@@ -53,6 +53,9 @@ fn exported_files_have_the_wanted_size_and_say_what_they_lose() {
     assert!(place.fails(&["export", &checkpoint, "--to", "hf-bf16"]).contains("--out"));
     assert!(place.fails(&["export", &checkpoint, "--to", "gguf"]).contains("configuration"));
     assert!(place.fails(&["export", "p.yaml", "--to", "llama-quantize-recipe"]).contains("--out"));
+    place.write("small.yaml", &tiny("targets: [{bits_per_weight: 1}]"));
+    assert!(place.fails(&["export", "small.yaml", "--to", "gguf"]).contains("smallest file"));
+    assert!(place.fails(&["export", "small.yaml", "--to", "compressed-tensors"]).contains("at least"));
     assert!(place.fails(&["export", "run.yaml", "--to", "gguf"]).contains("WordLevel"));
     place.write("b.yaml", &(tiny("lambdas: [1e-6]") + "baseline: {method: absmax, bits: [4]}\n"));
     assert!(place.fails(&["export", "b.yaml", "--to", "gguf"]).contains("baseline"));

@@ -1,7 +1,6 @@
 //! Deltas with loss: what a fine-tune has changed from its base, coded by rate and distortion.
 
 use std::path::Path;
-use std::sync::Mutex;
 
 use serde::{Deserialize, Serialize};
 use waterfill_allocate::Allocation;
@@ -68,13 +67,13 @@ pub fn lossy_delta(session: &Session, base: &Path, out: &Path) -> Result<LossyDe
     let inputs = [("allocate", allocation.digest()), ("base", known.digest()?)];
     let mut identity = session.identity("delta", VERSION, inputs, session.coding());
     identity.inputs.insert("calibrate".into(), calibration.fitted.digest());
+    identity.inputs.extend(calibration.held_out.iter().map(|a| ("held-out".to_string(), a.digest())));
     let made = session.stage("delta", &identity, |work| {
         let map = Allocation::open(&allocation.path("allocation.safetensors"))?;
         let options = session.options(&calibration)?;
         let source = session.model.checkpoint();
         let names = map.names();
         session.console.start("delta", names.len() as u64);
-        let failed: Mutex<Option<EncodeError>> = Mutex::new(None);
         let lossy = |name: &str, before: Option<Vec<u8>>| {
             if !names.iter().any(|n| n == name) {
                 return Ok(None);
@@ -83,9 +82,8 @@ pub fn lossy_delta(session: &Session, base: &Path, out: &Path) -> Result<LossyDe
             let given = code_given(source, &map, info, before, &options).map_err(|error| match error {
                 EncodeError::Checkpoint(error) => error,
                 other => {
-                    let reason = other.to_string();
-                    failed.lock().expect("no panic while held").get_or_insert(other);
-                    CheckpointError::Tensor { path: source.dir().into(), tensor: name.into(), reason }
+                    let (path, tensor, reason) = (source.dir().into(), name.into(), other.to_string());
+                    CheckpointError::Tensor { path, tensor, reason }
                 }
             })?;
             session.console.advance(1);

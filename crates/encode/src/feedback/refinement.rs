@@ -1,6 +1,7 @@
 //! A refinement layer: what the layers before leave of a weight, with error feedback of its own.
 
 use waterfill_allocate::PlannedWeight;
+use waterfill_checkpoint::Values;
 use waterfill_codec::scale::{UNIT, nearest_index, scale};
 use waterfill_codec::spread::{fit_spread, quarter_octaves, rms, spread_vector};
 use waterfill_codec::{Format, Kind, Parameters, Result, Scales, TensorEncoder, TensorPlan, TilePlan};
@@ -28,9 +29,8 @@ pub fn refine_with_feedback(
     moments: SecondMoments,
     options: &FeedbackOptions,
 ) -> Result<Vec<u8>> {
-    let dtype = before.dtype;
-    let pattern = |b: &[u8]| b.iter().rev().fold(0u32, |v, &x| v << 8 | u32::from(x));
-    let known: Vec<f32> = values.chunks_exact(dtype.bytes()).map(|b| dtype.value_of(pattern(b))).collect();
+    let before_values = Values { dtype: before.dtype, bytes: values, tiles: Vec::new() };
+    let known = before_values.to_f32();
     let left: Vec<f32> = weights.iter().zip(&known).map(|(w, k)| w - k).collect();
     let scales = Scales::of(before);
     // Scales of its own would serve the finer steps a little better, and cost as much, unless there are none. Without, what is
@@ -56,7 +56,7 @@ pub fn refine_with_feedback(
     set(&mut plan, &costs.importance, costs.level, &left, false);
     set_spreads(&mut plan, &scales, weights, &left);
     let samples = costs.quantize(&mut plan, &left, Some(&known))?;
-    encode_parallel(TensorEncoder::refining(&plan, scales, values)?, |slice| {
+    encode_parallel(TensorEncoder::refining(&plan, scales, before_values.bytes)?, |slice| {
         Ok(slice_samples(&plan, slice, weights, &samples))
     })
 }

@@ -15,7 +15,7 @@ use waterfill_encode::feedback::{QuadraticLoss, SecondMoments};
 use waterfill_export::{Candidate, Chosen, ExportError, Packed, Scheme, choose};
 use waterfill_model::LINEARS;
 
-use super::{ExportOutput, ExportPoint, io, no_baseline};
+use super::{ExportOutput, ExportPoint, Summary, io, no_baseline};
 use crate::error::Result;
 use crate::estimate::coding_memory;
 use crate::evaluation::Whose;
@@ -45,13 +45,6 @@ struct Tried {
     candidates: Vec<Candidate<Option<Scheme>>>,
 }
 
-#[derive(Debug, Clone, Serialize, Deserialize)]
-struct Summary {
-    lambda: f64,
-    predicted_loss: f64,
-    types: BTreeMap<String, u64>,
-}
-
 /// Writes a directory for every goal of the configuration, measured as its codes and scales are read back.
 ///
 /// # Errors
@@ -79,19 +72,7 @@ pub fn export_compressed(session: &Session, out: Option<&Path>) -> Result<Export
             }
             dir = to;
         }
-        all.push(ExportPoint {
-            lambda: summary.lambda,
-            bytes,
-            bits_per_weight: bits.0,
-            predicted_loss: summary.predicted_loss,
-            kl: text.kl.mean,
-            kl_se: text.kl.se,
-            perplexity: text.perplexity,
-            top1: text.top1.mean,
-            types: summary.types,
-            file: dir,
-            recipe: None,
-        });
+        all.push(ExportPoint::of(summary, bytes, bits, &text, (dir, None)));
     }
     all.sort_by_key(|p| p.bytes);
     Ok(ExportOutput { model: session.config.name.clone(), base: BaseOutput::of(&original), points: all })

@@ -16,7 +16,7 @@ use waterfill_export::{
     permute_rows, rope_factors, write_gguf,
 };
 
-use super::{ExportOutput, ExportPoint, io, no_baseline};
+use super::{ExportOutput, ExportPoint, Summary, io, no_baseline};
 use crate::error::Result;
 use crate::estimate::coding_memory;
 use crate::evaluation::Whose;
@@ -37,14 +37,6 @@ struct Matrix {
     name: String,
     weights: u64,
     candidates: Vec<Candidate<GgufType>>,
-}
-
-/// What a file was found to be.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-struct Summary {
-    lambda: f64,
-    predicted_loss: f64,
-    types: BTreeMap<String, u64>,
 }
 
 /// Writes a GGUF file for every goal of the configuration, measured as its values are read back.
@@ -79,19 +71,7 @@ pub fn export_gguf(session: &Session, out: Option<&Path>) -> Result<ExportOutput
                 *path = to;
             }
         }
-        all.push(ExportPoint {
-            lambda: summary.lambda,
-            bytes,
-            bits_per_weight: bits.0,
-            predicted_loss: summary.predicted_loss,
-            kl: text.kl.mean,
-            kl_se: text.kl.se,
-            perplexity: text.perplexity,
-            top1: text.top1.mean,
-            types: summary.types,
-            file,
-            recipe: Some(recipe),
-        });
+        all.push(ExportPoint::of(summary, bytes, bits, &text, (file, Some(recipe))));
     }
     all.sort_by_key(|p| p.bytes);
     Ok(ExportOutput { model: session.config.name.clone(), base: BaseOutput::of(&original), points: all })
@@ -191,7 +171,13 @@ impl Session<'_> {
                     names.push(self.gguf_name(architecture, &info.name)?.gguf.len());
                     around += if matrices.iter().any(|m| m.name == info.name) { 16 } else { 4 * info.weights() + 16 };
                 }
-                Ok(bytes.saturating_sub(around + head_bytes(&metadata, names.into_iter())))
+                around += head_bytes(&metadata, names.into_iter());
+                let least: u64 = candidates.iter().map(|c| c.iter().map(|c| c.bytes).min().unwrap_or(0)).sum();
+                if around + least > bytes {
+                    let reason = format!("{bytes} bytes are wanted, the smallest file takes {}", around + least);
+                    return Err(ExportError::Target { target: "gguf", reason }.into());
+                }
+                Ok(bytes - around)
             }
             Goal::Width(_) => return Err(no_baseline("gguf")),
         };

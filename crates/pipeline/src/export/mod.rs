@@ -6,7 +6,9 @@ mod gguf;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+use waterfill_codec::BitsPerWeight;
+use waterfill_evaluate::TextResult;
 use waterfill_export::ExportError;
 
 pub use self::compressed::export_compressed;
@@ -56,6 +58,38 @@ pub struct ExportPoint {
 fn io(path: &Path) -> impl FnOnce(std::io::Error) -> PipelineError {
     let path = path.to_path_buf();
     move |source| PipelineError::Io { path, source }
+}
+
+/// What an export's artifact says of itself.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Summary {
+    lambda: f64,
+    predicted_loss: f64,
+    types: BTreeMap<String, u64>,
+}
+
+impl ExportPoint {
+    fn of(
+        summary: Summary,
+        bytes: u64,
+        bits: BitsPerWeight,
+        text: &TextResult,
+        (file, recipe): (PathBuf, Option<PathBuf>),
+    ) -> Self {
+        Self {
+            lambda: summary.lambda,
+            bytes,
+            bits_per_weight: bits.0,
+            predicted_loss: summary.predicted_loss,
+            kl: text.kl.mean,
+            kl_se: text.kl.se,
+            perplexity: text.perplexity,
+            top1: text.top1.mean,
+            types: summary.types,
+            file,
+            recipe,
+        }
+    }
 }
 
 fn no_baseline(target: &'static str) -> PipelineError {
