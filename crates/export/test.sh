@@ -30,6 +30,20 @@ done
 for artifact in "$place"/results/export/gguf/*/; do
     "$place/venv/bin/python" crates/export/tests/read_gguf.py "$artifact/model.gguf" "$artifact/checkpoint"
 done
+python="${WATERFILL_PYTHON:-$place/venv/bin/python}"
 for artifact in "$place"/results/export/packed/*/; do
-    "${WATERFILL_PYTHON:-$place/venv/bin/python}" crates/export/tests/read_compressed.py "$artifact/model" "$artifact/checkpoint"
+    "$python" crates/export/tests/read_compressed.py "$artifact/model" "$artifact/checkpoint"
 done
+# Tuned checkpoints whose own codes and scales the format holds.
+rm -rf "$place/exact" "$place/dense"
+while read -r name allocate; do
+    sed "s/^allocate:.*/allocate: $allocate/" "$place/export.yaml" >"$place/$name.yaml"
+    checkpoint=$(cargo run -q --release -- encode "$place/$name.yaml" --json | grep -o '"checkpoint":"[^"]*"' | cut -d'"' -f4)
+    cargo run -q --release -- export "$checkpoint" --to compressed-tensors --out "$place/exact/$name"
+    cargo run -q --release -- decode "$checkpoint" "$place/dense/$name" --quiet
+    "$python" crates/export/tests/read_compressed.py "$place/exact/$name" "$place/dense/$name"
+done <<'POINTS'
+channel {lambdas: [1e-7], granularity: channel, rate: {storage: 1, resident: 0.3}}
+group {lambdas: [1e-8], granularity: "group:32"}
+tensor {lambdas: [1e-9], granularity: tensor, formats: [fp8]}
+POINTS

@@ -11,6 +11,7 @@ use crate::candidates::Candidates;
 use crate::error::{AllocateError, Result};
 use crate::points::{Importance, WeightPoints};
 use crate::select::Selection;
+use crate::structure::Sharing;
 
 fn failed(path: &Path, reason: impl Into<String>) -> AllocateError {
     AllocateError::File { path: path.to_path_buf(), reason: reason.into() }
@@ -208,6 +209,12 @@ impl Allocation {
         self.blobs.put_importance(name, &selection.importance);
         self.blobs.put_f32(&format!("{name}|price"), &[1], std::iter::once(selection.price.0 as f32));
         self.blobs.put_u8(&format!("{name}|narrow"), &[1], std::iter::once(selection.narrow.into()));
+        let sharing = match selection.sharing {
+            Sharing::Tile => return,
+            Sharing::Columns(columns) => i32::try_from(columns).unwrap_or(i32::MAX),
+            Sharing::Matrix => 0,
+        };
+        self.blobs.put_i32(&format!("{name}|sharing"), &[1], std::iter::once(sharing));
     }
 
     /// Writes the file.
@@ -242,6 +249,8 @@ pub struct PlannedWeight {
     pub price: Lambda,
     /// Whether tiles may be INT4 where their levels fit.
     pub narrow: bool,
+    /// Which tiles have one step; other than by tile, all have one format.
+    pub sharing: Sharing,
 }
 
 /// Plan of a weight in an allocation.
@@ -258,7 +267,15 @@ pub fn read_plan(allocation: &Allocation, name: &str) -> Result<PlannedWeight> {
         return Err(failed(&blobs.path, format!("{name}: importance does not fit the plan")));
     }
     let narrow = blobs.u8s(&format!("{name}|narrow"))?.first() == Some(&1);
-    Ok(PlannedWeight { plan, importance, price: Lambda(price[0].into()), narrow })
+    let sharing = match blobs.arrays.contains_key(&format!("{name}|sharing")) {
+        false => Sharing::Tile,
+        true => match blobs.i32s(&format!("{name}|sharing"))?.as_slice() {
+            [0] => Sharing::Matrix,
+            &[columns] if columns > 0 => Sharing::Columns(columns as usize),
+            other => return Err(failed(&blobs.path, format!("{name}: sharing {other:?}, expected columns"))),
+        },
+    };
+    Ok(PlannedWeight { plan, importance, price: Lambda(price[0].into()), narrow, sharing })
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ mod policy;
 mod sample;
 mod scales;
 mod select;
+mod structure;
 mod table;
 mod target;
 
@@ -25,5 +26,6 @@ pub use points::{Importance, Point, PointRules, WeightPoints, erasure_loss, meas
 pub use policy::{Floor, Granularity, Policy, RateWeights, ShardRule};
 pub use scales::water_fill;
 pub use select::{Overhead, Selection, select_weight};
+pub use structure::{FormatCosts, Sharing, Structure, format_costs};
 pub use table::write_table;
 pub use target::{TargetResult, estimated_bits, meet_target};

@@ -20,6 +20,8 @@ use crate::scales::{Information, plan_scales};
 const STEPS: i32 = 36;
 /// Tiles that are measured before their points are put away.
 const PART: usize = 1 << 14;
+/// Quarter octaves by which shared steps may be finer than the largest weight of a tile allows INT4.
+const CLIPPED: i32 = 12;
 /// Scales of small floating-point formats tried, an octave apart.
 const FLOAT_SCALES: i32 = 6;
 
@@ -103,6 +105,8 @@ pub struct PointRules<'a> {
     pub raise: f64,
     /// Formats; of small floating-point formats only these are measured.
     pub formats: &'a [Format],
+    /// Whether tiles share steps: then some are measured that do not hold a tile's largest weights.
+    pub shared: bool,
     /// How errors of a column spread over those after it, where encoding feeds them back.
     pub factor: Option<&'a Factor>,
 }
@@ -131,7 +135,10 @@ pub fn measure_points(weights: &[f32], dtype: Dtype, sensitivity: &Sensitivity, 
     let points = |n: usize| {
         let tile = Tile::new(&plan, &info, weights, n);
         let mut points = tile.integer_points();
-        floats.iter().for_each(|(format, costs)| tile.add_float_points(*format, costs, &mut points));
+        if rules.shared {
+            tile.add_clipped_points(&mut points);
+        }
+        floats.iter().for_each(|(format, costs)| tile.add_float_points(*format, costs, rules.shared, &mut points));
         let bits: f64 = tile.pattern_bits(dtype, &pattern_costs, plan.step_base >> 1);
         points.push(Point { format: Format::Lossless, step: 0, loss: Loss(0.0), rate: Rate(bits) });
         points
@@ -239,37 +246,54 @@ impl Tile {
         let mut points = Vec::with_capacity(STEPS as usize + 8);
         let finest = self.finest(127.4);
         for step in finest..finest + STEPS {
-            let size = (step as f32 / 4.0).exp2();
-            let inverse = 1.0 / size;
-            let (mut error, mut bits, mut low, mut high) = (0.0f32, 0.0f32, 0.0f32, 0.0f32);
-            for ((&x, &importance), &class) in self.scaled.iter().zip(&self.importance).zip(&self.class) {
-                let scaled = x * inverse;
-                let level = scaled.round_ties_even().clamp(-127.0, 127.0);
-                error += importance * (scaled - level).powi(2);
-                bits += costs.cost(class_of(class - step), level as i32);
-                low = low.min(level);
-                high = high.max(level);
-            }
-            points.push(Point {
-                format: narrowest(low as i32, high as i32),
-                step: step as i16,
-                loss: Loss(f64::from(error) * f64::from(size).powi(2)),
-                rate: Rate(f64::from(bits)),
-            });
-            if low == 0.0 && high == 0.0 {
+            let (point, zero) = self.integer_point(costs, step, (-127.0, 127.0));
+            points.push(point);
+            if zero {
                 break;
             }
         }
         points
     }
 
+    /// Point at a step with levels cut to a range, and whether all of them are zero.
+    fn integer_point(&self, costs: &LevelCosts, step: i32, (least, most): (f32, f32)) -> (Point, bool) {
+        let size = (step as f32 / 4.0).exp2();
+        let inverse = 1.0 / size;
+        let (mut error, mut bits, mut low, mut high) = (0.0f32, 0.0f32, 0.0f32, 0.0f32);
+        for ((&x, &importance), &class) in self.scaled.iter().zip(&self.importance).zip(&self.class) {
+            let scaled = x * inverse;
+            let level = scaled.round_ties_even().clamp(least, most);
+            error += importance * (scaled - level).powi(2);
+            bits += costs.cost(class_of(class - step), level as i32);
+            low = low.min(level);
+            high = high.max(level);
+        }
+        let point = Point {
+            format: narrowest(low as i32, high as i32),
+            step: step as i16,
+            loss: Loss(f64::from(error) * f64::from(size).powi(2)),
+            rate: Rate(f64::from(bits)),
+        };
+        (point, low == 0.0 && high == 0.0)
+    }
+
+    /// Points of INT4 whose steps are too fine for the largest weights, which tiles beside this one may want.
+    fn add_clipped_points(&self, points: &mut TilePoints) {
+        let held = self.finest(7.49);
+        let clipped = (held - CLIPPED..held).map(|step| self.integer_point(LevelCosts::get(), step, (-8.0, 7.0)).0);
+        points.extend(clipped.map(|point| Point { format: Format::Int4, ..point }));
+    }
+
     /// Points of a small floating-point format, an octave apart from the finest scale that does not
     /// saturate.
-    fn add_float_points(&self, format: Format, costs: &HeadCosts, points: &mut TilePoints) {
+    fn add_float_points(&self, format: Format, costs: &HeadCosts, shared: bool, points: &mut TilePoints) {
         let Some(kind) = format.minifloat() else { return };
         let shift = kind.scale_shift() / UNIT;
         let finest = self.finest(kind.max() * (-shift as f32 / 4.0).exp2());
-        for step in (0..FLOAT_SCALES).map(|n| finest + 4 * n) {
+        // Scales that several tiles can have lie on one grid, and reach further.
+        let (finest, count) =
+            if shared { ((finest + 3).div_euclid(4) * 4, 2 * FLOAT_SCALES) } else { (finest, FLOAT_SCALES) };
+        for step in (0..count).map(|n| finest + 4 * n) {
             let size = ((step - shift) as f32 / 4.0).exp2();
             let (mut error, mut rate) = (0.0, 0.0);
             for ((&x, &importance), &class) in self.scaled.iter().zip(&self.importance).zip(&self.class) {

@@ -6,6 +6,7 @@ use globset::{Glob, GlobMatcher};
 use waterfill_codec::{Dtype, Format};
 
 use crate::error::{AllocateError, Result};
+use crate::structure::Structure;
 
 /// Least quality of the weights whose names match a pattern.
 #[derive(Debug, Clone)]
@@ -51,6 +52,8 @@ pub enum Granularity {
     Tile,
     /// Row and column scales where they pay, and tile steps.
     RowColumn,
+    /// Row scales where they pay, and tile steps.
+    Row,
 }
 
 /// Limits and prices of an allocation.
@@ -66,6 +69,8 @@ pub struct Policy {
     pub rate: RateWeights,
     /// Measured factors of predicted losses, by weight.
     pub corrections: BTreeMap<String, f64>,
+    /// Matrices that are to have one format each.
+    pub structure: Option<Structure>,
 }
 
 impl Policy {

@@ -12,6 +12,7 @@ use crate::error::{AllocateError, Result};
 use crate::points::WeightPoints;
 use crate::policy::Policy;
 use crate::select::select_weight;
+use crate::structure::{FormatCosts, format_costs};
 use crate::target::side_bits;
 
 /// Tiles whose bits are estimated, at most about this many.
@@ -84,6 +85,12 @@ impl Sample {
         let tiles = part(points, &picked);
         let plan = TensorPlan { tiles: vec![], ..plan.clone() };
         Ok(Self { name: name.into(), plan, tiles, tile_factor, slices, slice_factor })
+    }
+
+    /// Name of the matrix, and J of its tiles for every format that all of them can have.
+    pub fn format_costs(&self, policy: &Policy, lambda: Lambda) -> (&str, FormatCosts) {
+        let costs = format_costs(&self.name, &self.tiles, policy, lambda);
+        (&self.name, costs.into_iter().map(|(format, cost)| (format, cost * self.tile_factor)).collect())
     }
 
     /// Estimated bits of the matrix.
@@ -161,8 +168,14 @@ mod tests {
     fn parts_stand_for_the_whole() {
         let points = points(4096 + 8, 512);
         let rate = RateWeights { storage: 1.0, resident: 0.0 };
-        let policy =
-            Policy { formats: vec![Format::Int8], floors: vec![], margin: 0.0, rate, corrections: Default::default() };
+        let policy = Policy {
+            formats: vec![Format::Int8],
+            floors: vec![],
+            margin: 0.0,
+            rate,
+            corrections: Default::default(),
+            structure: None,
+        };
         let weight = |n: usize| ((n * 7919 % 1013) as f32 / 500.0 - 1.0) * 0.05;
         let read = |rows: Range<usize>| Ok((rows.start * 512..rows.end * 512).map(weight).collect());
         let lambda = Lambda(1e-8);

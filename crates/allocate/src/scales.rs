@@ -75,8 +75,10 @@ impl Information {
 pub(crate) fn plan_scales(info: &Information, weights: &[f32], dtype: Dtype, granularity: Granularity) -> TensorPlan {
     let (rows, cols) = (info.rows, info.cols);
     let (mut row_scale, mut col_scale) = (Vec::new(), Vec::new());
-    if granularity == Granularity::RowColumn {
+    if granularity != Granularity::Tile {
         row_scale = water_fill(&info.by_row, cols);
+    }
+    if granularity == Granularity::RowColumn {
         col_scale = water_fill(&info.by_col, rows);
     }
     let (row_rms, col_rms) = fit_spread(weights, rows, cols);

@@ -5,6 +5,7 @@ use waterfill_codec::{Format, Lambda, Loss, Rate, TILE, TilePlan};
 use crate::error::{AllocateError, Result};
 use crate::points::{Importance, Point, WeightPoints};
 use crate::policy::{Policy, resident_bits};
+use crate::structure::{Sharing, shared_steps};
 
 /// What was chosen for one weight matrix.
 #[derive(Debug, Clone)]
@@ -25,6 +26,8 @@ pub struct Selection {
     pub price: Lambda,
     /// Whether tiles may be INT4.
     pub narrow: bool,
+    /// Which tiles have one step; other than by tile, all have one format.
+    pub sharing: Sharing,
 }
 
 /// Bits of a tile header given the tile before, about: an adaptive code of the format and of the
@@ -61,29 +64,28 @@ pub fn select_weight(name: &str, points: &WeightPoints, policy: &Policy, lambda:
     let entries = plan.row_scale.len() + plan.col_scale.len();
     resident += Rate(8.0 * entries as f64);
     let mut left = TilePlan::default();
+    let sharing = policy.sharing(name).unwrap_or_default();
+    let shared = if sharing == Sharing::Tile { None } else { Some(structured(name, points, policy, lambda)?) };
     for n in 0..points.tiles.tiles() {
-        let candidates = points.tiles.tile(n);
         let (row, col) = (n / across, n % across);
         let weights = TILE.min(plan.rows - row * TILE) * TILE.min(plan.cols - col * TILE);
-        let most = floor.map_or(f64::INFINITY, |f| floor_loss(candidates.clone(), f));
-        let best = candidates
-            .filter_map(|p| allowed(p, policy, floor, most))
-            .map(|p| {
-                let header = Rate(header_bits(left, &p));
-                let memory = resident_bits(p.format, plan.dtype, weights);
-                let price = (p.rate + header) * policy.rate.storage + Rate(memory) * policy.rate.resident;
-                (lambda.cost(p.loss * (correction * (1.0 + policy.margin)), price), header, memory, p)
-            })
-            .min_by(|a, b| a.0.total_cmp(&b.0));
-        let Some((_, header, memory, point)) = best else {
-            return Err(AllocateError::NoCandidate {
-                weight: name.into(),
-                row,
-                col,
-                formats: policy.formats.iter().map(|f| f.name()).collect::<Vec<_>>().join(", "),
-                floor: floor.map_or("none", Format::name).into(),
-            });
+        let around = |p: &Point| (Rate(header_bits(left, p)), resident_bits(p.format, plan.dtype, weights));
+        let best = match &shared {
+            Some(points) => Some(points[n]),
+            None => {
+                let candidates = points.tiles.tile(n);
+                let most = floor.map_or(f64::INFINITY, |f| floor_loss(candidates.clone(), f));
+                let cost = |p: &Point| {
+                    let (header, memory) = around(p);
+                    let price = (p.rate + header) * policy.rate.storage + Rate(memory) * policy.rate.resident;
+                    lambda.cost(p.loss * (correction * (1.0 + policy.margin)), price)
+                };
+                let allowed = candidates.filter_map(|p| allowed(p, policy, floor, most));
+                allowed.map(|p| (cost(&p), p)).min_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, point)| point)
+            }
         };
+        let Some(point) = best else { return Err(no_candidate(name, policy, (row, col))) };
+        let (header, memory) = around(&point);
         let tile = &mut plan.tiles[n];
         tile.format = point.format;
         tile.step = if point.format == Format::Lossless { left.step } else { point.step };
@@ -96,8 +98,26 @@ pub fn select_weight(name: &str, points: &WeightPoints, policy: &Policy, lambda:
     let mut importance = points.importance.clone();
     importance.tiles.iter_mut().for_each(|t| *t *= (correction * (1.0 + policy.margin)) as f32);
     let price = Lambda(lambda.0 * policy.rate.storage);
-    let narrow = policy.allows(Format::Int4, floor);
-    Ok(Selection { plan, points: chosen, loss, rate, resident, importance, price, narrow })
+    let narrow = sharing == Sharing::Tile && policy.allows(Format::Int4, floor);
+    Ok(Selection { plan, points: chosen, loss, rate, resident, importance, price, narrow, sharing })
+}
+
+/// Points of a matrix that has one format.
+fn structured(name: &str, points: &WeightPoints, policy: &Policy, lambda: Lambda) -> Result<Vec<Point>> {
+    let (sharing, structure) = (policy.sharing(name).unwrap_or_default(), policy.structure.as_ref());
+    let format = structure.and_then(|s| s.formats.get(name)).copied();
+    let found = format.and_then(|format| shared_steps(name, points, policy, (lambda, sharing, format)));
+    found.map(|(points, _)| points).ok_or_else(|| no_candidate(name, policy, (0, 0)))
+}
+
+fn no_candidate(name: &str, policy: &Policy, (row, col): (usize, usize)) -> AllocateError {
+    AllocateError::NoCandidate {
+        weight: name.into(),
+        row,
+        col,
+        formats: policy.formats.iter().map(|f| f.name()).collect::<Vec<_>>().join(", "),
+        floor: policy.floor(name).map_or("none", Format::name).into(),
+    }
 }
 
 /// A point as the policy lets it be used: levels take the narrowest integer format that is allowed
@@ -113,7 +133,7 @@ fn allowed(point: Point, policy: &Policy, floor: Option<Format>, most: f64) -> O
 }
 
 /// Largest loss under a floor: what the format gives at its finest step without saturation.
-fn floor_loss(points: impl Iterator<Item = Point>, floor: Format) -> f64 {
+pub(crate) fn floor_loss(points: impl Iterator<Item = Point>, floor: Format) -> f64 {
     let matching = |p: &Point| match floor {
         Format::Int8 => p.format.level_range().is_some(),
         other => p.format == other,
@@ -141,7 +161,14 @@ mod tests {
 
     fn policy(formats: &[Format], floors: Vec<Floor>) -> Policy {
         let rate = RateWeights { storage: 1.0, resident: 0.0 };
-        Policy { formats: formats.to_vec(), floors, margin: 0.0, rate, corrections: Default::default() }
+        Policy {
+            formats: formats.to_vec(),
+            floors,
+            margin: 0.0,
+            rate,
+            corrections: Default::default(),
+            structure: None,
+        }
     }
 
     /// One row of tiles with the given points each.

@@ -71,16 +71,24 @@ impl Search<'_> {
         self.overhead.plain.0
     }
 
+    /// The policy with formats of whole matrices decided.
+    fn policy_at(&self, lambda: Lambda) -> Policy {
+        let costs = self.samples.par_iter().filter(|_| self.policy.structure.is_some());
+        self.policy.with_formats(costs.map(|s| s.format_costs(self.policy, lambda)).collect::<Vec<_>>())
+    }
+
     /// Estimated bits of the whole file.
     fn estimate(&self, lambda: Lambda) -> Result<f64> {
-        let bits = self.samples.par_iter().map(|s| s.estimate(self.policy, lambda));
+        let policy = &self.policy_at(lambda);
+        let bits = self.samples.par_iter().map(|s| s.estimate(policy, lambda));
         // Summed in order, so that the result does not depend on the number of threads.
         Ok(bits.collect::<Result<Vec<f64>>>()?.iter().sum::<f64>() + self.fixed())
     }
 
     /// Estimated and exact bits of the sampled slices.
     fn count(&self, lambda: Lambda) -> Result<(f64, f64)> {
-        let counted = self.samples.par_iter().map(|s| s.count(self.policy, lambda));
+        let policy = &self.policy_at(lambda);
+        let counted = self.samples.par_iter().map(|s| s.count(policy, lambda));
         Ok(counted.collect::<Result<Vec<_>>>()?.iter().fold((0.0, 0.0), |sum, x| (sum.0 + x.0, sum.1 + x.1)))
     }
 

@@ -6,8 +6,13 @@ use serde::Serialize;
 use waterfill_codec::Dtype;
 use waterfill_codec::difference::{SLICE, decode_difference, difference_entropy, encode_difference};
 
+use waterfill_encode::find_factors;
+
 use crate::BenchError;
 use crate::source::Gaussians;
+
+/// Rank of the low-rank change.
+const RANK: usize = 16;
 
 /// One kind of change. Bits are a weight.
 #[derive(Debug, Clone, Serialize)]
@@ -16,7 +21,7 @@ pub struct DifferenceRow {
     pub change: String,
     /// Share of the weights whose pattern changed.
     pub changed: f64,
-    /// Coded.
+    /// Coded, factors of low rank included where they are found.
     pub coded: f64,
     /// Entropy of the ordered difference given the base's exponent.
     pub entropy: f64,
@@ -47,16 +52,31 @@ pub fn bench_difference(side: usize) -> Result<Vec<DifferenceRow>, BenchError> {
         ("N(0, 1e-2 |w|) to 2.65 %", some(0.0265, &|w| 1e-2 * f64::from(w.abs()))),
         ("N(0, 1e-4) to all", some(1.0, &|_| 1e-4)),
     ];
-    rows.into_iter().map(|(change, tuned)| row(change, &base, &tuned)).collect()
+    let mut rows = rows.into_iter().map(|(n, tuned)| row(n, &base, &tuned, side)).collect::<Result<Vec<_>, _>>()?;
+    // A merged LoRA whose products are as large as the change before.
+    let mut factor = || source.by_ref().take(RANK * side).map(|g| g as f32).collect::<Vec<f32>>();
+    let (left, right) = (factor(), factor());
+    let size = 1e-4 / (RANK as f32).sqrt();
+    let product = |(line, left): (&[f32], &[f32])| {
+        let change = |j: usize| left.iter().zip(right[j * RANK..].iter()).map(|(l, r)| l * r).sum::<f32>() * size;
+        line.iter().enumerate().map(|(j, w)| w + change(j)).collect::<Vec<f32>>()
+    };
+    let merged: Vec<f32> = base.chunks(side).zip(left.chunks(RANK)).flat_map(product).collect();
+    rows.push(row("product of rank 16, 1e-4", &base, &merged, side)?);
+    Ok(rows)
 }
 
-fn row(change: &str, base: &[f32], tuned: &[f32]) -> Result<DifferenceRow, BenchError> {
+fn row(change: &str, base: &[f32], tuned: &[f32], side: usize) -> Result<DifferenceRow, BenchError> {
     let bytes = |values: &[f32]| -> Vec<u8> {
         values.iter().flat_map(|&v| (Dtype::Bf16.pattern_of(v) as u16).to_le_bytes()).collect()
     };
     let count = base.len() as f64;
     let (base, tuned) = (bytes(base), bytes(tuned));
+    let entropy = difference_entropy(Dtype::Bf16, &base, &tuned)?;
+    let xor: Vec<u8> = base.iter().zip(&tuned).map(|(a, b)| a ^ b).collect();
     let start = Instant::now();
+    let factors = find_factors([side, side], Dtype::Bf16, &base, &tuned).pop();
+    let base = factors.as_ref().map_or(base.clone(), |f| f.add_to(Dtype::Bf16, &base));
     let streams = encode_difference(Dtype::Bf16, &base, &tuned)?;
     let coding = start.elapsed().as_secs_f64();
     let mut found = vec![0; base.len()];
@@ -69,15 +89,14 @@ fn row(change: &str, base: &[f32], tuned: &[f32]) -> Result<DifferenceRow, Bench
     if found != tuned {
         return Err(BenchError::Round);
     }
-    let xor: Vec<u8> = base.iter().zip(&tuned).map(|(a, b)| a ^ b).collect();
     let packed = zstd::bulk::compress(&xor, 19).map_err(|_| BenchError::Round)?;
-    let differ = base.chunks_exact(2).zip(tuned.chunks_exact(2)).filter(|(a, b)| a != b).count();
+    let differ = xor.chunks_exact(2).filter(|x| **x != [0, 0]).count();
     let bits = |bytes: usize| bytes as f64 * 8.0 / count;
     Ok(DifferenceRow {
         change: change.into(),
         changed: differ as f64 / count,
-        coded: bits(streams.iter().map(Vec::len).sum()),
-        entropy: difference_entropy(Dtype::Bf16, &base, &tuned)? / count,
+        coded: bits(factors.map_or(0, |f| f.len()) + streams.iter().map(Vec::len).sum::<usize>()),
+        entropy: entropy / count,
         xor_zstd19: bits(packed.len()),
         speed: [count / coding / 1e6, count / decoding / 1e6],
     })

@@ -61,7 +61,7 @@ fn planned(side: usize, weights: &[f32]) -> PlannedWeight {
     }
     // Error and bits trade as they do at this step: d error / d bits is 2 ln 2 / 12 of a squared step.
     let step = f64::from(scale::scale(step_base));
-    PlannedWeight { plan, importance, price: Lambda(0.115 * step * step), narrow: true }
+    PlannedWeight { plan, importance, price: Lambda(0.115 * step * step), narrow: true, sharing: Default::default() }
 }
 
 pub fn measure(repeats: usize, one: &rayon::ThreadPool, two: &rayon::ThreadPool) -> Result<Levels, CodecError> {

@@ -85,7 +85,13 @@ fn planned((rows, cols): (usize, usize), bits: f64) -> PlannedWeight {
     let importance =
         Importance { tiles: vec![1.0; plan.tiles.len()], rows: vec![1.0; rows], cols: vec![1.0; cols], lookup: vec![] };
     let error = AIMED * (-2.0 * bits).exp2();
-    PlannedWeight { plan, importance, price: Lambda(error * 2.0 * std::f64::consts::LN_2), narrow: false }
+    PlannedWeight {
+        plan,
+        importance,
+        price: Lambda(error * 2.0 * std::f64::consts::LN_2),
+        narrow: false,
+        sharing: Default::default(),
+    }
 }
 
 /// Measures everything on matrices of `side` by `side`.

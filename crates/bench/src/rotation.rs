@@ -176,7 +176,13 @@ fn code(
     (plan.row_spread, plan.col_spread) = (relative(Axis(0), cols), relative(Axis(1), rows));
     plan.spread_base = all.round() as i32;
     plan.tiles.iter_mut().for_each(|t| t.spread = 0);
-    let planned = PlannedWeight { plan, importance: importance.clone(), price: planned.price, narrow: false };
+    let planned = PlannedWeight {
+        plan,
+        importance: importance.clone(),
+        price: planned.price,
+        narrow: false,
+        sharing: Default::default(),
+    };
     let (input, output) = (SecondMomentMatrix::from_dense(&input), SecondMomentMatrix::from_dense(&output));
     let moments = SecondMoments { input: Some(&input), output: Some(&output) };
     let options = FeedbackOptions {

@@ -164,6 +164,14 @@ pub(crate) struct Piece {
     nibbles: bool,
 }
 
+impl Piece {
+    /// Rows and columns as it is coded, where it is more than a vector.
+    pub(crate) fn matrix(&self) -> Option<[usize; 2]> {
+        let elements = self.elements.as_ref()?;
+        (elements.rows > 1 && elements.cols > 1).then_some([elements.rows, elements.cols])
+    }
+}
+
 pub(crate) struct Source<'a> {
     path: &'a Path,
     file: File,

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 
 use safetensors::tensor::TensorView;
 use waterfill_checkpoint::Element;
-use waterfill_checkpoint::delta::{DeltaSummary, apply, delta};
+use waterfill_checkpoint::delta::{Coders, Counts, DeltaSummary, Factors, apply, delta, delta_with};
+use waterfill_codec::Dtype;
 
 struct Random(u64);
 
@@ -89,8 +90,7 @@ fn fine_tunes_come_back_byte_for_byte() {
     let dir = tempfile::tempdir().unwrap();
     let ([base, tuned], out, summary) = made(dir.path());
     // Three changed tensors, one the base's; the integers and the new one go alone.
-    assert_eq!((summary.tensors[0], summary.tensors[1]), (1, 3), "{summary:?}");
-    assert_eq!(summary.tensors.iter().sum::<usize>(), 6);
+    assert_eq!(summary.tensors, Counts { same: 1, given: 3, low_rank: 0, alone: 2 });
     assert!(summary.delta < summary.tuned, "{summary:?}");
     let names: Vec<String> = files(&out).into_iter().map(|f| f.0).collect();
     assert_eq!(names, ["config.json", "delta.json", "model.safetensors.wfd"], "unchanged files take no room");
@@ -161,4 +161,51 @@ fn every_damage_is_noticed() {
     std::fs::write(&path, text.replace("\"config.json\"", "\"../config.json\"")).unwrap();
     let message = apply(&base, &out, &dir.path().join("x"), &|_| {}).unwrap_err().to_string();
     assert!(message.contains("leaves the directory"), "{message}");
+}
+
+/// A merged product is stored as its factors: smaller, exact, and every damage is noticed.
+#[test]
+fn changes_of_low_rank_are_factors() {
+    let dir = tempfile::tempdir().unwrap();
+    let (rows, cols) = (96, 128);
+    let mut random = Random(5);
+    let mut value = || (random.next() % 2001) as f32 * 1e-3 - 1.0;
+    let base: Vec<f32> = (0..rows * cols).map(|_| value() * 0.05).collect();
+    let component = (0..rows).map(|_| f64::from(value())).collect::<Vec<_>>();
+    let component = vec![(component, (0..cols).map(|_| f64::from(value()) * 1e-3).collect::<Vec<_>>())];
+    let bf16 = |v: f32| Dtype::Bf16.pattern_of(v) as u16;
+    let bytes = |value: &dyn Fn(usize) -> f32| -> Vec<u8> {
+        (0..rows * cols).flat_map(|n| bf16(value(n)).to_le_bytes()).collect()
+    };
+    let change = |n: usize| (component[0].0[n / cols] * component[0].1[n % cols]) as f32;
+    let tensors = [bytes(&|n| base[n]), bytes(&|n| Dtype::Bf16.value_of(bf16(base[n]).into()) + change(n))];
+    let dirs = ["base", "tuned"].map(|name| dir.path().join(name));
+    for (dir, bytes) in dirs.iter().zip(tensors) {
+        std::fs::create_dir(dir).unwrap();
+        write(&dir.join("model.safetensors"), &vec![("w".into(), Element::BF16, vec![rows, cols], bytes)]);
+    }
+    let [base, tuned] = &dirs;
+    let factors = |shape: [usize; 2], _, _: &[u8], _: &[u8]| {
+        assert_eq!(shape, [rows, cols]);
+        Factors::new(&component, 2).into_iter().collect()
+    };
+    let coders = Coders { factors: &factors, ..Coders::default() };
+    let [out, plain] = ["delta", "plain"].map(|name| dir.path().join(name));
+    let summary = delta_with(base, tuned, &out, &coders, &|_| {}).unwrap();
+    assert_eq!(summary.tensors, Counts { low_rank: 1, ..Counts::default() });
+    let without = delta(base, tuned, &plain, &|_| {}).unwrap().delta;
+    assert!(summary.delta * 2 < without, "{} bytes, {without} without factors", summary.delta);
+    apply(base, &out, &dir.path().join("again"), &|_| {}).unwrap();
+    assert_eq!(files(&dir.path().join("again")), files(tuned));
+    let path = out.join("model.safetensors.wfd");
+    let bytes = std::fs::read(&path).unwrap();
+    for at in 0..bytes.len() {
+        let mut damaged = bytes.clone();
+        damaged[at] ^= 1 << (at % 8);
+        std::fs::write(&path, &damaged).unwrap();
+        let restored = dir.path().join(format!("restored-{at}"));
+        // The last bit of a factor may change nothing.
+        let found = apply(base, &out, &restored, &|_| {});
+        assert!(found.is_err() || files(&restored) == files(tuned), "byte {at}");
+    }
 }

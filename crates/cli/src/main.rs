@@ -13,8 +13,8 @@ use arguments::{Arguments, Bench, Command, ExportTarget, RunArguments, RunOption
 use clap::Parser;
 use waterfill_pipeline::{
     Console, Mode, Prefix, Session, Store, Until, apply, decode, delta, dry_run, evaluate_original, export_compressed,
-    export_gguf, inspect, json_schema, load, load_sweep, load_train, lossy_delta, make_checkpoint, pack, run,
-    run_sweep, train, train_schema, unpack, validate, verify, write_recipes,
+    export_exact, export_gguf, inspect, json_schema, load, load_sweep, load_train, lossy_delta, make_checkpoint, pack,
+    run, run_sweep, train, train_schema, unpack, validate, verify, write_recipes,
 };
 use waterfill_runtime::{Form, Runtime};
 
@@ -260,6 +260,12 @@ fn execute_export(
         decode((path, Prefix::All), out, Some("bf16"), console)?;
         console.finish("");
         return show(arguments, &format!("dense checkpoint in {}", out.display()), "exported");
+    }
+    if let (ExportTarget::CompressedTensors, true) = (to, path.is_dir()) {
+        let out = out.context("a tuned checkpoint --to compressed-tensors needs --out, a directory to create")?;
+        let exported = export_exact(path, out, console)?;
+        console.finish("");
+        return show_figures(arguments, &exported, table::render_exported);
     }
     if path.is_dir() {
         anyhow::bail!("{}: a directory; types are chosen from a calibration: give a configuration", path.display());

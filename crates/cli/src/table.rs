@@ -4,8 +4,8 @@ use std::fmt::Write;
 
 use waterfill_bench::{CalibrationBench, LoadRow, MomentsBench, QuantizerBench, RotationBench};
 use waterfill_pipeline::{
-    Band, BenchmarkOutput, DryRun, ExportOutput, LossyDelta, OriginalOutput, PlannedStage, PointOutput, RunOutput,
-    Share, SweepOutput, TrainOutput,
+    Band, BenchmarkOutput, DryRun, ExportOutput, Exported, LossyDelta, OriginalOutput, PlannedStage, PointOutput,
+    RunOutput, Share, SweepOutput, TrainOutput,
 };
 use waterfill_runtime::{Checked, Runtime, Written};
 
@@ -125,11 +125,10 @@ fn cells(p: &PointOutput) -> [String; 11] {
 
 /// A delta with loss.
 pub fn render_lossy_delta(d: &LossyDelta) -> String {
-    let [same, refined, alone] = d.tensors;
     format!(
-        "{} bytes, {:.3} bits for each weight; {same} tensors are the base's, {refined} coded given its, {alone} without it\n\
+        "{} bytes, {:.3} bits for each weight; {}\n\
          KL(fine-tune || restored) {:.2e} ± {:.2e}, of the base {:.2e}; perplexity {:.3} for {:.3}\n",
-        d.bytes, d.bits_per_weight, d.kl, d.kl_se, d.base_kl, d.perplexity[1], d.perplexity[0]
+        d.bytes, d.bits_per_weight, d.tensors, d.kl, d.kl_se, d.base_kl, d.perplexity[1], d.perplexity[0]
     )
 }
 
@@ -168,15 +167,24 @@ pub fn render_export(output: &ExportOutput) -> String {
             format!("{:.3}", p.perplexity),
             format!("{:.2}", p.top1 * 100.0),
         ];
-        let total: u64 = p.types.values().sum();
-        let share = |(name, &n): (&String, &u64)| format!("{name} {:.0} %", n as f64 * 100.0 / total.max(1) as f64);
-        let types: Vec<String> = p.types.iter().map(share).collect();
-        line(cells.map(|c| format!("{c:>10}")).concat() + "  " + &types.join(", "));
+        line(cells.map(|c| format!("{c:>10}")).concat() + "  " + &shares(&p.types));
     }
     for path in output.points.iter().flat_map(|p| std::iter::once(&p.file).chain(&p.recipe)) {
         line(path.display().to_string());
     }
     text
+}
+
+/// What an export of one tuned checkpoint has become.
+pub fn render_exported(exported: &Exported) -> String {
+    format!("{} bytes, {:.3} bits/w  {}\n", exported.bytes, exported.bits_per_weight, shares(&exported.types))
+}
+
+/// Shares of weights by type.
+fn shares(types: &std::collections::BTreeMap<String, u64>) -> String {
+    let total: u64 = types.values().sum();
+    let share = |(name, &n): (&String, &u64)| format!("{name} {:.0} %", n as f64 * 100.0 / total.max(1) as f64);
+    types.iter().map(share).collect::<Vec<_>>().join(", ")
 }
 
 /// All points of all runs, then where things are and what failed.

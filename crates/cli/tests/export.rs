@@ -60,3 +60,56 @@ fn exported_files_have_the_wanted_size_and_say_what_they_lose() {
     place.write("b.yaml", &(tiny("lambdas: [1e-6]") + "baseline: {method: absmax, bits: [4]}\n"));
     assert!(place.fails(&["export", "b.yaml", "--to", "gguf"]).contains("baseline"));
 }
+
+/// Tuned checkpoints whose granularity is the target's keep their codes, which the command compares bit for bit; others are
+/// refused with what would do.
+#[test]
+fn tuned_checkpoints_are_exported_as_they_are() {
+    let place = Place::new();
+    let types = |output: &serde_json::Value| output["types"].as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+    let mut sizes = Vec::new();
+    for (n, (allocate, expected)) in [
+        ("lambdas: [1e-7], granularity: channel, rate: {storage: 1, resident: 1}, formats: [int4, int8]", "int4"),
+        ("lambdas: [1e-9], granularity: 'group:32', formats: [int8]", "int8-g32"),
+        ("lambdas: [1e-9], granularity: tensor, formats: [fp8]", "fp8"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        place.write("p.yaml", &tiny(allocate));
+        let point = &place.json(&["encode", "p.yaml"])["points"][0];
+        let checkpoint = point["checkpoint"].as_str().unwrap().to_string();
+        let exported = place.json(&["export", &checkpoint, "--to", "compressed-tensors", "--out", &format!("e{n}")]);
+        assert!(types(&exported).contains(&expected.to_string()), "{exported}");
+        sizes.push(exported["bytes"].as_u64().unwrap());
+        // The configuration itself gives the same, and what it loses.
+        let out = format!("c{n}");
+        let output = place.json(&["export", "p.yaml", "--to", "compressed-tensors", "--out", &out]);
+        let point = &output["points"][0];
+        assert_eq!(point["bytes"], exported["bytes"]);
+        assert!(point["kl"].as_f64().unwrap() > 0.0);
+        let from = place.path(point["file"].as_str().unwrap());
+        assert!(files(&from) == files(&place.path(&format!("e{n}"))));
+        let message = place.fails(&["export", &checkpoint, "--to", "compressed-tensors", "--out", &format!("e{n}")]);
+        assert!(message.contains("exists already"), "{message}");
+    }
+    assert!(sizes[0] < sizes[1], "{sizes:?}");
+    assert!(place.fails(&["export", "p.yaml", "--to", "compressed-tensors"]).contains("--out"));
+    for (allocate, reason) in [
+        ("lambdas: [1e-7]", "has "),
+        ("lambdas: [1e-7], granularity: tile, formats: [int4, fp8]", "has "),
+        ("lambdas: [1e-15], formats: [lossless]", "hf-bf16"),
+    ] {
+        place.write("r.yaml", &tiny(allocate));
+        let checkpoint = place.json(&["encode", "r.yaml"])["points"][0]["checkpoint"].as_str().unwrap().to_string();
+        let message = place.fails(&["export", &checkpoint, "--to", "compressed-tensors", "--out", "refused"]);
+        assert!(message.contains("compressed-tensors") && message.contains(reason), "{message}");
+        assert!(!place.path("refused").exists(), "{message}");
+    }
+    for granularity in ["'group:24'", "rows", "'group:0'"] {
+        place.write("r.yaml", &tiny(&format!("lambdas: [1e-7], granularity: {granularity}")));
+        assert!(place.fails(&["run", "r.yaml"]).contains("group:128"));
+    }
+    place.write("r.yaml", &(tiny("lambdas: [1e-7], granularity: channel") + "encode: {feedback: false}\n"));
+    assert!(place.fails(&["run", "r.yaml"]).contains("granularity channel needs encode.feedback"));
+}

@@ -3,6 +3,7 @@
 mod baseline;
 mod dense;
 pub mod feedback;
+mod low_rank;
 pub mod search;
 mod tensor;
 mod tuned;
@@ -11,6 +12,7 @@ use std::path::PathBuf;
 
 pub use baseline::{Baseline, encode_baseline};
 pub use dense::write_dense;
+pub use low_rank::find_factors;
 pub use tensor::{Given, code_given};
 pub use tuned::{EncodeOptions, EncodeSummary, Feedback, LayerSummary, encode, encode_bytes, kind_of};
 

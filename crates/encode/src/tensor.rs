@@ -3,12 +3,14 @@
 use std::path::PathBuf;
 
 use waterfill_adapt::Adaptation;
-use waterfill_allocate::{Allocation, PlannedWeight, read_plan};
+use waterfill_allocate::{Allocation, PlannedWeight, Sharing, read_plan};
 use waterfill_calibrate::SecondMomentMatrix;
+use waterfill_checkpoint::delta::Lossy;
 use waterfill_checkpoint::{Checkpoint, CheckpointError, TensorInfo, Values};
 use waterfill_codec::{CodecError, CodedTensor, Format, Loss, Rate, TILE, TensorPlan, TilePlan};
 
 use crate::feedback::{FeedbackOptions, QuadraticLoss, SecondMoments, encode_with_feedback, refine_with_feedback};
+use crate::low_rank::find_factors;
 use crate::search::{Usage, encode_searched};
 use crate::tuned::{EncodeOptions, Feedback};
 use crate::{EncodeError, Result};
@@ -105,16 +107,14 @@ pub(crate) fn refine(
 
 /// A weight given what another checkpoint has in its place.
 pub struct Given {
-    /// The coded tensor.
-    pub bytes: Vec<u8>,
-    /// Whether it is a refinement of the other's values.
-    pub refines: bool,
+    /// How it is coded.
+    pub coded: Lossy,
     /// Loss of the decoded weights, nats per token.
     pub loss: f64,
 }
 
-/// Codes a weight under an allocation, as a refinement of `base` (its bytes in another checkpoint) or without, whichever
-/// has the lower J.
+/// Codes a weight under an allocation, as a refinement of `base` (its bytes in another checkpoint), as a change of low rank
+/// from it, or without it, whichever has the lowest J.
 ///
 /// # Errors
 /// Tensors that cannot be read, plans that do not fit, options without feedback.
@@ -139,12 +139,19 @@ pub fn code_given(
     };
     let alone = code(&target, info, options, true)?;
     let (decoded, _) = CodedTensor::parse(&alone).and_then(|c| c.decode()).map_err(failed(info))?;
-    let alone = Given { loss: loss(decoded), bytes: alone, refines: false };
+    let alone = Given { loss: loss(decoded), coded: Lossy::Coded(alone) };
     let Some(base) = base else { return Ok(alone) };
     let before = TensorPlan::uniform(dtype, weight.plan.rows, weight.plan.cols, TilePlan::default());
     let (own, settings) = (feedback.moments(&info.name)?, options.of_feedback(feedback, true));
-    let cost = |given: &Given| weight.price.cost(Loss(given.loss), Rate(given.bytes.len() as f64 * 8.0));
+    let cost = |given: &Given| weight.price.cost(Loss(given.loss), Rate(given.coded.bytes() as f64 * 8.0));
     let mut best = alone;
+    let shape = [weight.plan.rows, weight.plan.cols];
+    for factors in find_factors(shape, dtype, &base, &source.read_raw(&info.name)?) {
+        let low_rank = Given { loss: loss(factors.add_to(dtype, &base)), coded: Lossy::Factors(factors) };
+        if cost(&low_rank) < cost(&best) {
+            best = low_rank;
+        }
+    }
     // Half of a trellis' states have no zero, which changes below a bit are best coded by.
     for trellis in [settings.trellis, None].into_iter().take(1 + usize::from(settings.trellis.is_some())) {
         let settings = FeedbackOptions { trellis, ..settings };
@@ -153,7 +160,7 @@ pub fn code_given(
             .map_err(failed(info))?;
         let refined = CodedTensor::parse(&bytes).and_then(CodedTensor::refining_plain);
         refined.and_then(|c| c.refine(&mut values)).map_err(failed(info))?;
-        let inter = Given { loss: loss(values), bytes, refines: true };
+        let inter = Given { loss: loss(values), coded: Lossy::Refined(bytes) };
         if cost(&inter) < cost(&best) {
             best = inter;
         }
@@ -207,7 +214,7 @@ pub(crate) fn code(
     let fed = encode_with_feedback(weight, weights, moments.get(), &settings).map_err(failed(info))?;
     // Rows that are looked up may be alike, which prediction knows to use and feedback does not.
     let looked_up = moments.input.is_none() || !weight.importance.lookup.is_empty();
-    if options.tools.is_empty() || !looked_up {
+    if options.tools.is_empty() || !looked_up || weight.sharing != Sharing::Tile {
         return Ok(fed);
     }
     let searched = search()?;

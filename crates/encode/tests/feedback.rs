@@ -1,7 +1,7 @@
 //! Error feedback on matrices whose loss is known.
 
 use ndarray::Array2;
-use waterfill_allocate::{Factor, Importance, PlannedWeight};
+use waterfill_allocate::{Factor, Importance, PlannedWeight, Sharing};
 use waterfill_calibrate::SecondMomentMatrix;
 use waterfill_codec::{CodedTensor, Dtype, Format, Lambda, TensorPlan, TilePlan, Trellis};
 use waterfill_encode::feedback::{FeedbackOptions, QuadraticLoss, SecondMoments, encode_with_feedback};
@@ -39,7 +39,7 @@ fn planned(moment: &SecondMomentMatrix, rows: Vec<f32>, price: f64) -> PlannedWe
     let mean = moment.diagonal.sum() / COLS as f32;
     let cols = moment.diagonal.iter().map(|d| d / mean).collect();
     let importance = Importance { tiles: vec![1.0; plan.tiles.len()], rows, cols, lookup: vec![] };
-    PlannedWeight { plan, importance, price: Lambda(price), narrow: true }
+    PlannedWeight { plan, importance, price: Lambda(price), narrow: true, sharing: Default::default() }
 }
 
 fn inputs(moment: &SecondMomentMatrix) -> SecondMoments<'_> {
@@ -134,6 +134,43 @@ fn small_levels_take_four_bits() {
     let int4 = tiles.iter().filter(|t| t.format == Format::Int4).count();
     assert!(int4 > tiles.len() / 2, "{int4} of {}", tiles.len());
     assert_eq!(weight.plan.tiles.len(), tiles.len());
+}
+
+/// Steps that tiles share are the same wherever they are shared, and levels stay in the range of the one format.
+#[test]
+fn shared_steps_hold_in_groups() {
+    let moment = correlated(|_| false);
+    for (format, sharing, columns) in [
+        (Format::Int4, Sharing::Columns(40 * 16), COLS),
+        (Format::Int4, Sharing::Columns(48), COLS),
+        (Format::Int8, Sharing::Columns(usize::MAX), COLS),
+        (Format::Int8, Sharing::Matrix, COLS),
+    ] {
+        let mut weight = PlannedWeight { sharing, narrow: false, ..planned(&moment, vec![1.0; ROWS], 0.02) };
+        weight.plan.col_scale.clear();
+        weight.plan.tiles.iter_mut().for_each(|t| t.format = format);
+        weight.importance.tiles.iter_mut().enumerate().for_each(|(n, t)| *t = 1.0 + (n % 5) as f32);
+        let settings = FeedbackOptions { escape: true, ..options(Some(3)) };
+        let coded = encode_with_feedback(&weight, &weights(), inputs(&moment), &settings).unwrap();
+        let (bits, loss) = measured(&weight, &moment, &coded);
+        assert!(bits < 5.0 && loss < 0.2 * (ROWS * COLS) as f64, "{sharing:?}: {bits} bits, loss {loss}");
+        let coded = CodedTensor::parse(&coded).unwrap();
+        let across = COLS.div_ceil(16);
+        let mut steps = Vec::new();
+        for slice in 0..coded.slices() {
+            let decoded = coded.decode_planes(slice).unwrap();
+            assert!(decoded.tiles.iter().all(|t| t.format == format), "{sharing:?}");
+            let range = if format == Format::Int4 { -8..=7 } else { -127..=127 };
+            assert!(decoded.plane.iter().all(|level| range.contains(level)), "{sharing:?}");
+            steps.extend(decoded.tiles.iter().map(|t| t.step));
+        }
+        let rows = steps.chunks(across);
+        let whole = |row: &[i16]| row.chunks(columns.div_ceil(16)).all(|part| part.iter().all(|s| *s == part[0]));
+        assert!(rows.clone().all(whole), "{sharing:?}: {steps:?}");
+        if sharing == Sharing::Matrix {
+            assert!(steps.iter().all(|s| *s == steps[0]));
+        }
+    }
 }
 
 /// H = (I+U) D (I+U)^T, written out.

@@ -26,7 +26,7 @@ fn planned(price: f64) -> PlannedWeight {
     plan.spread_base = 12;
     let importance =
         Importance { tiles: vec![1.0; plan.tiles.len()], rows: vec![1.0; ROWS], cols: vec![1.0; COLS], lookup: vec![] };
-    PlannedWeight { plan, importance, price: Lambda(price), narrow: false }
+    PlannedWeight { plan, importance, price: Lambda(price), narrow: false, sharing: Default::default() }
 }
 
 /// J = error + price * bits of the whole coded tensor, and what it uses.

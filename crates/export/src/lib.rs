@@ -2,6 +2,8 @@
 //! matrix gets one of its types, quantised by candle's port of llama.cpp's quantisers with importance by column
 //! ([`GgufType`]). compressed-tensors, for vLLM: integers with scales by row or group ([`Scheme`]).
 
+mod directory;
+mod exact;
 mod gguf;
 mod metadata;
 mod names;
@@ -11,6 +13,8 @@ mod types;
 
 use std::path::PathBuf;
 
+pub use directory::{Stored, describe, read_values};
+pub use exact::exact;
 pub use gguf::{Data, GgufFile, GgufTensor, Value, head_bytes, write_gguf};
 pub use metadata::metadata;
 pub use names::{Name, permute_rows, rope_factors};

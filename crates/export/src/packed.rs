@@ -5,12 +5,18 @@ use half::bf16;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use waterfill_allocate::Factor;
+use waterfill_checkpoint::Element;
+
+use crate::directory::{Stored, words};
 
 /// How a matrix is quantised.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Scheme {
     /// Bits of a code, 4 or 8.
     pub bits: u32,
+    /// Whether codes are FP8 E4M3 instead of integers.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub float: bool,
     /// Columns that share a scale; a whole row without.
     pub group: Option<usize>,
 }
@@ -28,18 +34,32 @@ pub struct Packed {
     pub values: Vec<f32>,
 }
 
+impl Packed {
+    /// As a directory stores it.
+    pub fn stored(self, scheme: Scheme, shape: [usize; 2]) -> Stored {
+        Stored {
+            scheme,
+            shape,
+            codes: self.words.iter().flat_map(|w| w.to_le_bytes()).collect(),
+            scales: self.scales.iter().flat_map(|s| s.to_le_bytes()).collect(),
+            scale_type: Element::BF16,
+        }
+    }
+}
+
 impl Scheme {
-    /// Schemes that vLLM has kernels for.
+    /// Schemes of integers that vLLM has kernels for.
     pub const ALL: [Self; 4] = [
-        Self { bits: 4, group: Some(128) },
-        Self { bits: 4, group: Some(32) },
-        Self { bits: 8, group: None },
-        Self { bits: 8, group: Some(128) },
+        Self { bits: 4, float: false, group: Some(128) },
+        Self { bits: 4, float: false, group: Some(32) },
+        Self { bits: 8, float: false, group: None },
+        Self { bits: 8, float: false, group: Some(128) },
     ];
 
     /// Name in tables, such as `int4-g128`.
     pub fn name(self) -> String {
-        self.group.map_or_else(|| format!("int{}", self.bits), |g| format!("int{}-g{g}", self.bits))
+        let number = if self.float { "fp" } else { "int" };
+        self.group.map_or_else(|| format!("{number}{}", self.bits), |g| format!("{number}{}-g{g}", self.bits))
     }
 
     /// Whether rows of `cols` weights have whole groups and words.
@@ -70,8 +90,7 @@ impl Scheme {
     fn row(self, row: &[f32], group: usize, importance: &[f32], factor: &Factor) -> (Vec<i32>, Vec<u16>, Vec<f32>) {
         let (mut targets, mut values) = (row.to_vec(), vec![0.0; row.len()]);
         let (mut scales, mut scale) = (Vec::new(), 1.0);
-        let mut words = vec![0u32; row.len() * self.bits as usize / 32];
-        let codes_of_word = (32 / self.bits) as usize;
+        let mut codes = Vec::with_capacity(row.len());
         for j in 0..row.len() {
             if j % group == 0 {
                 let range = j..row.len().min(j + group);
@@ -80,8 +99,7 @@ impl Scheme {
                 scale = chosen.to_f32();
             }
             let code = self.code(targets[j], scale);
-            let unsigned = (code + (1 << (self.bits - 1))) as u32;
-            words[j / codes_of_word] |= unsigned << (self.bits as usize * (j % codes_of_word));
+            codes.push(code);
             values[j] = code as f32 * scale;
             let error = values[j] - row[j];
             if let Some((range, upper)) = factor.block(j) {
@@ -89,7 +107,7 @@ impl Scheme {
                 targets[j + 1..range.end].iter_mut().zip(factors).for_each(|(t, u)| *t -= error * u);
             }
         }
-        (words.into_iter().map(|w| w as i32).collect(), scales, values)
+        (words(codes.into_iter(), self.bits), scales, values)
     }
 
     fn code(self, value: f32, scale: f32) -> i32 {

@@ -23,6 +23,19 @@ pub const LINEARS: [&str; 7] = [
     "mlp.down_proj",
 ];
 
+/// Layers of one input, which runtimes compute as one.
+const FUSED: [&[&str]; 2] = [&["q_proj", "k_proj", "v_proj"], &["gate_proj", "up_proj"]];
+
+/// What the linear layers of a block that runtimes compute as one have in common, by the name of a weight; `None` for other
+/// weights.
+pub fn fused(weight: &str) -> Option<String> {
+    let linear = LINEARS.iter().find(|l| weight.strip_suffix(".weight").is_some_and(|name| name.ends_with(*l)))?;
+    let (block, layer) = weight.strip_suffix(".weight")?.rsplit_once('.')?;
+    let own = linear.rsplit_once('.').map_or(*linear, |(_, own)| own);
+    let set = FUSED.iter().find(|set| set.contains(&own)).map_or(layer, |set| set[0]);
+    Some(format!("{block}.{set}"))
+}
+
 /// A linear layer that is computed otherwise than by a dense matrix.
 pub trait Linear: Send + Sync {
     /// Output `[tokens, out]` for `[tokens, in]`, without a bias.

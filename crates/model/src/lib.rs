@@ -21,7 +21,7 @@ mod stream;
 pub mod tokens;
 mod vjp;
 
-pub use block::{Block, LINEARS, Linear, Others, differentiable_norm};
+pub use block::{Block, LINEARS, Linear, Others, differentiable_norm, fused};
 pub use config::{ARCHITECTURES, ModelConfig, architectures};
 pub use device::{device, free_device_memory};
 pub use error::{ModelError, Result};

@@ -8,6 +8,7 @@ use waterfill_codec::Trellis;
 use waterfill_encode::search::{Preset, Tool};
 use waterfill_evaluate::tasks::{Retrieval, Scoring, Task};
 
+pub use crate::granularity::Granularity;
 use crate::stages::BATCH_TOKENS;
 
 /// One pipeline.
@@ -179,7 +180,8 @@ pub struct Allocate {
     /// How several calibration shards combine.
     #[serde(default)]
     pub shard_rule: ShardRule,
-    /// Which scales carry sensitivities.
+    /// Which weights share scales and steps: `tile` (steps by tile alone), `row-column` (scales of rows and columns
+    /// too), or as other runtimes have it in linear layers: `tensor`, `channel` (a row), `group:N` (N columns of a row).
     #[serde(default)]
     pub granularity: Granularity,
     /// What a bit is.
@@ -412,17 +414,6 @@ pub enum ShardRule {
     Mean,
     /// The largest.
     Worst,
-}
-
-/// Which scales carry sensitivities.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum Granularity {
-    /// Tile steps only.
-    Tile,
-    /// Row and column scales where they pay, and tile steps.
-    #[default]
-    RowColumn,
 }
 
 /// Prices of a bit in the file and of a bit in memory.

@@ -5,10 +5,10 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use waterfill_allocate::Allocation;
 use waterfill_artifacts::{Artifact, Progress};
-use waterfill_checkpoint::delta::{self, DeltaSummary, Lossy};
+use waterfill_checkpoint::delta::{self, Coders, Counts, DeltaSummary};
 use waterfill_checkpoint::{Checkpoint, CheckpointError, Prefix};
 use waterfill_codec::BitsPerWeight;
-use waterfill_encode::{EncodeError, code_given};
+use waterfill_encode::{EncodeError, code_given, find_factors};
 
 use crate::error::{PipelineError, Result};
 use crate::evaluation::Whose;
@@ -16,7 +16,7 @@ use crate::results::{read_json, write_json};
 use crate::session::Session;
 
 /// Goes up when deltas change.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// A delta with loss, and what it loses.
 #[derive(Debug, Clone, Serialize)]
@@ -27,8 +27,8 @@ pub struct LossyDelta {
     pub bytes: u64,
     /// Bits of it over all weights.
     pub bits_per_weight: f64,
-    /// Tensors that are the base's, that are coded given the base's, and those coded without.
-    pub tensors: [usize; 3],
+    /// Tensors by how they are coded.
+    pub tensors: Counts,
     /// KL(fine-tune || restored) and its standard error, nats per token.
     pub kl: f64,
     /// Standard error of `kl` over sequences.
@@ -43,7 +43,7 @@ pub struct LossyDelta {
 struct Summary {
     lambda: f64,
     bytes: u64,
-    tensors: [usize; 3],
+    tensors: Counts,
 }
 
 /// Writes what the session's model, a fine-tune, has changed from `base` into `out`, which is created, at the one goal of
@@ -87,13 +87,13 @@ pub fn lossy_delta(session: &Session, base: &Path, out: &Path) -> Result<LossyDe
                 }
             })?;
             session.console.advance(1);
-            Ok(Some(if given.refines { Lossy::Refined(given.bytes) } else { Lossy::Coded(given.bytes) }))
+            Ok(Some(given.coded))
         };
         let dir = work.path("delta");
-        let DeltaSummary { delta: bytes, tensors, .. } = delta::delta_with(base, source.dir(), &dir, &lossy, &|_| {})?;
+        let coders = Coders { lossy: &lossy, factors: &find_factors };
+        let DeltaSummary { delta: bytes, tensors, .. } = delta::delta_with(base, source.dir(), &dir, &coders, &|_| {})?;
         delta::apply(base, &dir, &work.path("checkpoint"), &|_| {})?;
         let summary: crate::results::AllocationSummary = read_json(&allocation.path("summary.json"))?;
-        let tensors = [tensors[0], tensors[1], tensors[2] + tensors[3]];
         write_json(&work.path("summary.json"), &Summary { lambda: summary.lambda, bytes, tensors })
     })?;
     let summary: Summary = read_json(&made.path("summary.json"))?;

@@ -120,6 +120,11 @@ pub(crate) fn problems(config: &Config) -> Vec<String> {
         require(config.encode.feedback, "encode.layers needs encode.feedback");
         require(config.baseline.is_none(), "encode.layers is not for a baseline");
     }
+    if a.granularity.sharing() != waterfill_allocate::Sharing::Tile {
+        let named = |key: &str| format!("allocate.granularity {} {key}", String::from(a.granularity));
+        require(config.encode.feedback, &named("needs encode.feedback"));
+        require(config.encode.layers.is_none(), &named("is not for encode.layers"));
+    }
     require(!a.formats.is_empty(), "allocate.formats is empty, expected some of int4, int8, fp8, lossless");
     require(
         a.rate.storage + a.rate.resident > 0.0,

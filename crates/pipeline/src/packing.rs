@@ -4,11 +4,12 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use waterfill_artifacts::Progress;
-use waterfill_checkpoint::delta as deltas;
+use waterfill_checkpoint::delta::{self as deltas, Coders};
 use waterfill_checkpoint::pack::{self, OnBytes, PackSummary};
 
 use crate::console::Console;
 use crate::error::Result;
+use waterfill_encode::find_factors;
 
 /// Packs the safetensors file `from` into `to`; returns sizes in words.
 ///
@@ -39,18 +40,13 @@ pub fn unpack(from: &Path, to: &Path, console: &Console) -> Result<String> {
 /// # Errors
 /// Files that cannot be read or written.
 pub fn delta(base: &Path, tuned: &Path, out: &Path, console: &Console) -> Result<String> {
-    let s = in_parts("delta", tuned, console, |on_bytes| Ok(deltas::delta(base, tuned, out, on_bytes)?))?;
+    let coders = Coders { factors: &find_factors, ..Coders::default() };
+    let s = in_parts("delta", tuned, console, |on_bytes| Ok(deltas::delta_with(base, tuned, out, &coders, on_bytes)?))?;
     let share = s.delta as f64 * 100.0 / s.tuned.max(1) as f64;
     let bits = s.delta as f64 * 8.0 / s.elements.max(1) as f64;
-    let [same, difference, coded, plain] = s.tensors;
+    let (out, delta, tuned, elements, tensors) = (out.display(), s.delta, s.tuned, s.elements, s.tensors);
     Ok(format!(
-        "{}: {} of {} bytes, {share:.2} %, {bits:.3} bits for each of {} elements; {same} tensors are the base's, \
-         {difference} differences from it, {} without it",
-        out.display(),
-        s.delta,
-        s.tuned,
-        s.elements,
-        coded + plain
+        "{out}: {delta} of {tuned} bytes, {share:.2} %, {bits:.3} bits for each of {elements} elements; {tensors}"
     ))
 }
 

@@ -13,7 +13,7 @@ use waterfill_artifacts::{Artifact, Identity, Progress, in_groups};
 use waterfill_calibrate as calib;
 use waterfill_checkpoint::Checkpoint;
 use waterfill_codec::{Format, Lambda, Rate};
-use waterfill_model::{EMBEDDING, Model, Windows, lm_head_name};
+use waterfill_model::{EMBEDDING, Model, Windows, fused, lm_head_name};
 
 use crate::config::{self, PolicyName};
 use crate::error::Result;
@@ -124,10 +124,7 @@ impl Session<'_> {
             config::ShardRule::Mean => alloc::ShardRule::Mean,
             config::ShardRule::Worst => alloc::ShardRule::Worst,
         };
-        let granularity = match a.granularity {
-            config::Granularity::Tile => alloc::Granularity::Tile,
-            config::Granularity::RowColumn => alloc::Granularity::RowColumn,
-        };
+        let (of_linears, of_others) = a.granularity.scales();
         self.stage("points", &self.points_identity(calibration.digest()), |work| {
             let sensitivities = calib::Sensitivities::open(&calibration.dir)?;
             let summary: calib::Summary = read_json(&calibration.path("summary.json"))?;
@@ -156,9 +153,11 @@ impl Session<'_> {
                     };
                     let factor =
                         moment.map(|m| alloc::Factor::new(&m, sensitivity.lookup_share(), self.config.encode.damping));
+                    let linear = fused(name).is_some();
                     let rules = alloc::PointRules {
                         shards: rule,
-                        granularity,
+                        granularity: if linear { of_linears } else { of_others },
+                        shared: linear && a.granularity.sharing() != alloc::Sharing::Tile,
                         unseen,
                         raise: raises[i],
                         formats: &formats,
@@ -205,7 +204,19 @@ impl Session<'_> {
             floors.push(alloc::Floor::new(&floor.pattern, floor.at_least.in_codec())?);
         }
         let rate = alloc::RateWeights { storage: a.rate.storage, resident: a.rate.resident };
-        Ok(alloc::Policy { formats: self.formats(), floors, margin: a.margin, rate, corrections: BTreeMap::new() })
+        let (formats, corrections, structure) = (self.formats(), BTreeMap::new(), self.structure());
+        Ok(alloc::Policy { formats, floors, margin: a.margin, rate, corrections, structure })
+    }
+
+    /// Matrices that are to have one format each.
+    fn structure(&self) -> Option<alloc::Structure> {
+        let sharing = self.config.allocate.granularity.sharing();
+        let sets = || self.model.weights().into_iter().filter_map(|(name, _)| fused(&name).map(|set| (name, set)));
+        (sharing != alloc::Sharing::Tile).then(|| alloc::Structure {
+            sharing,
+            sets: sets().collect(),
+            formats: BTreeMap::new(),
+        })
     }
 
     /// One allocation.
@@ -227,6 +238,13 @@ impl Session<'_> {
                 Goal::Width(_) => unreachable!("baselines are not allocated"),
             };
             let sizes: Vec<u64> = files.iter().map(|(_, path)| path.metadata().map_or(0, |m| m.len())).collect();
+            if policy.structure.is_some() {
+                let costs = in_groups(&sizes, POINT_BYTES, |n| -> Result<_> {
+                    let (name, path) = &files[n];
+                    Ok((name.as_str(), alloc::format_costs(name, &alloc::WeightPoints::read(path)?, &policy, lambda)))
+                })?;
+                policy = policy.with_formats(costs);
+            }
             let selections = in_groups(&sizes, POINT_BYTES, |n| -> Result<_> {
                 let (name, path) = &files[n];
                 let points = alloc::WeightPoints::read(path)?;
@@ -243,9 +261,12 @@ impl Session<'_> {
 
     pub(crate) fn allocation_identity(&self, points: String, probed: Option<String>, goal: Goal) -> Identity {
         let a = &self.config.allocate;
-        let settled = serde_json::json!({
+        let mut settled = serde_json::json!({
             "goal": goal, "formats": a.formats, "policy": a.policy, "floors": a.floors, "margin": a.margin, "rate": a.rate,
         });
+        if a.granularity.sharing() != alloc::Sharing::Tile {
+            settled["granularity"] = String::from(a.granularity).into();
+        }
         let mut identity = self.identity("allocate", 3, [("points", points)], settled);
         identity.inputs.extend(probed.map(|digest| ("probes".to_string(), digest)));
         identity

@@ -6,7 +6,7 @@ use waterfill_codec::scale::{UNIT, nearest_index, scale};
 use waterfill_codec::spread::{fit_spread, quarter_octaves, rms, spread_vector};
 use waterfill_codec::{Format, Kind, Parameters, Result, Scales, TensorEncoder, TensorPlan, TilePlan};
 
-use super::steps::{set_steps, set_tile_steps};
+use super::steps::{Freedom, set_steps, set_tile_steps};
 use super::tensor::{Costs, FeedbackOptions, SecondMoments};
 use crate::search::{encode_parallel, slice_samples};
 
@@ -53,7 +53,7 @@ pub fn refine_with_feedback(
         plan.tiles[n] = wanted(&plan, n, exact, weights, &left);
     }
     let set = if own { set_steps } else { set_tile_steps };
-    set(&mut plan, &costs.importance, costs.level, &left, false);
+    set(&mut plan, &costs.importance, costs.level, &left, Freedom::default());
     set_spreads(&mut plan, &scales, weights, &left);
     let samples = costs.quantize(&mut plan, &left, Some(&known))?;
     encode_parallel(TensorEncoder::refining(&plan, scales, before_values.bytes)?, |slice| {

@@ -1,8 +1,8 @@
 //! Steps at the water level: what every weight may lose at the price of a bit.
 
-use waterfill_allocate::{Importance, water_fill};
+use waterfill_allocate::{Importance, Sharing, water_fill};
 use waterfill_codec::scale::{UNIT, scale};
-use waterfill_codec::{Format, Lambda, TensorPlan};
+use waterfill_codec::{Format, Lambda, TensorPlan, TilePlan};
 
 /// Mean squared error of a scalar quantiser in squared steps, and of a trellis in those of its union
 /// quantiser.
@@ -29,11 +29,26 @@ fn level(price: Lambda) -> f64 {
     price.0 / (2.0 * std::f64::consts::LN_2)
 }
 
+/// What steps may do.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Freedom {
+    /// Tiles may become lossless.
+    pub escape: bool,
+    /// Which tiles have one step.
+    pub sharing: Sharing,
+}
+
 /// Sets column scales and steps of a plan, whose tiles have formats and steps as allocated, so that
 /// every weight loses the same; a plan with a trellis then has planes of eight bits. Tiles whose range
 /// the planes do not hold get coarser steps, or become lossless where they may `escape` so. Returns what
 /// that costs as a share of the loss.
-pub fn set_steps(plan: &mut TensorPlan, importance: &Importance, price: Lambda, weights: &[f32], escape: bool) -> f64 {
+pub fn set_steps(
+    plan: &mut TensorPlan,
+    importance: &Importance,
+    price: Lambda,
+    weights: &[f32],
+    freedom: Freedom,
+) -> f64 {
     if plan.tiles.iter().any(|t| t.format.level_range().is_some()) {
         for (scales, importance, others) in
             [(&mut plan.col_scale, &importance.cols, plan.rows), (&mut plan.row_scale, &importance.rows, plan.cols)]
@@ -43,7 +58,7 @@ pub fn set_steps(plan: &mut TensorPlan, importance: &Importance, price: Lambda, 
             }
         }
     }
-    set_tile_steps(plan, importance, price, weights, escape)
+    set_tile_steps(plan, importance, price, weights, freedom)
 }
 
 /// As [`set_steps`] with the scales of rows and columns that the plan has.
@@ -52,7 +67,7 @@ pub fn set_tile_steps(
     importance: &Importance,
     price: Lambda,
     weights: &[f32],
-    escape: bool,
+    Freedom { escape, sharing }: Freedom,
 ) -> f64 {
     let integer: Vec<usize> = (0..plan.tiles.len()).filter(|&n| plan.tiles[n].format.level_range().is_some()).collect();
     if integer.is_empty() {
@@ -74,22 +89,62 @@ pub fn set_tile_steps(
     plan.step_base = mean;
     plan.spread_base = spread - mean.div_euclid(2);
     let mut added = 0.0;
-    for &n in &integer {
-        let floor = allocated[n] - if trellis { UNION_STEP } else { 0 };
-        let index = if floor + FLOOR < wanted(n) { floor } else { wanted(n) };
-        let tile = &mut plan.tiles[n];
-        tile.step = (f64::from(index - mean) / f64::from(UNIT)).round() as i16;
-        tile.format = if trellis { Format::Int8 } else { tile.format };
-        let peak_level = if plan.tiles[n].format == Format::Int8 { PEAK } else { PEAK_INT4 };
-        let excess = (4.0 * (peak(plan, n, weights) / peak_level).log2()).ceil().max(0.0);
-        if escape && excess > LOSSLESS {
-            plan.tiles[n].format = Format::Lossless;
-        } else {
-            plan.tiles[n].step += excess as i16;
+    for unit in sharing.units(plan) {
+        let unit: Vec<usize> = unit.into_iter().filter(|n| plan.tiles[*n].format.level_range().is_some()).collect();
+        let average = |of: &dyn Fn(usize) -> i32| {
+            unit.iter().map(|&n| i64::from(of(n))).sum::<i64>().div_euclid(unit.len().max(1) as i64) as i32
+        };
+        let wanted = average(&wanted);
+        let floor = average(&|n| allocated[n]) - if trellis { UNION_STEP } else { 0 };
+        let index = if floor + FLOOR < wanted { floor } else { wanted };
+        for &n in &unit {
+            let tile = &mut plan.tiles[n];
+            tile.step = (f64::from(index - mean) / f64::from(UNIT)).round() as i16;
+            tile.format = if trellis { Format::Int8 } else { tile.format };
         }
-        added += f64::from((excess.min(LOSSLESS) / 2.0).exp2() - 1.0);
+        let excess = |n: usize| {
+            let peak_level = if plan.tiles[n].format == Format::Int8 { PEAK } else { PEAK_INT4 };
+            (4.0 * (peak(plan, n, weights) / peak_level).log2()).ceil().max(0.0)
+        };
+        let mut excess = unit.iter().map(|&n| excess(n)).fold(0.0, f32::max);
+        if sharing != Sharing::Tile && unit.iter().any(|&n| plan.tiles[n].format != Format::Int8) {
+            excess = least_loss(plan, &unit, importance, weights, excess as i16).into();
+        }
+        for &n in &unit {
+            if escape && excess > LOSSLESS {
+                plan.tiles[n].format = Format::Lossless;
+            } else {
+                plan.tiles[n].step += excess as i16;
+            }
+            added += f64::from((excess.min(LOSSLESS) / 2.0).exp2() - 1.0);
+        }
     }
     added / integer.len() as f64
+}
+
+/// By how many quarter octaves, at most `most`, the common step of tiles is best made coarser, where cutting a few large
+/// levels may cost less than a coarser step for all.
+fn least_loss(plan: &TensorPlan, unit: &[usize], importance: &Importance, weights: &[f32], most: i16) -> i16 {
+    let loss = |more: i16| {
+        let mut sum = 0.0;
+        for &n in unit {
+            let (rows, cols) = plan.tile_range(n);
+            let (least, highest) = plan.tiles[n].format.level_range().unwrap_or_default();
+            let tile = TilePlan { step: plan.tiles[n].step + more, ..plan.tiles[n] };
+            for row in rows {
+                for col in cols.clone() {
+                    let step = scale(plan.scale_index(&tile, row, col));
+                    let weight = weights[row * plan.cols + col];
+                    let level = (weight / step).round().clamp(least as f32, highest as f32);
+                    let share = importance.tiles[n] * importance.rows[row] * importance.cols[col];
+                    sum += f64::from(share * (weight - level * step).powi(2));
+                }
+            }
+        }
+        sum
+    };
+    let losses = (0..=most).map(|more| (loss(more), more));
+    losses.min_by(|a, b| a.0.total_cmp(&b.0)).map_or(0, |(_, more)| more)
 }
 
 /// Importance of rows or columns, at least a millionth of their mean: what is dead must not get an

@@ -1,10 +1,10 @@
 //! A whole tensor with error feedback: from a plan as allocated to bytes.
 
-use waterfill_allocate::{Factor, Importance, PlannedWeight};
+use waterfill_allocate::{Factor, Importance, PlannedWeight, Sharing};
 use waterfill_calibrate::SecondMomentMatrix;
 use waterfill_codec::{Format, Lambda, Parameters, Result, TensorEncoder, TensorPlan, Trellis};
 
-use super::steps::{relative_levels, set_steps};
+use super::steps::{Freedom, relative_levels, set_steps};
 use super::{FeedbackInput, quantize_with_feedback};
 use crate::search::{encode_parallel, slice_samples};
 
@@ -56,12 +56,15 @@ pub fn encode_with_feedback(
     let costs = Costs::new(weight, weights, false, moments, options);
     let Costs { importance, level, .. } = &costs;
     let mut plan = weight.plan.clone();
-    plan.parameters.trellis = options.trellis.filter(|_| options.widen);
+    let (shared, narrow_format) =
+        (weight.sharing != Sharing::Tile, plan.tiles.iter().any(|t| t.format == Format::Int4));
+    plan.parameters.trellis = options.trellis.filter(|_| options.widen && !(shared && narrow_format));
+    let freedom = Freedom { escape: options.escape && !shared, sharing: weight.sharing };
     let allocated = plan.clone();
-    let held_back = set_steps(&mut plan, importance, *level, weights, options.escape);
+    let held_back = set_steps(&mut plan, importance, *level, weights, freedom);
     if plan.parameters.trellis.is_some() && held_back > HELD_BACK {
         plan = TensorPlan { parameters: Parameters { trellis: None, ..plan.parameters }, ..allocated };
-        set_steps(&mut plan, importance, *level, weights, options.escape);
+        set_steps(&mut plan, importance, *level, weights, freedom);
     }
     let samples = costs.quantize(&mut plan, weights, None)?;
     if weight.narrow {

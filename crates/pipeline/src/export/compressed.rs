@@ -5,16 +5,17 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use waterfill_allocate::{Factor, Importance, WeightPoints};
+use waterfill_allocate::{Factor, Importance, Sharing, WeightPoints};
 use waterfill_artifacts::{Artifact, Identity, Progress, Work, in_groups};
 use waterfill_calibrate::Sensitivities;
 use waterfill_checkpoint::writer::{Data, Entry, write_checkpoint, write_file};
 use waterfill_checkpoint::{Checkpoint, Element, Prefix, TensorInfo};
 use waterfill_codec::{BitsPerWeight, Lambda, TILE};
 use waterfill_encode::feedback::{QuadraticLoss, SecondMoments};
-use waterfill_export::{Candidate, Chosen, ExportError, Packed, Scheme, choose};
-use waterfill_model::LINEARS;
+use waterfill_export::{Candidate, Chosen, ExportError, Scheme, choose, describe, read_values};
+use waterfill_model::fused;
 
+use super::exact::export_tuned;
 use super::{ExportOutput, ExportPoint, Summary, io, no_baseline};
 use crate::error::Result;
 use crate::estimate::coding_memory;
@@ -26,8 +27,6 @@ use crate::stages::Calibration;
 
 /// Goes up when points or files change.
 const VERSION: u32 = 1;
-/// Layers that vLLM fuses into one have to have the same scheme.
-const FUSED: [&[&str]; 2] = [&["q_proj", "k_proj", "v_proj"], &["gate_proj", "up_proj"]];
 /// Bytes of a tensor's entry in the file's header, about.
 const ENTRY: u64 = 150;
 
@@ -45,11 +44,23 @@ struct Tried {
     candidates: Vec<Candidate<Option<Scheme>>>,
 }
 
-/// Writes a directory for every goal of the configuration, measured as its codes and scales are read back.
+/// Writes a directory for every goal of the configuration, measured as its codes and scales are read back: tuned
+/// checkpoints with their own codes where the configuration's granularity is that of the format, else types and codes
+/// chosen for it.
 ///
 /// # Errors
 /// The first failure of any stage.
 pub fn export_compressed(session: &Session, out: Option<&Path>) -> Result<ExportOutput> {
+    let granularity = session.config.allocate.granularity;
+    if granularity.sharing() != Sharing::Tile {
+        return match out {
+            Some(out) => export_tuned(session, out),
+            None => {
+                let reason = format!("allocate.granularity {} needs --out, a directory", String::from(granularity));
+                Err(ExportError::Target { target: "compressed-tensors", reason }.into())
+            }
+        };
+    }
     let groups = session.packed_points()?;
     let asked = session.asked()?;
     let base = session.evaluate(Whose::Original, &asked)?;
@@ -88,8 +99,7 @@ struct Material {
 impl Session<'_> {
     /// Linear layers of blocks.
     fn linears(&self) -> Vec<(String, [usize; 2])> {
-        let is_linear = |name: &str| LINEARS.iter().any(|l| name.ends_with(&format!("{l}.weight")));
-        self.model.weights().into_iter().filter(|(name, _)| is_linear(name)).collect()
+        self.model.weights().into_iter().filter(|(name, _)| fused(name).is_some()).collect()
     }
 
     fn material(
@@ -150,7 +160,7 @@ impl Session<'_> {
         let mut groups: BTreeMap<String, Group> = BTreeMap::new();
         for (i, (name, [rows, cols])) in linears.iter().enumerate() {
             let tried: Tried = read_json(&artifact.path(&format!("{i:04}.json")))?;
-            let group = groups.entry(fused(name)).or_insert_with(|| Group {
+            let group = groups.entry(fused(name).unwrap_or_default()).or_insert_with(|| Group {
                 names: vec![],
                 weights: 0,
                 candidates: tried.candidates.iter().map(|c| Candidate { bytes: 0, loss: 0.0, ..*c }).collect(),
@@ -246,77 +256,26 @@ impl Session<'_> {
         let sizes: Vec<u64> = infos.iter().map(size).collect();
         let entries = in_groups(&sizes, coding_memory(), |i| -> Result<Vec<Entry>> {
             let info = infos[i];
-            let blob = |part: &str, make: &dyn Fn() -> Result<Vec<u8>>| {
-                work.file(&format!("tensor-{i}-{part}"), |path| {
-                    Ok::<(), crate::PipelineError>(write_file(path, &make()?)?)
+            let blob = |part: &str, bytes: Vec<u8>| {
+                work.file(&format!("tensor-{i}{part}"), |path| {
+                    Ok::<(), crate::PipelineError>(write_file(path, &bytes)?)
                 })
             };
-            let entry =
-                |name: String, shape: Vec<usize>, element: Element, blob: std::path::PathBuf| -> Result<Entry> {
-                    let bytes = blob.metadata().map_err(io(&blob))?.len();
-                    Ok(Entry { name, shape, plain: Some(element), data: Data::File(blob), bytes })
-                };
             self.console.advance(1);
             let (Some(scheme), &[rows, cols]) = (schemes.get(info.name.as_str()), info.shape.as_slice()) else {
-                let plain = blob("plain", &|| Ok(checkpoint.read_raw(&info.name)?))?;
-                return Ok(vec![entry(info.name.clone(), info.shape.clone(), info.element, plain)?]);
+                let data = Data::File(blob("", checkpoint.read_raw(&info.name)?)?);
+                let (name, shape, plain) = (info.name.clone(), info.shape.clone(), Some(info.element));
+                return Ok(vec![Entry { name, shape, plain, data, bytes: info.bytes }]);
             };
             let material = self.material(calibration, points, &info.name, &[rows, cols])?;
-            let Packed { words, scales, .. } =
-                scheme.quantise(&material.values, cols, &material.importance.cols, &material.factor);
-            let packed = blob("packed", &|| Ok(words.iter().flat_map(|w| w.to_le_bytes()).collect()))?;
-            let scale = blob("scale", &|| Ok(scales.iter().flat_map(|s| s.to_le_bytes()).collect()))?;
-            let shape = blob("shape", &|| Ok([rows, cols].iter().flat_map(|&s| (s as i64).to_le_bytes()).collect()))?;
-            let wide = cols * scheme.bits as usize / 32;
-            let groups = scales.len() / rows.max(1);
-            Ok(vec![
-                entry(format!("{}_packed", info.name), vec![rows, wide], Element::I32, packed)?,
-                entry(format!("{}_scale", info.name), vec![rows, groups], Element::BF16, scale)?,
-                entry(format!("{}_shape", info.name), vec![2], Element::I64, shape)?,
-            ])
+            let packed = scheme.quantise(&material.values, cols, &material.importance.cols, &material.factor);
+            packed.stored(*scheme, [rows, cols]).entries(&info.name, blob)
         })?;
         write_checkpoint(&self.source.dir, &dir, &entries.into_iter().flatten().collect::<Vec<_>>(), false)?;
-        let path = dir.join("config.json");
-        let text = std::fs::read(&path).map_err(io(&path))?;
-        let mut config: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(&text)
-            .map_err(|e| ExportError::File { path: path.clone(), reason: e.to_string() })?;
-        config.insert("quantization_config".into(), quantization_config(schemes, &self.linears()));
-        Ok(write_file(&path, serde_json::to_string_pretty(&config).expect("JSON from JSON").as_bytes())?)
+        let linears = self.linears();
+        let plain = linears.iter().map(|(name, _)| name.as_str()).filter(|name| !schemes.contains_key(name));
+        Ok(describe(&dir, schemes, plain)?)
     }
-}
-
-/// Layers that are fused with one, by a name that they share.
-fn fused(name: &str) -> String {
-    let parts: Vec<&str> = name.split('.').collect();
-    let own = parts.iter().rev().nth(1).copied().unwrap_or_default();
-    let group = FUSED.iter().find(|g| g.contains(&own)).map_or(own, |g| g[0]);
-    format!("{}.{group}", parts[..parts.len().saturating_sub(2)].join("."))
-}
-
-/// What compressed-tensors, transformers and vLLM read.
-fn quantization_config(schemes: &BTreeMap<&str, Scheme>, linears: &[(String, [usize; 2])]) -> serde_json::Value {
-    let mut groups: BTreeMap<Scheme, Vec<String>> = BTreeMap::new();
-    let module = |name: &str| name.trim_end_matches(".weight").to_string();
-    schemes.iter().for_each(|(name, scheme)| groups.entry(*scheme).or_default().push(module(name)));
-    let group = |(n, (scheme, targets)): (usize, (Scheme, Vec<String>))| {
-        let weights = json!({
-            "num_bits": scheme.bits, "type": "int", "symmetric": true, "dynamic": false, "actorder": null,
-            "strategy": if scheme.group.is_some() { "group" } else { "channel" }, "group_size": scheme.group,
-            "block_structure": null, "observer": "minmax", "observer_kwargs": {},
-        });
-        let group = json!({
-            "targets": targets, "weights": weights, "input_activations": null, "output_activations": null,
-            "format": "pack-quantized",
-        });
-        (format!("group_{n}"), group)
-    };
-    let groups: serde_json::Map<String, serde_json::Value> = groups.into_iter().enumerate().map(group).collect();
-    let plain = linears.iter().filter(|(name, _)| !schemes.contains_key(name.as_str())).map(|(name, _)| module(name));
-    let ignore: Vec<String> = std::iter::once("lm_head".to_string()).chain(plain).collect();
-    json!({
-        "quant_method": "compressed-tensors", "format": "pack-quantized", "quantization_status": "compressed",
-        "config_groups": groups, "ignore": ignore, "kv_cache_scheme": null, "global_compression_ratio": null,
-    })
 }
 
 /// Reads codes and scales back, into a checkpoint that can be evaluated.
@@ -330,19 +289,8 @@ fn write_decoded(work: &Work, source: &Checkpoint, schemes: &BTreeMap<&str, Sche
         let bytes: Vec<u8> = match schemes.get(info.name.as_str()) {
             None => written.read_f32(&info.name, &info.shape)?.iter().flat_map(|v| v.to_le_bytes()).collect(),
             Some(scheme) => {
-                let words = written.read_raw(&format!("{}_packed", info.name))?;
-                let name = format!("{}_scale", info.name);
-                let scales = written.read_f32(&name, &written.tensor(&name)?.shape)?;
-                let (cols, codes) = (info.shape[1], (32 / scheme.bits) as usize);
-                let groups = scales.len() / info.shape[0];
-                let value = |i: usize| {
-                    let word = &words[i / codes * 4..][..4];
-                    let word = u32::from_le_bytes(word.try_into().expect("four bytes"));
-                    let code = word >> (scheme.bits as usize * (i % codes)) & ((1 << scheme.bits) - 1);
-                    let scale = scales[i / cols * groups + i % cols / (cols / groups)];
-                    (code as f32 - (1 << (scheme.bits - 1)) as f32) * scale
-                };
-                (0..info.weights() as usize).flat_map(|i| value(i).to_le_bytes()).collect()
+                let shape = [info.shape[0], info.shape[1]];
+                read_values(&written, &info.name, shape, *scheme)?.iter().flat_map(|v| v.to_le_bytes()).collect()
             }
         };
         let blob = blobs.path().join(i.to_string());

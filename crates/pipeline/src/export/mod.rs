@@ -1,6 +1,7 @@
 //! Files for other runtimes, with types chosen from the same calibration as everything else.
 
 mod compressed;
+mod exact;
 mod gguf;
 
 use std::collections::BTreeMap;
@@ -12,6 +13,7 @@ use waterfill_evaluate::TextResult;
 use waterfill_export::ExportError;
 
 pub use self::compressed::export_compressed;
+pub use self::exact::{Exported, export_exact};
 pub use self::gguf::{export_gguf, write_recipes};
 use crate::error::PipelineError;
 use crate::run::BaseOutput;

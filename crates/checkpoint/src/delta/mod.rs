@@ -5,6 +5,9 @@
 //! has too takes no room; a safetensors file is `NAME.wfd`; any other is stored as it is. In a `.wfd` a tensor is the
 //! base's, a difference from it, coded without it, or as it is, whichever is shortest.
 
+mod factors;
+mod tensor;
+
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -12,17 +15,18 @@ use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
-use waterfill_codec::difference::{SLICE, decode_difference, encode_difference};
-use waterfill_codec::header::check_of;
+use waterfill_codec::Dtype;
 use waterfill_codec::rans::{Decoder, Encoder};
 use waterfill_codec::symbol::Coder;
 use waterfill_codec::text::code_text;
-use waterfill_codec::{CodedTensor, Dtype};
 
-use crate::decode::decode_parallel;
 use crate::error::{CheckpointError, Result};
 use crate::frame::{Frame, Framed};
 use crate::pack::{OnBytes, Piece, Source, write_whole};
+
+pub use factors::Factors;
+use tensor::Tensor;
+pub use tensor::{Coders, Lossy};
 
 const VERSION: u32 = 1;
 const FRAME: Frame = Frame { magic: *b"WFDL", version: VERSION, what: "delta" };
@@ -73,41 +77,27 @@ struct Head {
     tensors: Vec<Tensor>,
 }
 
-/// How a tensor is stored, and in how many bytes.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum Tensor {
+/// Tensors by how they are stored.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counts {
     /// The base's.
-    Same,
-    /// Streams of differences from the base's.
-    Difference(Vec<u64>),
-    /// A coded tensor.
-    Coded(u64),
-    /// A refinement of the base's values.
-    Refined(u64),
-    /// Its bytes, and their check.
-    Plain(u64, u64),
-}
-
-/// A tensor coded with loss.
-pub enum Lossy {
-    /// As a refinement of the base's values.
-    Refined(Vec<u8>),
+    pub same: usize,
+    /// Differences from the base's, or refinements of it.
+    pub given: usize,
+    /// The base's with a change of low rank.
+    pub low_rank: usize,
     /// Without the base.
-    Coded(Vec<u8>),
+    pub alone: usize,
 }
 
-/// Gives what a tensor is coded as, or nothing where it is to be kept without loss. The bytes are those that the base
-/// has in its place.
-pub type CodeLossy<'a> = &'a (dyn Fn(&str, Option<Vec<u8>>) -> Result<Option<Lossy>> + Sync);
-
-impl Tensor {
-    fn stored(&self) -> Option<u64> {
-        match self {
-            Self::Same => Some(0),
-            Self::Difference(streams) => streams.iter().try_fold(0u64, |sum, n| sum.checked_add(*n)),
-            Self::Coded(n) | Self::Refined(n) | Self::Plain(n, _) => Some(*n),
+impl std::fmt::Display for Counts {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        let Self { same, given, low_rank, alone } = self;
+        write!(f, "{same} tensors are the base's, {given} coded given its, ")?;
+        if *low_rank > 0 {
+            write!(f, "{low_rank} changed by low rank, ")?;
         }
+        write!(f, "{alone} without it")
     }
 }
 
@@ -120,8 +110,8 @@ pub struct DeltaSummary {
     pub delta: u64,
     /// Elements of its tensors.
     pub elements: u64,
-    /// Tensors by how they are stored: same, difference or refinement, coded, plain.
-    pub tensors: [usize; 4],
+    /// Its tensors by how they are stored.
+    pub tensors: Counts,
 }
 
 /// The base's tensors by name.
@@ -188,14 +178,14 @@ fn create(dir: &Path) -> Result<()> {
 /// # Errors
 /// Files that cannot be read or written, and safetensors files that are none.
 pub fn delta(base: &Path, tuned: &Path, out: &Path, on_bytes: OnBytes) -> Result<DeltaSummary> {
-    delta_with(base, tuned, out, &|_, _| Ok(None), on_bytes)
+    delta_with(base, tuned, out, &Coders::default(), on_bytes)
 }
 
-/// As [`delta`], with some tensors coded with loss: what is restored has their decoded values.
+/// As [`delta`], with more ways to code tensors, some of them with loss: what is restored has their decoded values then.
 ///
 /// # Errors
-/// As [`delta`], and those of `lossy`.
-pub fn delta_with(base: &Path, tuned: &Path, out: &Path, lossy: CodeLossy, on_bytes: OnBytes) -> Result<DeltaSummary> {
+/// As [`delta`], and those of `coders`.
+pub fn delta_with(base: &Path, tuned: &Path, out: &Path, coders: &Coders, on_bytes: OnBytes) -> Result<DeltaSummary> {
     let (base_files, tuned_files) = (files(base)?, files(tuned)?);
     if !tuned_files.iter().any(|name| is_safetensors(name)) {
         return Err(CheckpointError::file(tuned, "has no safetensors files"));
@@ -221,7 +211,7 @@ pub fn delta_with(base: &Path, tuned: &Path, out: &Path, lossy: CodeLossy, on_by
             false if is_safetensors(name) => {
                 let source = Source::open(&path)?;
                 let to = out.join(format!("{name}{END}"));
-                if write_delta(&known, &source, &to, lossy, &mut summary, on_bytes)? {
+                if write_delta(&known, &source, &to, coders, &mut summary, on_bytes)? {
                     // What will be restored is another file.
                     let place = tempfile::tempdir_in(out).map_err(CheckpointError::io(out))?;
                     let restored = place.path().join(name);
@@ -260,7 +250,7 @@ fn write_delta(
     base: &Base,
     source: &Source,
     to: &Path,
-    lossy: CodeLossy,
+    coders: &Coders,
     summary: &mut DeltaSummary,
     on_bytes: OnBytes,
 ) -> Result<bool> {
@@ -272,16 +262,11 @@ fn write_delta(
     write_whole(to, |out| {
         FRAME.begin(out, to)?;
         for group in source.pieces.chunks(rayon::current_num_threads().max(1)) {
-            let coded = group.par_iter().map(|piece| code(base, source, lossy, piece)).collect::<Result<Vec<_>>>()?;
+            let coded =
+                group.par_iter().map(|piece| Tensor::code(base, source, coders, piece)).collect::<Result<Vec<_>>>()?;
             for (piece, (tensor, stored, lost)) in group.iter().zip(coded) {
                 loses |= lost;
-                let kind = match &tensor {
-                    Tensor::Same => 0,
-                    Tensor::Difference(_) | Tensor::Refined(_) => 1,
-                    Tensor::Coded(_) => 2,
-                    Tensor::Plain(..) => 3,
-                };
-                summary.tensors[kind] += 1;
+                tensor.count(&mut summary.tensors);
                 head.tensors.push(tensor);
                 stored.iter().try_for_each(|part| out.write_all(part)).map_err(CheckpointError::io(to))?;
                 on_bytes(piece.bytes);
@@ -295,61 +280,6 @@ fn write_delta(
         FRAME.end(out, &encoder.finish(), to)
     })?;
     Ok(loses)
-}
-
-/// How a tensor is stored, its bytes, and whether with loss.
-fn code(base: &Base, source: &Source, lossy: CodeLossy, piece: &Piece) -> Result<(Tensor, Vec<Vec<u8>>, bool)> {
-    let before = base.read(piece)?;
-    let bytes = source.read(piece)?;
-    if before.as_ref() == Some(&bytes) {
-        return Ok((Tensor::Same, vec![], false));
-    }
-    match lossy(&piece.name, before.clone())? {
-        Some(Lossy::Refined(coded)) => return Ok((Tensor::Refined(coded.len() as u64), vec![coded], true)),
-        Some(Lossy::Coded(coded)) => return Ok((Tensor::Coded(coded.len() as u64), vec![coded], true)),
-        None => {}
-    }
-    let (record, stored, _) = source.code(piece)?;
-    let alone = match record.coded {
-        true => Tensor::Coded(stored.len() as u64),
-        false => Tensor::Plain(stored.len() as u64, record.check),
-    };
-    if let (Some(before), Some(dtype)) = (before, kind(piece).filter(|d| d.is_weight())) {
-        let failed = |error: waterfill_codec::CodecError| CheckpointError::file(&piece.name, error.to_string());
-        let streams = encode_difference(dtype, &before, &bytes).map_err(failed)?;
-        let lengths: Vec<u64> = streams.iter().map(|s| s.len() as u64).collect();
-        if lengths.iter().sum::<u64>() < stored.len() as u64 {
-            // What is written is read back: the fine-tune may be deleted next.
-            if decode_streams(dtype, &before, &streams.iter().map(Vec::as_slice).collect::<Vec<_>>()).map_err(failed)?
-                != bytes
-            {
-                return Err(CheckpointError::file(
-                    &piece.name,
-                    "does not come back from its difference; please report it",
-                ));
-            }
-            return Ok((Tensor::Difference(lengths), streams, false));
-        }
-    }
-    Ok((alone, vec![stored], false))
-}
-
-fn decode_streams(
-    dtype: Dtype,
-    base: &[u8],
-    streams: &[&[u8]],
-) -> std::result::Result<Vec<u8>, waterfill_codec::CodecError> {
-    let mut out = vec![0; base.len()];
-    let part = SLICE * dtype.bytes();
-    if base.len().div_ceil(part) != streams.len() {
-        let (found, expected) = (streams.len(), base.len().div_ceil(part));
-        return Err(waterfill_codec::CodecError::Shape { what: "streams", found, expected });
-    }
-    out.par_chunks_mut(part)
-        .zip(base.par_chunks(part))
-        .zip(streams)
-        .try_for_each(|((out, base), stream)| decode_difference(dtype, base, stream, out))?;
-    Ok(out)
 }
 
 /// Restores the fine-tune from its base and the delta in `dir` into `out`, which is created.
@@ -430,46 +360,7 @@ fn restore(base: &Base, from: &Path, to: &Path, summary: &mut DeltaSummary, on_b
         for (piece, tensor) in pieces.iter().zip(&head.tensors) {
             let bytes = read(at, tensor.stored().unwrap_or(0))?;
             at += bytes.len() as u64;
-            let failed = |source| CheckpointError::Codec { path: from.into(), tensor: piece.name.clone(), source };
-            let damaged = |reason: &str| CheckpointError::Tensor {
-                path: from.into(),
-                tensor: piece.name.clone(),
-                reason: reason.into(),
-            };
-            let before = || base.read(piece)?.ok_or_else(|| damaged("has no counterpart in the base"));
-            let restored = match tensor {
-                Tensor::Same => before()?,
-                Tensor::Difference(lengths) => {
-                    let mut rest = bytes.as_slice();
-                    let mut streams = Vec::new();
-                    for &length in lengths {
-                        let (stream, after) = rest.split_at(length as usize);
-                        streams.push(stream);
-                        rest = after;
-                    }
-                    let dtype =
-                        kind(piece).filter(|d| d.is_weight()).ok_or_else(|| damaged("is of no type of weights"))?;
-                    decode_streams(dtype, &before()?, &streams).map_err(failed)?
-                }
-                Tensor::Coded(_) => {
-                    let coded = CodedTensor::parse(&bytes).map_err(failed)?;
-                    if coded.bytes(coded.header().rows) as u64 != piece.bytes {
-                        return Err(damaged("has another size than its header says"));
-                    }
-                    decode_parallel(&coded).map_err(failed)?.0
-                }
-                Tensor::Refined(_) => {
-                    let coded = CodedTensor::parse(&bytes).and_then(CodedTensor::refining_plain).map_err(failed)?;
-                    let mut values = before()?;
-                    coded.refine(&mut values).map_err(failed)?;
-                    values
-                }
-                Tensor::Plain(_, check) if check_of(&[&bytes]) != *check => return Err(damaged("is damaged")),
-                Tensor::Plain(..) => bytes,
-            };
-            if restored.len() as u64 != piece.bytes {
-                return Err(damaged("has another size than its header says"));
-            }
+            let restored = tensor.restore(base, piece, bytes, from)?;
             out.write_all(&restored).map_err(CheckpointError::io(to))?;
             on_bytes(piece.bytes);
         }
