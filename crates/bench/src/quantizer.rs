@@ -75,6 +75,7 @@ fn options(states: Option<u32>, damping: f64) -> FeedbackOptions {
         escape: false,
         damping,
         restraint: 0.0,
+        sparse: false,
     }
 }
 
@@ -179,6 +180,7 @@ fn feedback_rate(
         rows: None,
         price: 0.0,
         before: None,
+        dropped: None,
     };
     let (a, b) = (Mat::<f32>::from_fn(side / 2, side, |i, j| (i + j) as f32), Mat::<f32>::full(side, side, 0.5));
     let mut products = [(); 2].map(|()| Mat::<f32>::zeros(side / 2, side));

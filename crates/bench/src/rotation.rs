@@ -192,6 +192,7 @@ fn code(
         escape: false,
         damping: DAMPING,
         restraint: 0.0,
+        sparse: false,
     };
     let weights = weights.as_standard_layout().into_owned().into_raw_vec_and_offset().0;
     let coded = encode_with_feedback(&planned, &weights, moments, &options)?;

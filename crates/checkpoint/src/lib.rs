@@ -16,6 +16,7 @@ mod open;
 pub mod pack;
 pub mod packed;
 mod read;
+pub mod sparse;
 pub mod writer;
 
 pub use control::{Control, Progress};

@@ -3,7 +3,7 @@
 use std::ops::Deref;
 
 use rayon::prelude::*;
-use waterfill_codec::{CodedTensor, Dtype, Format, Minifloat, TILE, TilePlan};
+use waterfill_codec::{CodecError, CodedTensor, Dtype, Format, Minifloat, TILE, TilePlan};
 
 use crate::control::{Control, Parts};
 use crate::error::{CheckpointError, Result};
@@ -182,6 +182,29 @@ impl PackedTensor {
         out
     }
 
+    /// Tiles of a coded tensor; `None` where they are of another size, or widened.
+    pub(crate) fn of(
+        coded: &CodedTensor,
+        parts: &Parts,
+        failed: impl Fn(CodecError) -> CheckpointError + Sync,
+    ) -> Result<Option<Self>> {
+        let plan = coded.plan();
+        if plan.tile != TILE || plan.parameters.filter.is_some() || !plan.dtype.is_weight() {
+            return Ok(None);
+        }
+        let slice = |n: usize| {
+            parts.go_on()?;
+            let pieces = pieces_of(coded, n).map_err(&failed)?;
+            parts.done();
+            Ok(pieces)
+        };
+        let pieces = (0..coded.slices()).into_par_iter().map(slice).collect::<Result<Option<Vec<_>>>>()?;
+        let (row_scales, col_scales) = (plan.row_scales(), plan.col_scales());
+        let (rows, cols, dtype) = (plan.rows, plan.cols, plan.dtype);
+        let empty = Self { rows, cols, dtype, row_scales, col_scales, buckets: vec![] };
+        Ok(pieces.map(|pieces| empty.assemble(pieces)))
+    }
+
     /// Puts parts, which are in order, into buckets.
     fn assemble(mut self, parts: Vec<Pieces>) -> Self {
         let mut formats: Vec<PackedFormat> = Vec::new();
@@ -252,20 +275,9 @@ impl Checkpoint {
         if info.storage == Storage::Coded && info.layers() == 1 {
             let bytes = self.read_raw(name)?;
             let coded = CodedTensor::parse(&bytes).map_err(failed)?;
-            let plan = coded.plan();
-            if plan.tile == TILE && plan.parameters.filter.is_none() && plan.dtype.is_weight() {
-                let parts = Parts::new(control, coded.slices());
-                let slice = |n: usize| {
-                    parts.go_on()?;
-                    let pieces = pieces_of(&coded, n).map_err(failed)?;
-                    parts.done();
-                    Ok(pieces)
-                };
-                let pieces = (0..coded.slices()).into_par_iter().map(slice).collect::<Result<Option<Vec<_>>>>()?;
-                if let Some(pieces) = pieces {
-                    let (row_scales, col_scales) = (plan.row_scales(), plan.col_scales());
-                    return Ok(PackedTensor { row_scales, col_scales, ..empty(plan.dtype) }.assemble(pieces));
-                }
+            let parts = Parts::new(control, coded.slices());
+            if let Some(packed) = PackedTensor::of(&coded, &parts, failed)? {
+                return Ok(packed);
             }
         }
         let values = self.read(name)?;
@@ -282,7 +294,7 @@ impl Checkpoint {
 }
 
 /// Tiles of a slice; `None` where one is of a format that is widened.
-fn pieces_of(coded: &CodedTensor, n: usize) -> std::result::Result<Option<Pieces>, waterfill_codec::CodecError> {
+fn pieces_of(coded: &CodedTensor, n: usize) -> std::result::Result<Option<Pieces>, CodecError> {
     let (plan, rows) = (coded.plan(), coded.slice_rows(n));
     let decoded = coded.decode_planes(n)?;
     let across = plan.cols.div_ceil(TILE);

@@ -68,3 +68,37 @@ fn every_prefix_of_a_layered_checkpoint_is_one() {
     place.write("bad.yaml", &(text + "encode: {layers: {bits: [1]}, feedback: false}\n"));
     assert!(place.fails(&["validate", "bad.yaml"]).contains("feedback"));
 }
+
+/// Refinements with two of four levels: a runtime multiplies layers apart, and comes to what the decoded weights give.
+#[test]
+fn sparse_refinements_are_served_apart() {
+    let place = Place::new();
+    let data = concat!(env!("CARGO_MANIFEST_DIR"), "/../../calibration-data");
+    let text = |structure: &str| {
+        format!(
+            "name: tiny\nmodel: path:{data}/tiny\n\
+             calibrate: {{text: {data}/world/calibration.txt, context: 64, sequences: 8}}\n\
+             allocate: {{lambdas: [1e-8]}}\n\
+             evaluate: {{text: {data}/world/validation.txt, context: 64, sequences: 8}}\n\
+             encode: {{layers: {{bits: [1.5]{structure}}}}}\n"
+        )
+    };
+    let mut losses = Vec::new();
+    for (name, structure) in [("plain", ""), ("sparse", ", structure: '2:4'")] {
+        place.write("p.yaml", &text(structure));
+        let output = place.json(&["run", "p.yaml"]);
+        let points = output["points"].as_array().unwrap();
+        assert!(points[1]["kl"].as_f64().unwrap() < points[0]["kl"].as_f64().unwrap(), "{output}");
+        losses.push(points[1]["decoded_loss"].as_f64().unwrap());
+        let checkpoint = points[1]["checkpoint"].as_str().unwrap();
+        place.ok(&["verify", checkpoint]);
+        let checked = place.json(&["serve-check", checkpoint, "--prompt", "Ada sees", "--tokens", "4"]);
+        let bits = checked["linear_bytes"][0].as_f64().unwrap() / checked["linear_bytes"][1].as_f64().unwrap() * 16.0;
+        // INT8 at most, half as many levels of the refinement and their places, or elements and where tiles are.
+        let expected = if name == "sparse" { 4.0..13.7 } else { 15.9..16.2 };
+        assert!(expected.contains(&bits), "{name}: {bits} bits a weight in memory");
+    }
+    assert!(losses[1] > losses[0], "zeros cost: {losses:?}");
+    place.write("bad.yaml", &text(", structure: '3:4'"));
+    assert!(place.fails(&["validate", "bad.yaml"]).contains("2:4"));
+}

@@ -9,6 +9,8 @@ use waterfill_checkpoint::delta::Lossy;
 use waterfill_checkpoint::{Checkpoint, CheckpointError, TensorInfo, Values};
 use waterfill_codec::{CodecError, CodedTensor, Format, Loss, Rate, TILE, TensorPlan, TilePlan};
 
+use waterfill_model::fused;
+
 use crate::feedback::{FeedbackOptions, QuadraticLoss, SecondMoments, encode_with_feedback, refine_with_feedback};
 use crate::low_rank::find_factors;
 use crate::search::{Usage, encode_searched};
@@ -68,6 +70,7 @@ impl EncodeOptions {
             escape: self.escape,
             damping: feedback.damping,
             restraint: if last { 0.0 } else { feedback.restraint },
+            sparse: false,
         }
     }
 }
@@ -101,7 +104,10 @@ pub(crate) fn refine(
     let chain = chain_of(&raw).map_err(failed(info))?;
     let (_, values) = decode_chain(&chain, |_| {}).map_err(failed(info))?;
     let before = chain.last().expect("a base").plan();
-    let settings = options.of_feedback(feedback, last);
+    let mut settings = options.of_feedback(feedback, last);
+    if feedback.sparse && fused(&info.name).is_some() {
+        settings = FeedbackOptions { sparse: true, trellis: None, ..settings };
+    }
     refine_with_feedback(weight, weights, (before, values), moments.get(), &settings).map_err(failed(info))
 }
 

@@ -98,6 +98,8 @@ pub struct Feedback {
     pub rounding: f32,
     /// Of layers but the last, share of each row's and column's own second moment that is added to it.
     pub restraint: f64,
+    /// Whether at most two of four levels of a refinement are not zero.
+    pub sparse: bool,
 }
 
 /// Writes the tuned checkpoint of `source` into `checkpoint/` of `work`, where a tensor's layer is a unit: the base

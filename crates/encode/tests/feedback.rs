@@ -48,7 +48,7 @@ fn inputs(moment: &SecondMomentMatrix) -> SecondMoments<'_> {
 
 fn options(states: Option<u32>) -> FeedbackOptions {
     let trellis = states.and_then(Trellis::new);
-    FeedbackOptions { trellis, rounding: 0.3, widen: true, escape: false, damping: 0.01, restraint: 0.0 }
+    FeedbackOptions { trellis, rounding: 0.3, widen: true, escape: false, damping: 0.01, restraint: 0.0, sparse: false }
 }
 
 /// Bits per weight, and the loss of the decoded tensor.

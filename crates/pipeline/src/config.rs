@@ -242,9 +242,20 @@ pub struct Layers {
     /// that is added to that of each row and column. Feedback makes single errors larger, and refinements code those.
     #[serde(default)]
     pub restraint: Option<f64>,
+    /// What refinements of linear layers are limited to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub structure: Option<LayerStructure>,
     /// Prefixes that are evaluated between two layers, where the file may be cut as well.
     #[serde(default, skip_serializing)]
     pub parts: usize,
+}
+
+/// Levels that a refinement may have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum LayerStructure {
+    /// At most two in four columns of a row are not zero, as sparse tensor cores multiply.
+    #[serde(rename = "2:4")]
+    TwoOfFour,
 }
 
 /// Which prefixes of a checkpoint in layers are small.

@@ -314,6 +314,7 @@ impl Session<'_> {
                 trellis: e.trellis(),
                 rounding: e.rounding,
                 restraint: e.layers.as_ref().map_or(0.0, config::Layers::restraint),
+                sparse: e.layers.as_ref().is_some_and(|l| l.structure.is_some()),
             }),
             false => None,
         };

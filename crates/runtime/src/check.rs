@@ -4,7 +4,6 @@ use std::path::Path;
 
 use candle_core::{Device, Tensor};
 use serde::Serialize;
-use waterfill_checkpoint::Control;
 use waterfill_model::{LINEARS, Model, linear_name};
 
 use crate::error::{Result, RuntimeError};
@@ -71,7 +70,7 @@ pub fn check(dir: &Path, prompt: &str, tokens: usize) -> Result<Checked> {
 }
 
 fn layer(model: &Model, name: &str) -> Result<LayerCheck> {
-    let packed = PackedLinear::new(model.checkpoint().decode_packed(name, Control::default())?);
+    let packed = PackedLinear::open(model.checkpoint(), name)?;
     let (rows, cols) = (packed.tensor().rows, packed.tensor().cols);
     // Noise that every machine makes alike.
     let noise = |n: usize| ((n as u32).wrapping_mul(0x9e37_79b9) >> 8) as f32 / (1 << 23) as f32 - 1.0;
@@ -87,7 +86,7 @@ fn layer(model: &Model, name: &str) -> Result<LayerCheck> {
     if error > MOST {
         return Err(RuntimeError::Differs { tensor: name.into(), found: error, most: MOST });
     }
-    let bytes = packed.tensor().resident_bytes();
+    let bytes = packed.resident_bytes();
     Ok(LayerCheck { name: name.into(), bytes, weights: (rows * cols) as u64, error })
 }
 

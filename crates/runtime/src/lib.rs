@@ -8,8 +8,10 @@ mod check;
 mod error;
 mod linear;
 mod load;
+mod sparse;
 
 pub use check::{Checked, LayerCheck, check};
 pub use error::{Result, RuntimeError};
 pub use linear::PackedLinear;
 pub use load::{Form, Runtime, Written};
+pub use sparse::SparseLinear;

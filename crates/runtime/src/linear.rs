@@ -5,30 +5,61 @@
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 use waterfill_checkpoint::packed::{Bucket, PackedFormat, PackedTensor};
+use waterfill_checkpoint::sparse::StructuredTensor;
+use waterfill_checkpoint::{Checkpoint, Control};
 use waterfill_codec::{TILE, on_this_machine};
 use waterfill_model::Linear;
 
-/// A linear layer whose weights stay packed.
-pub struct PackedLinear(PackedTensor);
+use crate::sparse::SparseLinear;
+
+/// A linear layer whose weights stay as they are stored: tiles, and 2:4 sparse refinements of them.
+pub struct PackedLinear {
+    base: PackedTensor,
+    refinements: Vec<SparseLinear>,
+}
 
 impl PackedLinear {
     /// From packed tiles.
-    pub fn new(tensor: PackedTensor) -> Self {
-        Self(tensor)
+    pub fn new(base: PackedTensor) -> Self {
+        Self { base, refinements: vec![] }
+    }
+
+    /// The weight `name`, its layers apart where they can be computed with.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::decode_packed`].
+    pub fn open(checkpoint: &Checkpoint, name: &str) -> waterfill_checkpoint::Result<Self> {
+        Ok(match checkpoint.decode_structured(name, Control::default())? {
+            Some(StructuredTensor { base, refinements }) => {
+                Self { base, refinements: refinements.into_iter().map(SparseLinear::new).collect() }
+            }
+            None => Self::new(checkpoint.decode_packed(name, Control::default())?),
+        })
     }
 
     /// The tiles.
     pub fn tensor(&self) -> &PackedTensor {
-        &self.0
+        &self.base
+    }
+
+    /// Refinements, if they are apart.
+    pub fn refinements(&self) -> &[SparseLinear] {
+        &self.refinements
+    }
+
+    /// Bytes in memory.
+    pub fn resident_bytes(&self) -> usize {
+        let sparse = self.refinements.iter().map(|r| r.tensor().resident_bytes());
+        self.base.resident_bytes() + sparse.sum::<usize>()
     }
 
     /// `x` `[tokens, cols]` times the transposed matrix: `[tokens, rows]`. Rows of tiles are tasks, so the result
     /// does not depend on the number of threads.
     pub fn multiply(&self, x: &[f32]) -> Vec<f32> {
-        let PackedTensor { rows, cols, .. } = self.0;
+        let PackedTensor { rows, cols, .. } = self.base;
         let tokens = x.len() / cols.max(1);
         // Whole tiles of inputs, once as they are and once with the columns' scales; padding meets zeros.
-        let across = self.0.tiles_across();
+        let across = self.base.tiles_across();
         let padded = |scales: &[f32]| -> Vec<f32> {
             let mut all = vec![0.0; tokens * across * TILE];
             for (to, from) in all.chunks_exact_mut(across * TILE).zip(x.chunks_exact(cols)) {
@@ -37,7 +68,7 @@ impl PackedLinear {
             }
             all
         };
-        let (plain, scaled) = (padded(&[]), padded(&self.0.col_scales));
+        let (plain, scaled) = (padded(&[]), padded(&self.base.col_scales));
         let task = |n: usize| self.tile_row(n, tokens, &plain, &scaled);
         let parts: Vec<Vec<f32>> = (0..rows.div_ceil(TILE)).into_par_iter().map(task).collect();
         let mut out = vec![0.0; tokens * rows];
@@ -48,16 +79,17 @@ impl PackedLinear {
                 out[t * rows + top..][..count].copy_from_slice(&values[..count]);
             }
         }
+        self.refinements.iter().for_each(|sparse| sparse.add_to(x, &mut out));
         out
     }
 
     /// Outputs of a row of tiles, `[tokens, 16]`.
     fn tile_row(&self, n: usize, tokens: usize, plain: &[f32], scaled: &[f32]) -> Vec<f32> {
-        let across = self.0.tiles_across();
+        let across = self.base.tiles_across();
         let places = (n * across) as u32..((n + 1) * across) as u32;
         let empty = || vec![Lanes::default(); tokens];
         let (mut codes, mut elements) = (empty(), empty());
-        for bucket in &self.0.buckets {
+        for bucket in &self.base.buckets {
             let is_plain = matches!(bucket.format, PackedFormat::Plain(_));
             let (x, sums) = if is_plain { (plain, &mut elements) } else { (scaled, &mut codes) };
             let start = bucket.tiles.partition_point(|&place| place < places.start);
@@ -72,7 +104,7 @@ impl PackedLinear {
         }
         // Scales of rows are of codes only.
         let row = |(i, (codes, elements)): (usize, (&[f32; TILE], &[f32; TILE]))| {
-            let scale = self.0.row_scales.get(n * TILE + i).copied().unwrap_or(1.0);
+            let scale = self.base.row_scales.get(n * TILE + i).copied().unwrap_or(1.0);
             codes.iter().sum::<f32>() * scale + elements.iter().sum::<f32>()
         };
         let token = |(codes, elements): (&Lanes, &Lanes)| -> Vec<f32> {
@@ -141,6 +173,6 @@ impl Linear for PackedLinear {
     fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
         let tokens = x.dim(0)?;
         let values: Vec<f32> = x.flatten_all()?.to_vec1()?;
-        Tensor::from_vec(self.multiply(&values), (tokens, self.0.rows), &Device::Cpu)
+        Tensor::from_vec(self.multiply(&values), (tokens, self.base.rows), &Device::Cpu)
     }
 }

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use candle_core::Device;
 use serde::Serialize;
-use waterfill_checkpoint::{Control, Prefix};
+use waterfill_checkpoint::Prefix;
 use waterfill_model::{Generator, Linear, Model, Reader, Text, greedy};
 
 use crate::error::{Result, RuntimeError};
@@ -86,9 +86,9 @@ impl Runtime {
                 linear_bytes += 4 * weights as usize;
                 return Ok(None);
             }
-            let packed = model.checkpoint().decode_packed(name, Control::default())?;
+            let packed = PackedLinear::open(model.checkpoint(), name)?;
             linear_bytes += packed.resident_bytes();
-            Ok(Some(Arc::new(PackedLinear::new(packed)) as Arc<dyn Linear>))
+            Ok(Some(Arc::new(packed) as Arc<dyn Linear>))
         })?;
         let load_seconds = start.elapsed().as_secs_f64();
         Ok(Self { generator, text, positions: model.config.positions, linear_bytes, linear_weights, load_seconds })

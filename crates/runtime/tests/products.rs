@@ -1,10 +1,11 @@
 //! Products from tiles, and texts, against dense weights.
 
-use waterfill_checkpoint::writer::{Data, Entry, write_checkpoint};
+use waterfill_checkpoint::writer::{Data, Entry, write_checkpoint, write_layers};
 use waterfill_checkpoint::{Checkpoint, Control};
-use waterfill_codec::{Dtype, Format, TensorPlan, TilePlan, encode_tensor};
+use waterfill_codec::quantize::quantize_slice;
+use waterfill_codec::{CodedTensor, Dtype, Format, Scales, TensorEncoder, TensorPlan, TilePlan, encode_tensor};
 use waterfill_fixture::{FAMILIES, small_config_of, write_random};
-use waterfill_runtime::{Form, PackedLinear, Runtime, RuntimeError, check};
+use waterfill_runtime::{Form, PackedLinear, Runtime, RuntimeError, SparseLinear, check};
 
 /// A matrix of some formats with scales of rows and columns, of a size that cuts tiles.
 fn coded(formats: &[Format], (rows, cols): (usize, usize)) -> (tempfile::TempDir, Checkpoint) {
@@ -58,6 +59,73 @@ fn products_from_tiles_are_those_of_their_values() {
             assert_eq!(pool.install(|| linear.multiply(&x)), found, "threads do not matter");
         }
     }
+}
+
+/// A base and a refinement, 2:4 sparse or not.
+fn layered(sparse: bool, (rows, cols): (usize, usize)) -> (tempfile::TempDir, Checkpoint) {
+    let (base_dir, base) = coded(&[Format::Int8], (rows, cols));
+    let bytes = base.read_raw("w").unwrap();
+    let coded = CodedTensor::parse(&bytes).unwrap();
+    let mut plan = TensorPlan::uniform(Dtype::Bf16, rows, cols, TilePlan::default());
+    plan.step_base = -100;
+    let mut encoder = TensorEncoder::refining(&plan, Scales::of(coded.plan()), coded.decode().unwrap().0).unwrap();
+    for n in 0..encoder.slices() {
+        let top = encoder.rows(n).start * cols;
+        let keep = |i: usize| !sparse || [i / cols % 3, 3].contains(&(i % cols % 4));
+        let left: Vec<f32> = (0..encoder.rows(n).len() * cols)
+            .map(|i| if keep(top + i) { ((top + i) as f32 * 0.917).cos() * 3e-3 } else { 0.0 })
+            .collect();
+        let slice = encoder.slice(n, |slice| quantize_slice(slice, &left)).unwrap();
+        encoder.add(slice);
+    }
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::copy(base_dir.path().join("config.json"), dir.path().join("config.json")).unwrap();
+    std::fs::copy(base_dir.path().join("model.safetensors"), dir.path().join("model.safetensors")).unwrap();
+    let bytes = encoder.finish();
+    let (length, data) = (bytes.len() as u64, Data::Made(Box::new(move || bytes.clone())));
+    let entry = Entry { name: "w".into(), shape: vec![rows, cols], plain: None, bytes: length, data };
+    write_layers(dir.path(), &[vec![entry]]).unwrap();
+    let checkpoint = Checkpoint::open(dir.path()).unwrap();
+    (dir, checkpoint)
+}
+
+#[test]
+fn sparse_refinements_are_multiplied_apart() {
+    for (rows, cols) in [(40, 75), (16, 16), (300, 33)] {
+        let (_dir, checkpoint) = layered(true, (rows, cols));
+        let decoded = checkpoint.read("w").unwrap().to_f32();
+        let found = checkpoint.decode_structured("w", Control::default()).unwrap().expect("2:4 sparse");
+        let sum = found.base.to_f32().into_iter().zip(found.refinements[0].to_f32()).map(|(a, b)| a + b);
+        for (n, (sum, decoded)) in sum.zip(&decoded).enumerate() {
+            // The base is rounded to bf16 before it is refined, and what becomes of it is.
+            assert!((sum - decoded).abs() <= 2.0 * decoded.abs().max(0.06) / 256.0, "{n}: {sum}, decoded {decoded}");
+        }
+        let sparse = SparseLinear::new(found.refinements.into_iter().next().unwrap());
+        assert!(sparse.tensor().levels.iter().any(|l| *l != 0));
+        assert_eq!(sparse.tensor().levels.len(), rows * cols.div_ceil(4) * 2);
+        let weights = sparse.tensor().to_f32();
+        let linear = PackedLinear::open(&checkpoint, "w").unwrap();
+        assert_eq!(linear.refinements().len(), 1);
+        let base = PackedLinear::new(found.base);
+        for tokens in [1, 3] {
+            let x: Vec<f32> = (0..tokens * cols).map(|n| (n as f32 * 0.377).cos()).collect();
+            let mut products = vec![0.0; tokens * rows];
+            sparse.add_to(&x, &mut products);
+            for (n, product) in products.iter().enumerate() {
+                let (x, w) = (&x[n / rows * cols..][..cols], &weights[n % rows * cols..][..cols]);
+                let exact: f64 = w.iter().zip(x).map(|(w, x)| f64::from(w * x)).sum();
+                let size: f64 = w.iter().zip(x).map(|(w, x)| f64::from((w * x).abs())).sum();
+                assert!((f64::from(*product) - exact).abs() <= 1e-5 * size, "{rows}x{cols}: {product}, exact {exact}");
+            }
+            let both: Vec<f32> = base.multiply(&x).iter().zip(&products).map(|(a, b)| a + b).collect();
+            assert_eq!(linear.multiply(&x), both);
+        }
+    }
+    let (_dir, checkpoint) = layered(false, (40, 75));
+    assert!(checkpoint.decode_structured("w", Control::default()).unwrap().is_none());
+    assert!(PackedLinear::open(&checkpoint, "w").unwrap().refinements().is_empty());
+    let (_dir, plain) = coded(&[Format::Int4], (16, 16));
+    assert!(plain.decode_structured("w", Control::default()).unwrap().is_none(), "one layer");
 }
 
 /// Of plain checkpoints tiles hold the same values: both forms write the same.

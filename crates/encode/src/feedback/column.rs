@@ -29,6 +29,8 @@ struct RowTile {
 pub(super) struct ColumnCoder<'a> {
     input: &'a FeedbackInput<'a>,
     rows: Range<usize>,
+    /// The current column.
+    col: usize,
     /// The factor that spreads errors over rows, row-major, of the whole matrix.
     upper: Option<&'a [f32]>,
     rounding: Rounding,
@@ -83,6 +85,7 @@ impl<'a> ColumnCoder<'a> {
             far: vec![0.0; rows.len()],
             before: [vec![0; rows.len()], vec![0; rows.len()]],
             rows,
+            col: 0,
             input,
         })
     }
@@ -134,6 +137,7 @@ impl<'a> ColumnCoder<'a> {
     #[inline(always)]
     fn prepare(&mut self, col: usize, target: &[f32]) {
         let (plan, importance) = (self.input.plan, self.input.importance);
+        self.col = col;
         if col.is_multiple_of(plan.tile) {
             self.enter_tiles(col);
         }
@@ -157,6 +161,10 @@ impl<'a> ColumnCoder<'a> {
     /// Level of row `i` rounded alone, where it has `more` steps than its sample says.
     #[inline(always)]
     fn alone(&self, i: usize, more: f32) -> i32 {
+        let place = (self.rows.start + i) * self.input.plan.cols + self.col;
+        if self.input.dropped.is_some_and(|dropped| dropped[place]) {
+            return 0;
+        }
         let format = self.tiles[i / self.input.plan.tile].format;
         let sample = &self.samples[i];
         match format.level_range() {

@@ -40,6 +40,8 @@ pub struct FeedbackInput<'a> {
     pub price: f32,
     /// Of a refinement, values that the layer before has, to which `weights` are what is missing.
     pub before: Option<&'a [f32]>,
+    /// Of every weight, whether its level is zero whatever it is; without a trellis.
+    pub dropped: Option<&'a [bool]>,
 }
 
 /// Samples of the tensor, row-major: levels and codes; those of lossless tiles are zero. Without feedback

@@ -1,5 +1,6 @@
 //! A refinement layer: what the layers before leave of a weight, with error feedback of its own.
 
+use rayon::prelude::*;
 use waterfill_allocate::PlannedWeight;
 use waterfill_checkpoint::Values;
 use waterfill_codec::scale::{UNIT, nearest_index, scale};
@@ -48,17 +49,31 @@ pub fn refine_with_feedback(
         ..weight.plan.clone()
     };
     // A floor; else patterns were the cheapest of fine steps without a base.
-    let exact = plan.tiles.iter().all(|t| t.format == Format::Lossless);
+    let exact = !options.sparse && plan.tiles.iter().all(|t| t.format == Format::Lossless);
     for n in 0..plan.tiles.len() {
         plan.tiles[n] = wanted(&plan, n, exact, weights, &left);
     }
     let set = if own { set_steps } else { set_tile_steps };
     set(&mut plan, &costs.importance, costs.level, &left, Freedom::default());
     set_spreads(&mut plan, &scales, weights, &left);
-    let samples = costs.quantize(&mut plan, &left, Some(&known))?;
+    let dropped = options.sparse.then(|| all_but_two(&left, plan.cols, &costs.importance.cols));
+    let samples = costs.quantize(&mut plan, &left, Some(&known), dropped.as_deref())?;
     encode_parallel(TensorEncoder::refining(&plan, scales, before_values.bytes)?, |slice| {
         Ok(slice_samples(&plan, slice, weights, &samples))
     })
+}
+
+/// Of every four columns of a row, all but the two that it would cost most to leave as they are.
+fn all_but_two(left: &[f32], cols: usize, importance: &[f32]) -> Vec<bool> {
+    let row = |row: &[f32]| -> Vec<bool> {
+        let cost: Vec<f32> = row.iter().zip(importance).map(|(w, i)| w * w * i).collect();
+        let four = |cost: &[f32]| -> Vec<bool> {
+            let larger = |n: usize| (0..cost.len()).filter(|&m| (cost[m], n) > (cost[n], m)).count();
+            (0..cost.len()).map(|n| larger(n) >= 2).collect()
+        };
+        cost.chunks(4).flat_map(four).collect()
+    };
+    left.par_chunks(cols).flat_map_iter(row).collect()
 }
 
 /// A tile of a refinement from the tile as allocated: patterns where it is to be `exact` and is not yet, else levels,

@@ -32,6 +32,8 @@ pub struct FeedbackOptions {
     /// Share of each row's and column's own second moment that is added: feedback makes single errors larger, which
     /// refinement layers pay for.
     pub restraint: f64,
+    /// Whether at most two of four levels in a row of a refinement are not zero; without a trellis.
+    pub sparse: bool,
 }
 
 /// Second moments of a matrix's input and output gradient, as far as they are known.
@@ -66,7 +68,7 @@ pub fn encode_with_feedback(
         plan = TensorPlan { parameters: Parameters { trellis: None, ..plan.parameters }, ..allocated };
         set_steps(&mut plan, importance, *level, weights, freedom);
     }
-    let samples = costs.quantize(&mut plan, weights, None)?;
+    let samples = costs.quantize(&mut plan, weights, None, None)?;
     if weight.narrow {
         narrow(&mut plan, &samples);
     }
@@ -128,11 +130,18 @@ impl Costs {
     }
 
     /// Samples of `weights` under a plan, whose spread becomes what levels are found to have.
-    pub fn quantize(&self, plan: &mut TensorPlan, weights: &[f32], before: Option<&[f32]>) -> Result<Vec<i16>> {
+    /// `before` and `dropped` are as in [`FeedbackInput`].
+    pub fn quantize(
+        &self,
+        plan: &mut TensorPlan,
+        weights: &[f32],
+        before: Option<&[f32]>,
+        dropped: Option<&[bool]>,
+    ) -> Result<Vec<i16>> {
         let quantize = |plan: &TensorPlan| {
             let Self { importance, factor, rows, price, .. } = self;
             let (rows, price) = (rows.as_ref(), *price);
-            quantize_with_feedback(&FeedbackInput { plan, weights, importance, factor, rows, price, before })
+            quantize_with_feedback(&FeedbackInput { plan, weights, importance, factor, rows, price, before, dropped })
         };
         // How wide levels are, the smallest trellis tells as well.
         let mut quick = plan.clone();
