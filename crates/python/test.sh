@@ -25,6 +25,9 @@ calibrate: {text: calibration-data/world/calibration.txt, sequences: 4}
 allocate: {lambdas: [1e-9]}
 evaluate: {text: calibration-data/world/validation.txt}
 YAML
-cargo run -q --release -- encode "$place/tune.yaml" --json >"$place/tuned.json" 2>/dev/null
-checkpoint=$("$place/venv/bin/python" -c 'import json, sys; print(json.load(open(sys.argv[1]))["points"][0]["checkpoint"])' "$place/tuned.json")
-WATERFILL_CHECKPOINT="$checkpoint" "$place/venv/bin/pytest" -q crates/python/tests
+{ cat "$place/tune.yaml"; echo "encode: {layers: {bits: [1.5]}}"; } >"$place/layers.yaml"
+tuned() {
+    cargo run -q --release -- encode "$place/$1.yaml" --json 2>/dev/null |
+        "$place/venv/bin/python" -c 'import json, sys; print(json.load(sys.stdin)["points"][0]["checkpoint"])'
+}
+WATERFILL_CHECKPOINT="$(tuned tune)" WATERFILL_LAYERS="$(tuned layers)" "$place/venv/bin/pytest" -q crates/python/tests

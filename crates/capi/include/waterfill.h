@@ -57,6 +57,9 @@ typedef struct WfCheckpoint WfCheckpoint;
 // A matrix in packed tiles.
 typedef struct WfPacked WfPacked;
 
+// Told parts done and parts in all, from any thread; anything but zero ends the decoding.
+typedef int32_t (*WfProgress)(uintptr_t done, uintptr_t all, void *user);
+
 // A tensor of a checkpoint; pointers hold until the checkpoint is closed.
 typedef struct WfTensorInfo {
   // Name, UTF-8 with a zero at its end.
@@ -72,9 +75,6 @@ typedef struct WfTensorInfo {
   // Whether it is coded.
   bool coded;
 } WfTensorInfo;
-
-// Told parts done and parts in all, from any thread; anything but zero ends the decoding.
-typedef int32_t (*WfProgress)(uintptr_t done, uintptr_t all, void *user);
 
 // A packed matrix; pointers hold until it is freed.
 typedef struct WfPackedInfo {
@@ -122,6 +122,35 @@ const char *wf_last_error(void);
 // # Safety
 // `path` ends with a zero; `out` takes the handle, to be closed with [`wf_close`].
 enum WfStatus wf_open(const char *path, struct WfCheckpoint **out);
+
+// Opens a directory in layers no further than its first `layers`, or its first `bytes` of all shards one after the other;
+// 0 is no limit.
+//
+// # Safety
+// As [`wf_open`].
+enum WfStatus wf_open_prefix(const char *path,
+                             uintptr_t layers,
+                             uint64_t bytes,
+                             struct WfCheckpoint **out);
+
+// Layers that are open: 1 of a checkpoint that has no refinements.
+//
+// # Safety
+// `checkpoint` is null or open.
+uintptr_t wf_layers(const struct WfCheckpoint *checkpoint);
+
+// Makes a tensor finer where it is: `data` holds what its first `layers` layers decode to, in its own type, and comes to
+// hold what all open layers decode to. Nothing of it is to be used after an error.
+//
+// # Safety
+// `checkpoint` is open, `name` ends with a zero, `data` has `bytes` bytes that nobody else uses meanwhile.
+enum WfStatus wf_refine(const struct WfCheckpoint *checkpoint,
+                        const char *name,
+                        uintptr_t layers,
+                        uint8_t *data,
+                        uintptr_t bytes,
+                        WfProgress progress,
+                        void *user);
 
 // Opens the bytes of one safetensors file, which are copied.
 //

@@ -13,7 +13,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use waterfill_checkpoint::packed::{PackedFormat, PackedTensor};
-use waterfill_checkpoint::{Checkpoint, CheckpointError, Control, Storage};
+use waterfill_checkpoint::{Checkpoint, CheckpointError, Control, Prefix, Storage};
 use waterfill_codec::Dtype;
 
 /// How a call ended.
@@ -247,6 +247,69 @@ pub unsafe extern "C" fn wf_open(path: *const c_char, out: *mut *mut WfCheckpoin
         let checkpoint = Checkpoint::open(unsafe { text(path, "path") }?)?;
         // SAFETY: likewise.
         unsafe { put(out, Box::into_raw(opened(checkpoint))) }
+    })
+}
+
+/// Opens a directory in layers no further than its first `layers`, or its first `bytes` of all shards one after the other;
+/// 0 is no limit.
+///
+/// # Safety
+/// As [`wf_open`].
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn wf_open_prefix(
+    path: *const c_char,
+    layers: usize,
+    bytes: u64,
+    out: *mut *mut WfCheckpoint,
+) -> WfStatus {
+    guard(|| {
+        let prefix = match (layers, bytes) {
+            (0, 0) => Prefix::All,
+            (layers, 0) => Prefix::Layers(layers),
+            (0, bytes) => Prefix::Bytes(bytes),
+            _ => return Err(argument("layers and bytes are both given")),
+        };
+        // SAFETY: as this function's caller promises.
+        let checkpoint = Checkpoint::open_prefix(unsafe { text(path, "path") }?, prefix)?;
+        // SAFETY: likewise.
+        unsafe { put(out, Box::into_raw(opened(checkpoint))) }
+    })
+}
+
+/// Layers that are open: 1 of a checkpoint that has no refinements.
+///
+/// # Safety
+/// `checkpoint` is null or open.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn wf_layers(checkpoint: *const WfCheckpoint) -> usize {
+    // SAFETY: as the caller promises.
+    unsafe { checkpoint.as_ref() }.map_or(0, |c| c.checkpoint.layers())
+}
+
+/// Makes a tensor finer where it is: `data` holds what its first `layers` layers decode to, in its own type, and comes to
+/// hold what all open layers decode to. Nothing of it is to be used after an error.
+///
+/// # Safety
+/// `checkpoint` is open, `name` ends with a zero, `data` has `bytes` bytes that nobody else uses meanwhile.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn wf_refine(
+    checkpoint: *const WfCheckpoint,
+    name: *const c_char,
+    layers: usize,
+    data: *mut u8,
+    bytes: usize,
+    progress: WfProgress,
+    user: *mut c_void,
+) -> WfStatus {
+    guard(|| {
+        // SAFETY: as this function's caller promises.
+        let (this, name) = unsafe { (reference(checkpoint, "checkpoint")?, text(name, "name")?) };
+        if data.is_null() {
+            return Err(argument("data is null"));
+        }
+        // SAFETY: not null, and as long as this function's caller promises.
+        let values = unsafe { std::slice::from_raw_parts_mut(data, bytes) };
+        followed(progress, user, |control| this.checkpoint.refine(name, layers, values, control))
     })
 }
 

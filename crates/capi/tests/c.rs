@@ -3,8 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use waterfill_checkpoint::writer::{Data, Entry, write_checkpoint};
-use waterfill_codec::{Dtype, Format, TensorPlan, TilePlan, encode_tensor};
+use waterfill_checkpoint::writer::{Data, Entry, write_checkpoint, write_layers};
+use waterfill_codec::quantize::quantize_slice;
+use waterfill_codec::{CodedTensor, Dtype, Format, Scales, TensorEncoder, TensorPlan, TilePlan, encode_tensor};
 
 fn here() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -65,12 +66,47 @@ fn checkpoint(dir: &Path) {
     write_checkpoint(from.path(), dir, &entries, true).unwrap();
 }
 
+/// A base and a refinement.
+fn layered(dir: &Path) {
+    let (rows, cols) = (64, 48);
+    let mut plan = TensorPlan::uniform(Dtype::Bf16, rows, cols, TilePlan::default());
+    plan.step_base = -32;
+    let weights: Vec<f32> = (0..rows * cols).map(|n| (n as f32 * 0.731).sin()).collect();
+    let weights: Vec<f32> = weights.iter().map(|v| f32::from_bits(v.to_bits() & 0xffff_0000)).collect();
+    let base = encode_tensor(&plan, &weights).unwrap();
+    let coded = CodedTensor::parse(&base).unwrap();
+    let known = coded.decode().unwrap().0;
+    let value = |b: &[u8]| Dtype::Bf16.value_of(u16::from_le_bytes([b[0], b[1]]).into());
+    let left: Vec<f32> = known.chunks_exact(2).zip(&weights).map(|(b, w)| w - value(b)).collect();
+    plan.step_base -= 16;
+    let mut encoder = TensorEncoder::refining(&plan, Scales::of(coded.plan()), known).unwrap();
+    for n in 0..encoder.slices() {
+        let rows = encoder.rows(n);
+        let slice = encoder.slice(n, |s| quantize_slice(s, &left[rows.start * cols..rows.end * cols])).unwrap();
+        encoder.add(slice);
+    }
+    let entry = |bytes: Vec<u8>| Entry {
+        name: "a".into(),
+        shape: vec![rows, cols],
+        plain: None,
+        bytes: bytes.len() as u64,
+        data: Data::Made(Box::new(move || bytes.clone())),
+    };
+    let from = tempfile::tempdir().unwrap();
+    std::fs::write(from.path().join("config.json"), "{}").unwrap();
+    let finer = entry(encoder.finish());
+    write_checkpoint(from.path(), dir, &[entry(base)], true).unwrap();
+    write_layers(dir, &[vec![finer]]).unwrap();
+}
+
 #[test]
 fn a_c_program_decodes_a_checkpoint() {
     let dir = tempfile::tempdir().unwrap();
-    let (program, model) = (dir.path().join("demo"), dir.path().join("model"));
+    let [program, model, layers] = ["demo", "model", "layers"].map(|name| dir.path().join(name));
     std::fs::create_dir(&model).unwrap();
+    std::fs::create_dir(&layers).unwrap();
     checkpoint(&model);
+    layered(&layers);
     let compiled = Command::new("cc")
         .args(["-std=c99", "-Wall", "-Wextra", "-Werror", "-O1", "-o"])
         .arg(&program)
@@ -82,7 +118,7 @@ fn a_c_program_decodes_a_checkpoint() {
         .output()
         .unwrap();
     assert!(compiled.status.success(), "{}", String::from_utf8_lossy(&compiled.stderr));
-    let output = Command::new(&program).arg(&model).output().unwrap();
+    let output = Command::new(&program).arg(&model).arg(&layers).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     // Of 200 x 70 weights those in FP8 tiles, a quarter, are left out.
     let text = String::from_utf8(output.stdout).unwrap();

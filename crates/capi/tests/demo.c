@@ -77,8 +77,32 @@ static size_t compare(const struct WfCheckpoint *checkpoint, const char *name, c
     return compared;
 }
 
+/* A base that arrives first is made finer where it is. */
+static void refine(const char *path) {
+    struct WfCheckpoint *base = NULL, *all = NULL;
+    CHECK(wf_open_prefix(path, 1, 1, &base) == WF_STATUS_ARGUMENT);
+    CHECK(wf_open_prefix(path, 0, 1, &base) == WF_STATUS_FILE);
+    CHECK(wf_open_prefix(path, 1, 0, &base) == WF_STATUS_OK && wf_layers(base) == 1);
+    CHECK(wf_open_prefix(path, 0, 0, &all) == WF_STATUS_OK && wf_layers(all) == 2 && wf_layers(NULL) == 0);
+    size_t bytes = 0;
+    CHECK(wf_decoded_bytes(all, "a", WF_DTYPE_BF16, &bytes) == WF_STATUS_OK);
+    uint8_t *coarse = malloc(bytes), *fine = malloc(bytes);
+    CHECK(wf_decode(base, "a", WF_DTYPE_BF16, coarse, bytes, NULL, NULL) == WF_STATUS_OK);
+    CHECK(wf_decode(all, "a", WF_DTYPE_BF16, fine, bytes, NULL, NULL) == WF_STATUS_OK);
+    CHECK(memcmp(coarse, fine, bytes) != 0);
+    CHECK(wf_refine(all, "a", 1, coarse, bytes - 2, NULL, NULL) == WF_STATUS_TENSOR);
+    CHECK(wf_refine(all, "a", 1, coarse, bytes, NULL, NULL) == WF_STATUS_OK);
+    CHECK(memcmp(coarse, fine, bytes) == 0);
+    CHECK(wf_refine(all, "a", 1, coarse, bytes, NULL, NULL) == WF_STATUS_DAMAGED);
+    free(coarse);
+    free(fine);
+    wf_close(base);
+    wf_close(all);
+}
+
 int main(int count, char **arguments) {
-    CHECK(count == 2);
+    CHECK(count == 3);
+    refine(arguments[2]);
     struct WfCheckpoint *checkpoint = NULL;
     CHECK(wf_open("nowhere/at/all", &checkpoint) != WF_STATUS_OK && strstr(wf_last_error(), "nowhere/at/all"));
     CHECK(wf_open(NULL, &checkpoint) == WF_STATUS_ARGUMENT);

@@ -1,4 +1,4 @@
-"""The wheel against a tuned checkpoint that the program has written (its folder is in WATERFILL_CHECKPOINT)."""
+"""The wheel against tuned checkpoints that the program has written: WATERFILL_CHECKPOINT, and WATERFILL_LAYERS of two."""
 
 import os
 import threading
@@ -73,6 +73,20 @@ def test_errors_are_told(checkpoint, tmp_path):
     with pytest.raises(ValueError):
         for name in other.names():
             other.tensor(name)
+
+
+def test_layers_are_opened_as_far_as_asked(checkpoint):
+    path = os.environ["WATERFILL_LAYERS"]
+    whole, base = waterfill.open(path), waterfill.open(path, layers=1)
+    assert (checkpoint.layers, whole.layers, base.layers) == (1, 2, 1)
+    name = next(n for n in whole.names() if n.endswith("q_proj.weight"))
+    fine, coarse = whole.tensor(name), base.tensor(name)
+    assert fine.shape == coarse.shape and not np.array_equal(fine, coarse)
+    size = os.path.getsize(os.path.join(path, "model.safetensors"))
+    assert np.array_equal(waterfill.open(path, bytes=size).tensor(name), coarse)
+    for wrong in ({"layers": 0}, {"layers": 1, "bytes": size}, {"bytes": 10}):
+        with pytest.raises(ValueError):
+            waterfill.open(path, **wrong)
 
 
 def test_threads_decode_at_once(checkpoint):

@@ -58,8 +58,13 @@ class Packed:
 class Checkpoint:
     """A checkpoint directory or one safetensors file, tuned or not."""
 
-    def __init__(self, path):
-        self._checkpoint = _Checkpoint(path)
+    def __init__(self, path, layers=None, bytes=None):
+        self._checkpoint = _Checkpoint(path, layers, bytes)
+
+    @property
+    def layers(self):
+        """Layers of quality that are open, the base counted."""
+        return self._checkpoint.layers()
 
     def names(self):
         """Names of all tensors, sorted."""
@@ -99,19 +104,19 @@ class Checkpoint:
         return Packed(self._checkpoint.packed(name))
 
 
-def open(path):
-    """Opens a checkpoint directory, or one safetensors file."""
-    return Checkpoint(path)
+def open(path, layers=None, bytes=None):
+    """Opens a checkpoint directory, or one safetensors file; of one in layers no more than so many, or so many bytes."""
+    return Checkpoint(path, layers, bytes)
 
 
-def load_into(model, path):
+def load_into(model, path, layers=None, bytes=None):
     """Copies a checkpoint's tensors into a torch module of the same names, such as a transformers model.
 
     Parameters that the checkpoint has no tensor for must share their memory with one that it has (tied embeddings).
     """
     import torch
 
-    checkpoint = open(path)
+    checkpoint = open(path, layers, bytes)
     names, filled, missing = set(checkpoint.names()), set(), []
     with torch.no_grad():
         for name, parameter in model.state_dict().items():
