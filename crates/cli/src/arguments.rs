@@ -90,6 +90,9 @@ pub enum Command {
     Verify {
         /// Directory or packed file
         path: PathBuf,
+        /// Of a delta, the checkpoint that it is from
+        #[arg(long)]
+        base: Option<PathBuf>,
     },
     /// Continue a text with a checkpoint, multiplying straight from its packed tiles
     Generate {
@@ -175,12 +178,12 @@ pub enum Command {
     },
     /// Write files that other runtimes load
     Export {
-        /// Tuned checkpoint for hf-bf16; a configuration for the others, which choose types for each of its goals
+        /// Tuned checkpoint for hf-bf16 or compressed-tensors; else a configuration, types are chosen for each of its goals
         path: PathBuf,
         /// What to write
         #[arg(long)]
         to: ExportTarget,
-        /// Directory to create for hf-bf16; for the others, where files go [default: the store]
+        /// Directory to create for a checkpoint; of a configuration, where files go [default: the store]
         #[arg(long)]
         out: Option<PathBuf>,
         #[command(flatten)]

@@ -96,7 +96,7 @@ fn execute(arguments: &Arguments) -> Result<()> {
             Ok(())
         }
         Command::Inspect { path } => show(arguments, inspect(path)?.trim_end(), "text"),
-        Command::Verify { path } => show(arguments, verify(path)?.trim_end(), "verified"),
+        Command::Verify { path, base } => show(arguments, verify(path, base.as_deref())?.trim_end(), "verified"),
         Command::Generate { checkpoint, prompt, tokens, dense } => {
             let form = if *dense { Form::Dense } else { Form::Packed };
             let runtime = Runtime::open(checkpoint, form)?;

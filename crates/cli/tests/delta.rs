@@ -21,6 +21,9 @@ fn a_fine_tune_is_a_delta_of_its_base() {
     let size = |path: std::path::PathBuf| path.metadata().unwrap().len();
     let (small, large) = (size(place.path("delta/model.safetensors.wfd")), size(place.path("again/model.safetensors")));
     assert!(small * 2 < large, "{small} of {large} bytes");
+    assert!(place.ok(&["verify", "delta", "--base", base]).contains("match their digests"));
+    assert!(place.fails(&["verify", "delta"]).contains("--base"));
+    assert!(place.fails(&["verify", "delta", "--base", tuned]).contains("another base"));
     let message = place.fails(&["apply", tuned, "delta", "--out", "x"]);
     assert!(message.contains("model.safetensors") && message.contains("another base"), "{message}");
     assert!(place.fails(&["delta", base, "nowhere", "--out", "y"]).contains("nowhere"));

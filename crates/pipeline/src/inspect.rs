@@ -5,6 +5,7 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
 use waterfill_artifacts::Artifact;
+use waterfill_checkpoint::delta::{apply, is_delta};
 use waterfill_checkpoint::pack::{is_packed, verify_packed};
 use waterfill_checkpoint::{Checkpoint, Storage, Values};
 use waterfill_codec::{CodedTensor, Format};
@@ -31,12 +32,19 @@ pub fn inspect(path: &Path) -> Result<String> {
     Err(PipelineError::Unknown { path: path.to_path_buf() })
 }
 
-/// Checks every digest of an artifact, a checkpoint, a packed file, or all artifacts of a store; returns what was
-/// checked.
+/// Checks every digest of an artifact, a checkpoint, a packed file, a delta of `base`, or all artifacts of a store; returns
+/// what was checked.
 ///
 /// # Errors
-/// The first damage found; of a store, all that is damaged.
-pub fn verify(path: &Path) -> Result<String> {
+/// The first damage found; of a store, all that is damaged; a delta without its base.
+pub fn verify(path: &Path, base: Option<&Path>) -> Result<String> {
+    if is_delta(path) {
+        let reason = "a delta; what it restores is checked with --base BASE".to_string();
+        let base = base.ok_or(PipelineError::Config { path: path.into(), reason })?;
+        let place = tempfile::tempdir().map_err(|source| PipelineError::Io { path: path.into(), source })?;
+        let restored = apply(base, path, &place.path().join("restored"), &|_| {})?;
+        return Ok(format!("{}: {} bytes that it restores match their digests\n", path.display(), restored.tuned));
+    }
     if is_packed(path) {
         let summary = verify_packed(path)?;
         return Ok(format!("{}: packed file of {} bytes matches its digests\n", path.display(), summary.original));

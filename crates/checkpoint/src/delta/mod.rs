@@ -282,6 +282,11 @@ fn write_delta(
     Ok(loses)
 }
 
+/// Whether a directory is a delta.
+pub fn is_delta(dir: &Path) -> bool {
+    dir.join(LIST).is_file()
+}
+
 /// Restores the fine-tune from its base and the delta in `dir` into `out`, which is created.
 ///
 /// # Errors

@@ -171,6 +171,19 @@ fn same(source: &Checkpoint, written: &Checkpoint, name: &str, scheme: Scheme) -
     }
 }
 
+/// Whether all files of a directory are in the other too.
+fn alike(dir: &Path, other: &Path) -> Result<bool> {
+    for entry in std::fs::read_dir(dir).map_err(io(dir))? {
+        let entry = entry.map_err(io(dir))?;
+        let read = |path: &Path| std::fs::read(path).map_err(io(path));
+        let counterpart = other.join(entry.file_name());
+        if !counterpart.is_file() || read(&entry.path())? != read(&counterpart)? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
 /// The tuned checkpoints of a configuration whose granularity the format can hold, each as a directory of its own.
 pub(super) fn export_tuned(session: &Session, out: &Path) -> Result<ExportOutput> {
     let calibration = session.calibrate()?;
@@ -186,10 +199,14 @@ pub(super) fn export_tuned(session: &Session, out: &Path) -> Result<ExportOutput
         let sizes: waterfill_encode::EncodeSummary = read_json(&tuned.encoded.path("summary.json"))?;
         let place = tempfile::tempdir_in(out).map_err(io(out))?;
         let exported = export_exact(&tuned.encoded.path("checkpoint"), &place.path().join("model"), session.console)?;
-        let dir = out.join(format!("{}-{:.2}bpw", session.config.name, exported.bits_per_weight));
-        refuse_existing(&dir)?;
-        std::fs::rename(place.path().join("model"), &dir).map_err(io(&dir))?;
-        let (lambda, predicted_loss, types) = (tuned.allocation.lambda, sizes.loss, exported.types);
+        let (name, lambda) = (&session.config.name, tuned.allocation.lambda);
+        // Of one size there may be several, one better for a file, one for a runtime.
+        let dir = out.join(format!("{name}-{:.2}bpw-{lambda:.1e}", exported.bits_per_weight));
+        if !(dir.exists() && alike(&place.path().join("model"), &dir)?) {
+            refuse_existing(&dir)?;
+            std::fs::rename(place.path().join("model"), &dir).map_err(io(&dir))?;
+        }
+        let (predicted_loss, types) = (sizes.loss, exported.types);
         let summary = Summary { lambda, predicted_loss, types };
         let bits = BitsPerWeight(exported.bits_per_weight);
         all.push(ExportPoint::of(summary, exported.bytes, bits, &text, (dir, None)));
