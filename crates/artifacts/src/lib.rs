@@ -19,6 +19,7 @@ use std::path::PathBuf;
 
 pub use files::{hash_file, peak_memory_bytes, reset_peak_memory};
 pub use groups::in_groups;
+pub use lock::is_locked;
 pub use manifest::{Artifact, FORMAT_VERSION, Identity, Manifest, Timings};
 pub use patterns::{matching, matching_files};
 pub use progress::{Progress, Silent};

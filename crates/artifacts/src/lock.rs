@@ -55,6 +55,11 @@ impl Lock {
     }
 }
 
+/// Whether a process holds the lock at `path`.
+pub fn is_locked(path: &Path) -> bool {
+    File::open(path).is_ok_and(|file| matches!(file.try_lock(), Err(TryLockError::WouldBlock)))
+}
+
 fn holder(file: &mut File) -> String {
     let mut text = String::new();
     let _ = file.rewind();

@@ -62,6 +62,52 @@ pub enum Command {
         #[command(flatten)]
         options: RunOptions,
     },
+    /// List what has been run
+    Runs(RunsArguments),
+    /// Two runs side by side: settings, points with paired differences, tensors
+    Compare {
+        /// A run as `runs` names it, the beginning or the end of its name, or its label
+        first: String,
+        /// Another
+        second: String,
+        /// Folder of the artifacts
+        #[arg(long, default_value = "results")]
+        store: PathBuf,
+    },
+    /// Remove artifacts that no run needs; asks first
+    Gc {
+        /// Folder of the artifacts
+        #[arg(long, default_value = "results")]
+        store: PathBuf,
+        /// Runs to forget, with what only they need
+        #[arg(long, value_name = "RUN")]
+        forget: Vec<String>,
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
+        /// Only show what would go
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Runs as tables: `runs`, `points`, `tensors` (CSV and Parquet) and `tiles` (Parquet)
+    Tables {
+        #[command(flatten)]
+        runs: RunsArguments,
+        /// Directory
+        #[arg(long)]
+        out: PathBuf,
+    },
+    /// A sweep's tables, and a Jupyter notebook that reads them and draws the main figures
+    ExportNotebook {
+        /// Name of the sweep's file, without its ending
+        sweep: String,
+        /// Directory
+        #[arg(long, default_value = "notebooks-export")]
+        out: PathBuf,
+        /// Folder of the artifacts
+        #[arg(long, default_value = "results")]
+        store: PathBuf,
+    },
     /// Train a small model on the generated world
     Train {
         /// YAML file
@@ -205,6 +251,28 @@ pub enum Command {
         #[arg(long, value_name = "N")]
         bytes: Option<u64>,
     },
+}
+
+#[derive(Args, Clone)]
+pub struct RunsArguments {
+    /// Folder of the artifacts
+    #[arg(long, default_value = "results")]
+    pub store: PathBuf,
+    /// Of the pipeline of this name
+    #[arg(long)]
+    pub model: Option<String>,
+    /// Of this sweep
+    #[arg(long)]
+    pub sweep: Option<String>,
+    /// With this among the configuration's tags
+    #[arg(long)]
+    pub tag: Option<String>,
+    /// From a date on, such as 2026-11 or 2026-11-22
+    #[arg(long)]
+    pub since: Option<String>,
+    /// With a point of which this holds, such as 'kl<0.01'; several hold of one point
+    #[arg(long = "where", value_name = "CONDITION")]
+    pub points: Vec<String>,
 }
 
 #[derive(Subcommand)]

@@ -2,6 +2,7 @@
 
 mod arguments;
 mod interrupt;
+mod runs;
 mod table;
 
 use std::os::unix::process::CommandExt;
@@ -82,6 +83,11 @@ fn execute(arguments: &Arguments) -> Result<()> {
             show(arguments, &format!("{} is valid: {}", config.display(), validate(config)?), "valid")
         }
         Command::Sweep { file, dry_run, options } => execute_sweep(arguments, file, *dry_run, options, &console),
+        Command::Runs(asked) => runs::execute_runs(arguments, asked),
+        Command::Compare { first, second, store } => runs::execute_compare(arguments, store, [first, second]),
+        Command::Gc { store, forget, yes, dry_run } => runs::execute_gc(arguments, store, forget, *yes, *dry_run),
+        Command::Tables { runs, out } => runs::execute_tables(arguments, runs, out),
+        Command::ExportNotebook { sweep, out, store } => runs::execute_notebook(arguments, sweep, out, store),
         Command::Train { config, repair } => {
             let output = train(&load_train(config)?, *repair, &console)?;
             console.finish("");
@@ -215,7 +221,11 @@ fn execute(arguments: &Arguments) -> Result<()> {
 }
 
 /// A table for people, or one object with all figures.
-fn show_figures<T: serde::Serialize>(arguments: &Arguments, figures: &T, render: fn(&T) -> String) -> Result<()> {
+fn show_figures<T: serde::Serialize + ?Sized>(
+    arguments: &Arguments,
+    figures: &T,
+    render: fn(&T) -> String,
+) -> Result<()> {
     match arguments.mode() {
         Mode::Json => println!("{}", serde_json::to_string(figures)?),
         _ => print!("{}", render(figures)),

@@ -214,6 +214,7 @@ pub fn render_sweep(output: &SweepOutput) -> String {
         }
     }
     output.figures.iter().for_each(|figure| line(format!("curves: {}", figure.display())));
+    output.page.iter().for_each(|page| line(format!("page: {}", page.display())));
     if !output.reach.is_empty() {
         line(format!("{:24}{:>12}{:>12}{:>12}{:>8}", "peer", "KL", "its bytes", "ours", "ratio"));
     }

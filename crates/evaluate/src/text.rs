@@ -5,7 +5,7 @@ use std::path::Path;
 use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
-use waterfill_artifacts::{Progress, Work};
+use waterfill_artifacts::{ArtifactError, Progress, Work};
 use waterfill_model::{Head, Model, Windows, side_by_side};
 
 use crate::error::Result;
@@ -37,6 +37,27 @@ pub struct TextResult {
     pub top1: Estimate,
     /// Paired difference of nll from the original's, nats per token.
     pub nll_change: Estimate,
+}
+
+/// Figures of every sequence, in order: what two checkpoints are compared by.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Sequences {
+    /// Negative log-likelihood, nats per token.
+    pub nll: Vec<f64>,
+    /// KL(original || this model), nats per token.
+    pub kl: Vec<f64>,
+    /// Share of positions whose most likely token is the original's.
+    pub top1: Vec<f64>,
+}
+
+/// File of an evaluation's [`Sequences`].
+pub const SEQUENCES: &str = "sequences.json";
+
+impl Sequences {
+    fn write(&self, path: &Path) -> Result<()> {
+        let text = serde_json::to_string(self).expect("plain data");
+        std::fs::write(path, text).map_err(|source| ArtifactError::Io { path: path.into(), source }.into())
+    }
 }
 
 /// Sums over the positions of one sequence.
@@ -76,7 +97,11 @@ pub fn evaluate_text(
     progress: &dyn Progress,
 ) -> Result<TextResult> {
     let asked = Asked { name: "", windows, batch_tokens, ends: &[windows.context] };
-    Ok(measure(model, &asked, original, work, progress)?.remove(0))
+    let sums = measure(model, &asked, original, work, progress)?;
+    let over = |f: fn(&Sums) -> f64| sums.iter().map(|s| f(&s[0]) / windows.context as f64).collect();
+    let sequences = Sequences { nll: over(|s| s.nll), kl: over(|s| s.kl), top1: over(|s| s.agreements) };
+    sequences.write(&work.path(SEQUENCES))?;
+    Ok(figures(&sums, 0, windows.context))
 }
 
 /// As [`evaluate_text`], by position: the second half of each sequence, the quarter before it, and so on in
@@ -96,9 +121,11 @@ pub fn evaluate_positions(
     let mut ends: Vec<usize> = (0..bands).rev().map(|n| windows.context >> n).filter(|&end| end > 0).collect();
     ends.dedup();
     let asked = Asked { name: "long-", windows, batch_tokens, ends: &ends };
-    let results = measure(model, &asked, original, work, progress)?;
+    let sums = measure(model, &asked, original, work, progress)?;
     let starts = [0].into_iter().chain(ends.iter().copied());
-    Ok(starts.zip(&ends).zip(results).map(|((from, &to), text)| Band { from: from + 1, to, text }).collect())
+    let band =
+        |(n, (from, &to)): (usize, (usize, &usize))| Band { from: from + 1, to, text: figures(&sums, n, to - from) };
+    Ok(starts.zip(&ends).enumerate().map(band).collect())
 }
 
 /// A text and the positions that are told apart.
@@ -111,14 +138,14 @@ struct Asked<'a> {
     ends: &'a [usize],
 }
 
-/// Figures for each band.
+/// Sums of every sequence for each band.
 fn measure(
     model: &Model,
     &Asked { name, windows, batch_tokens, ends }: &Asked,
     original: Option<Original>,
     work: &Work,
     progress: &dyn Progress,
-) -> Result<Vec<TextResult>> {
+) -> Result<Vec<Vec<Sums>>> {
     let batches = windows.batches(batch_tokens);
     progress.start(&format!("{name}text"), (model.config.layers * batches.len()) as u64);
     let (mut sums, mut first): (Vec<Vec<Sums>>, usize) = (Vec::new(), 0);
@@ -159,8 +186,7 @@ fn measure(
         first += rows;
         sums.extend(part);
     }
-    let starts = [0].into_iter().chain(ends.iter().copied());
-    Ok(starts.zip(ends).enumerate().map(|(band, (from, to))| figures(&sums, band, to - from)).collect())
+    Ok(sums)
 }
 
 /// Figures of a band of so many positions.

@@ -20,6 +20,9 @@ pub struct Config {
     /// `hf:OWNER/NAME` for a model on the hub (`hf:OWNER/NAME@REVISION` for a branch, tag or commit),
     /// `path:DIR` for a checkpoint directory, `fixture:SEED` for a small generated model.
     pub model: String,
+    /// Words to find its runs by.
+    #[serde(default)]
+    pub tags: Vec<String>,
     /// Folder of all artifacts.
     #[serde(default = "default_store")]
     pub store: String,

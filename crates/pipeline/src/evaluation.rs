@@ -107,6 +107,7 @@ impl Evaluated {
         };
         Ok(Evaluation {
             text: read_json(&self.text.path(RESULT))?,
+            sequences: self.text.path(eval::SEQUENCES),
             by_position: self.by_position.as_ref().map_or(Ok(vec![]), |a| read_json(&a.path(RESULT)))?,
             choices: self.answers.iter().enumerate().map(choice).collect::<Result<_>>()?,
         })

@@ -36,6 +36,8 @@ pub(crate) struct TensorSummary {
 #[derive(Debug, Clone)]
 pub(crate) struct Evaluation {
     pub text: eval::TextResult,
+    /// File with the text's figures by sequence.
+    pub sequences: PathBuf,
     /// The same by position in long sequences.
     pub by_position: Vec<eval::Band>,
     /// Benchmarks in the order of the configuration.

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use serde::Serialize;
-use waterfill_artifacts::{Artifact, Identity};
+use serde::{Deserialize, Serialize};
+use waterfill_artifacts::{Artifact, Identity, Progress};
 use waterfill_codec::BitsPerWeight;
 use waterfill_encode::EncodeSummary;
 use waterfill_encode::search::Usage;
@@ -16,12 +16,13 @@ use crate::error::Result;
 use crate::evaluation::Whose;
 use crate::probe::Probed;
 use crate::results::{AllocationSummary, Choice, Evaluation, read_json};
+use crate::runs::{Record, TensorFigures};
 use crate::session::{Goal, Session};
 use crate::stages::Until;
 use crate::tune::Part;
 
 /// The object that `--json` prints; these names stay.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct RunOutput {
     /// Name of the pipeline.
     pub model: String,
@@ -34,7 +35,7 @@ pub struct RunOutput {
 }
 
 /// Quality of the original.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct BaseOutput {
     /// Nats per token.
     pub nll: f64,
@@ -61,7 +62,7 @@ impl BaseOutput {
 }
 
 /// A benchmark's questions, answered.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct BenchmarkOutput {
     /// Which one.
     pub task: Task,
@@ -83,7 +84,7 @@ impl BenchmarkOutput {
 }
 
 /// How much of a checkpoint in layers is used.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Layers {
     /// The base and those after it.
     pub used: usize,
@@ -94,12 +95,12 @@ pub struct Layers {
 }
 
 /// One tuned checkpoint; measured fields are empty where a stage did not run.
-#[derive(Debug, Clone, Default, Serialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct PointOutput {
     /// Nats of loss for one bit of the file.
     pub lambda: f64,
     /// Of a checkpoint in layers, how many of them; sizes are of these.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub layers: Option<Layers>,
     /// Bytes of all safetensors files.
     pub bytes: Option<u64>,
@@ -136,11 +137,16 @@ pub struct PointOutput {
     pub usage: BTreeMap<String, Usage>,
     /// Directory of the tuned checkpoint.
     pub checkpoint: Option<PathBuf>,
+    /// Directory of its allocation, with `tiles.parquet`.
+    pub allocation: Option<PathBuf>,
+    /// File with the figures of every sequence of the text.
+    pub sequences: Option<PathBuf>,
 }
 
 /// One allocation with what was made of it, or the first layers of that.
 struct Made {
     summary: AllocationSummary,
+    allocated: Option<Artifact>,
     layers: Option<Layers>,
     encoded: Option<(Artifact, EncodeSummary)>,
     evaluated: Option<Evaluation>,
@@ -188,7 +194,13 @@ pub fn run(session: &Session, until: Until) -> Result<RunOutput> {
                 (Some(points), _) if until < Until::Encode => {
                     let allocation = session.allocate(points, probes.as_ref(), goal)?;
                     let summary = read_json(&allocation.path("summary.json"))?;
-                    made.push(Made { summary, layers: None, encoded: None, evaluated: None });
+                    made.push(Made {
+                        summary,
+                        allocated: Some(allocation),
+                        layers: None,
+                        encoded: None,
+                        evaluated: None,
+                    });
                     continue;
                 }
                 (Some(points), _) => session.tune(&calibration, points, probes.as_ref(), goal)?,
@@ -202,7 +214,8 @@ pub fn run(session: &Session, until: Until) -> Result<RunOutput> {
                     None => None,
                 };
                 let summary = AllocationSummary { lambda, ..tuned.allocation.clone() };
-                made.push(Made { summary, layers, encoded: Some((tuned.encoded.clone(), sizes)), evaluated });
+                let encoded = Some((tuned.encoded.clone(), sizes));
+                made.push(Made { summary, allocated: tuned.allocated.clone(), layers, encoded, evaluated });
             }
         }
     }
@@ -216,7 +229,13 @@ pub fn run(session: &Session, until: Until) -> Result<RunOutput> {
     };
     if let Some(base) = base.filter(|_| until >= Until::Report) {
         let artifact = write_report(session, &base, &made, &output)?;
+        session.uses(&artifact);
         output.artifacts.insert("report".into(), artifact.dir);
+    }
+    let tensors = made.iter().map(|one| one.summary.tensors.iter().map(TensorFigures::from).collect()).collect();
+    // A store that cannot be written to may still have everything.
+    if let Err(error) = Record::keep(session, &session.place, &output, tensors) {
+        session.console.note(&format!("the run is not recorded: {error}"));
     }
     Ok(output)
 }
@@ -245,6 +264,8 @@ fn point_output(made: &Made, probed: Option<&Probed>) -> PointOutput {
         predicted_kl: sizes.map(|s| probed.map_or(s.loss, |p| p.expected(&s.losses))),
         usage: sizes.map(|s| s.usage.clone()).unwrap_or_default(),
         checkpoint: made.encoded.as_ref().map(|(a, _)| a.path("checkpoint")),
+        allocation: made.allocated.as_ref().map(|a| a.dir.clone()),
+        sequences: made.evaluated.as_ref().map(|e| e.sequences.clone()),
     }
 }
 

@@ -1,6 +1,8 @@
 //! A configuration with its model opened: identities of stages, and running one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::Mutex;
 use std::time::Instant;
 
 use serde::Serialize;
@@ -13,6 +15,7 @@ use crate::console::Console;
 use crate::device_memory;
 use crate::error::Result;
 use crate::estimate::{Times, available_memory, calibration_disk, gigabytes, stage_memory};
+use crate::runs::Place;
 use crate::sources::Source;
 
 /// Expected memory from which on it is told, bytes.
@@ -51,6 +54,10 @@ pub struct Session<'a> {
     /// The device as the user named it.
     pub(crate) device_name: String,
     model_digest: String,
+    /// Which run of a sweep it is.
+    pub(crate) place: Place,
+    /// Folders of artifacts that were used.
+    used: Mutex<BTreeSet<PathBuf>>,
 }
 
 impl<'a> Session<'a> {
@@ -75,7 +82,29 @@ impl<'a> Session<'a> {
         let model = Model::open(&source.dir, &device)?;
         let model_digest = model.checkpoint().digest()?;
         let kind = device_name.split(':').next().unwrap_or_default().to_string();
-        Ok(Self { config, store, console, model, source, model_digest, device: kind, device_name: device_name.into() })
+        let device_name = device_name.into();
+        let (place, used) = (Place::default(), Mutex::default());
+        Ok(Self { config, store, console, model, source, model_digest, device: kind, device_name, place, used })
+    }
+
+    /// The same as a run of a sweep.
+    pub(crate) fn placed(self, place: Place) -> Self {
+        Self { place, ..self }
+    }
+
+    /// Digest of the model's files.
+    pub(crate) fn model_digest(&self) -> &str {
+        &self.model_digest
+    }
+
+    /// Folders of all artifacts that were made or found.
+    pub(crate) fn used(&self) -> BTreeSet<PathBuf> {
+        self.used.lock().expect("no panic while held").clone()
+    }
+
+    /// Notes that an artifact was used.
+    pub(crate) fn uses(&self, artifact: &Artifact) {
+        self.used.lock().expect("no panic while held").insert(artifact.dir.clone());
     }
 
     /// Vocabulary and positions of the model.
@@ -111,6 +140,7 @@ impl<'a> Session<'a> {
             let free = device_memory::free(self);
             make(work).map_err(|error| device_memory::explained(error, self, label, &identity.stage, free))
         })?;
+        self.uses(&artifact);
         let peak = artifact.timings().peak_memory_bytes;
         self.console.step_done(artifact.cached, start.elapsed().as_secs_f64(), (peak > 0).then_some(peak));
         Ok(artifact)

@@ -13,12 +13,14 @@ use waterfill_artifacts::Store;
 use crate::compare::{Comparison, compare};
 use crate::config::Config;
 use crate::console::Console;
+use crate::curves::curves_of;
 use crate::error::{PipelineError, Result};
 use crate::estimate::{self, available_memory};
 use crate::load::{config_of, merge, merged};
 use crate::peers::{Peers, Reach};
 use crate::plan::{PlannedStage, plan};
-use crate::run::{PointOutput, RunOutput, run};
+use crate::run::{RunOutput, run};
+use crate::runs::{Place, Record, write_page, write_tables};
 use crate::session::Session;
 use crate::stages::Until;
 
@@ -87,6 +89,8 @@ pub struct SweepOutput {
     pub reach: Vec<Reach>,
     /// Picture of all curves, for each model.
     pub figures: Vec<PathBuf>,
+    /// One page with everything, beside it `tables`.
+    pub page: Option<PathBuf>,
 }
 
 /// One run's outcome.
@@ -297,7 +301,8 @@ pub fn run_sweep(sweep: &Sweep, repair: bool, device: &str, console: &Console) -
                 loop {
                     let i = next.fetch_add(1, Ordering::SeqCst);
                     let Some(one) = sweep.runs.get(i) else { return };
-                    let outcome = one_run(one, &stores[&one.config.store], device, &consoles[i], &budget);
+                    let outcome =
+                        one_run(one, &sweep.name, &stores[&one.config.store], device, (&consoles[i], &budget));
                     *outcomes[i].lock().expect("no panic while held") = Some(outcome);
                 }
             });
@@ -327,27 +332,32 @@ pub fn run_sweep(sweep: &Sweep, repair: bool, device: &str, console: &Console) -
     let measured = runs.iter().filter_map(|r| Some((r.label.as_str(), r.output.as_ref()?.points.as_slice())));
     let reach = peers.map_or(vec![], |peers| peers.reach(measured));
     let figures = draw_curves(sweep, &runs)?;
-    Ok(SweepOutput { sweep: sweep.name.clone(), runs, reach, figures })
+    let page = write_results(sweep)?;
+    Ok(SweepOutput { sweep: sweep.name.clone(), runs, reach, figures, page })
+}
+
+/// Writes the page of all runs that are recorded, in their order, and their tables, into the sweep's folder.
+fn write_results(sweep: &Sweep) -> Result<Option<PathBuf>> {
+    let mut records = Vec::new();
+    for one in &sweep.runs {
+        let all = Record::all(Path::new(&one.config.store))?;
+        let own = |r: &Record| r.sweep.as_ref() == Some(&sweep.name) && r.label.as_ref() == Some(&one.label);
+        // The same label with another configuration was an earlier state of the file.
+        records.extend(all.into_iter().map(|(_, r)| r).filter(own).next_back());
+    }
+    let Some(dir) = sweep.runs.first().map(|r| Path::new(&r.config.store).join(&sweep.name)) else { return Ok(None) };
+    if records.is_empty() {
+        return Ok(None);
+    }
+    write_tables(&records, &dir.join("tables"))?;
+    Ok(Some(write_page(&sweep.name, &records, &dir.join("report.html"))?))
 }
 
 /// Draws the curves of all runs of each model to `curves-MODEL` in a folder of the sweep in the first run's store.
 fn draw_curves(sweep: &Sweep, runs: &[SweepRunOutput]) -> Result<Vec<PathBuf>> {
     let mut models: BTreeMap<&str, Vec<waterfill_report::Curve>> = BTreeMap::new();
     for (run, output) in runs.iter().filter_map(|r| Some((r, r.output.as_ref()?))) {
-        // A checkpoint's prefixes are a curve of their own.
-        let mut goals: Vec<Vec<&PointOutput>> = Vec::new();
-        for point in output.points.iter().filter(|p| p.kl.is_some_and(|kl| kl > 0.0)) {
-            match goals.iter_mut().find(|g| g[0].layers.is_none() || g[0].checkpoint == point.checkpoint) {
-                Some(goal) if goal[0].layers.is_some() == point.layers.is_some() => goal.push(point),
-                _ => goals.push(vec![point]),
-            }
-        }
-        for mut goal in goals {
-            goal.sort_by_key(|p| p.bytes);
-            let points = goal.iter().filter_map(|p| Some((p.bits_per_weight?, p.kl?, p.kl_se?))).collect();
-            let curve = waterfill_report::Curve { label: run.label.clone(), points, layered: goal[0].layers.is_some() };
-            models.entry(&output.model).or_default().push(curve);
-        }
+        models.entry(&output.model).or_default().extend(curves_of(&run.label, &output.points, |p| p.bits_per_weight));
     }
     let Some(store) = sweep.runs.first().map(|r| Path::new(&r.config.store).join(&sweep.name)) else {
         return Ok(vec![]);
@@ -362,8 +372,16 @@ fn draw_curves(sweep: &Sweep, runs: &[SweepRunOutput]) -> Result<Vec<PathBuf>> {
         .collect()
 }
 
-fn one_run(one: &SweepRun, store: &Store, device: &str, console: &Console, budget: &Budget) -> Result<RunOutput> {
+fn one_run(
+    one: &SweepRun,
+    sweep: &str,
+    store: &Store,
+    device: &str,
+    (console, budget): (&Console, &Budget),
+) -> Result<RunOutput> {
+    let place = Place { sweep: Some(sweep.into()), label: Some(one.label.clone()) };
     let outcome = Session::open(&one.config, store, device, console)
+        .map(|session| session.placed(place))
         .and_then(|session| budget.within(estimate::memory(&session), || run(&session, Until::Report)));
     match &outcome {
         Ok(_) => console.finish("done"),

@@ -25,6 +25,8 @@ const ROUNDS: usize = 8;
 /// A tuned checkpoint with its allocation.
 pub(crate) struct Tuned {
     pub allocation: AllocationSummary,
+    /// Where that is; none of baselines.
+    pub allocated: Option<Artifact>,
     pub encoded: Artifact,
     pub sizes: EncodeSummary,
 }
@@ -91,10 +93,10 @@ impl Session<'_> {
             let coarser = lambdas.iter().take(lambdas.len().saturating_sub(1));
             let mut allocations =
                 coarser.map(|&l| self.allocate(points, probes, Goal::Lambda(l))).collect::<Result<Vec<_>>>()?;
-            allocations.push(allocation);
+            allocations.push(allocation.clone());
             let encoded = self.encode(calibration, &allocations)?;
             let sizes = read_json(&encoded.path("summary.json"))?;
-            Ok(Tuned { allocation: summary, encoded, sizes })
+            Ok(Tuned { allocation: summary, allocated: Some(allocation), encoded, sizes })
         };
         let mut best = at(goal)?;
         let (Goal::Bytes(wanted), true) = (goal, self.config.encode.feedback) else { return Ok(best) };
@@ -161,6 +163,6 @@ impl Session<'_> {
             weights: sizes.weights,
             tensors: Vec::new(),
         };
-        Ok(Tuned { allocation, encoded, sizes })
+        Ok(Tuned { allocation, allocated: None, encoded, sizes })
     }
 }

@@ -31,15 +31,24 @@ pub struct Curve {
 /// # Errors
 /// Files that cannot be written.
 pub fn write_curves(title: &str, curves: &[Curve], dir: &Path, name: &str) -> Result<PathBuf> {
-    let image = dir.join(format!("{name}.png"));
-    png(&image, |area| draw(area, title, curves))?;
-    save(&dir.join(format!("{name}.svg")), &svg(title, SIZE, |area| draw(area, title, curves))?)?;
+    let (image, axis) = (dir.join(format!("{name}.png")), "bits per weight of the files");
+    png(&image, |area| draw(area, title, axis, curves))?;
+    save(&dir.join(format!("{name}.svg")), &curves_svg(title, axis, curves)?)?;
     Ok(image)
+}
+
+/// Curves against what `axis` says, as SVG text.
+///
+/// # Errors
+/// As the plotting library says.
+pub fn curves_svg(title: &str, axis: &str, curves: &[Curve]) -> Result<String> {
+    svg(title, SIZE, |area| draw(area, title, axis, curves))
 }
 
 fn draw<DB: DrawingBackend>(
     area: &DrawingArea<DB, Shift>,
     title: &str,
+    axis: &str,
     curves: &[Curve],
 ) -> std::result::Result<(), String> {
     area.fill(&WHITE).map_err(text_error)?;
@@ -55,7 +64,7 @@ fn draw<DB: DrawingBackend>(
         .map_err(text_error)?;
     chart
         .configure_mesh()
-        .x_desc("bits per weight of the files")
+        .x_desc(axis)
         .y_desc("KL(original || tuned), nats per token")
         .y_label_formatter(&scientific)
         .label_style((FONT, 14))

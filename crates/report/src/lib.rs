@@ -4,12 +4,18 @@ mod curves;
 mod data;
 mod figures;
 mod html;
+mod notebook;
+mod sweep;
 mod tables;
+mod tidy;
 
 use std::path::{Path, PathBuf};
 
-pub use curves::{Curve, write_curves};
+pub use curves::{Curve, curves_svg, write_curves};
 pub use data::{Point, Report, Tensor};
+pub use notebook::write_notebook;
+pub use sweep::{Cell, PageTable, SweepPage};
+pub use tidy::{Cells, Table, Tiles, write_tiles};
 
 /// Result of writing a report.
 pub type Result<T> = std::result::Result<T, ReportError>;

@@ -67,7 +67,7 @@ impl Place {
     }
 }
 
-/// All files below a directory with their bytes, timings left out; none where it is not there yet.
+/// All files below a directory with their bytes, timings and records of runs left out; none where it is not there yet.
 pub fn files(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
     let mut all = Vec::new();
     let mut stack: Vec<PathBuf> = dir.exists().then(|| dir.to_path_buf()).into_iter().collect();
@@ -75,7 +75,7 @@ pub fn files(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
         for entry in std::fs::read_dir(next).unwrap() {
             let path = entry.unwrap().path();
             if path.is_dir() {
-                stack.push(path);
+                stack.extend((path.file_name().unwrap() != "runs").then_some(path));
             } else if path.file_name().unwrap() != "timings.json" {
                 all.push((path.strip_prefix(dir).unwrap().to_path_buf(), std::fs::read(&path).unwrap()));
             }

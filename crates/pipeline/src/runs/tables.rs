@@ -1,0 +1,158 @@
+//! Runs as tables for notebooks.
+
+use std::path::Path;
+
+use waterfill_report::{Cells, Table, Tiles, write_notebook, write_tiles};
+
+use super::{Record, TensorFigures};
+use crate::error::{PipelineError, Result};
+use crate::run::PointOutput;
+
+/// Formats whose shares tables have.
+const FORMATS: [(&str, &str); 4] =
+    [("int4", "share_int4"), ("int8", "share_int8"), ("fp8", "share_fp8"), ("lossless", "share_lossless")];
+
+/// A point with its run's name and its number there, the smallest first.
+type Numbered<'a> = (&'a str, u64, &'a PointOutput);
+
+/// Writes the tables of runs into a directory, which is created: `runs`, `points` and `tensors` as CSV and Parquet, and
+/// `tiles.parquet`, which is streamed; returns the number of tiles.
+///
+/// # Errors
+/// Files that cannot be read or written.
+pub fn write_tables(records: &[Record], dir: &Path) -> Result<u64> {
+    std::fs::create_dir_all(dir).map_err(|source| PipelineError::Io { path: dir.into(), source })?;
+    for table in [runs(records), points(records), tensors(records)] {
+        table.write(dir)?;
+    }
+    let file = |p: &PointOutput| Some(p.allocation.as_ref()?.join("tiles.parquet")).filter(|f| f.is_file());
+    let tiles = |(run, point, p): Numbered| Some(Tiles { run: run.into(), point, file: file(p)? });
+    Ok(write_tiles(&all_points(records).filter_map(tiles).collect::<Vec<_>>(), &dir.join("tiles.parquet"))?)
+}
+
+/// Writes `NAME.ipynb` into a directory, and the tables that it reads into `NAME` beside it.
+///
+/// # Errors
+/// No runs, files that cannot be written.
+pub fn export_notebook(records: &[Record], name: &str, out: &Path) -> Result<std::path::PathBuf> {
+    if records.is_empty() {
+        let reason = format!("no run of a sweep {name:?}; `waterfill runs` lists what has been run");
+        return Err(PipelineError::Config { path: out.into(), reason });
+    }
+    write_tables(records, &out.join(name))?;
+    let path = out.join(format!("{name}.ipynb"));
+    write_notebook(name, name, &path)?;
+    Ok(path)
+}
+
+fn all_points(records: &[Record]) -> impl Iterator<Item = Numbered<'_>> {
+    records.iter().flat_map(|r| r.output.points.iter().enumerate().map(|(n, p)| (r.id.as_str(), n as u64, p)))
+}
+
+fn runs(records: &[Record]) -> Table {
+    let text = |f: &dyn Fn(&Record) -> String| Cells::Text(records.iter().map(f).collect());
+    let maybe = |f: fn(&Record) -> Option<String>| Cells::MaybeText(records.iter().map(f).collect());
+    let base = |f: fn(&crate::BaseOutput) -> Option<f64>| {
+        Cells::Number(records.iter().map(|r| r.output.base.as_ref().and_then(f)).collect())
+    };
+    let columns = vec![
+        ("run", text(&|r| r.id.clone())),
+        ("pipeline", text(&|r| r.output.model.clone())),
+        ("sweep", maybe(|r| r.sweep.clone())),
+        ("label", maybe(|r| r.label.clone())),
+        ("tags", text(&|r| r.tags.join(", "))),
+        ("date", text(&|r| r.date.clone())),
+        ("program", text(&|r| r.program.clone())),
+        ("device", text(&|r| r.device.clone())),
+        ("model", text(&|r| r.model.clone())),
+        ("base_nll", base(|b| Some(b.nll))),
+        ("base_perplexity", base(|b| Some(b.perplexity))),
+        ("base_accuracy", base(|b| b.accuracy)),
+        ("config", text(&|r| r.config.to_string())),
+    ];
+    Table { name: "runs", columns }
+}
+
+fn points(records: &[Record]) -> Table {
+    let all: Vec<Numbered> = all_points(records).collect();
+    let number = |f: fn(&PointOutput) -> Option<f64>| Cells::Number(all.iter().map(|(.., p)| f(p)).collect());
+    let whole = |f: fn(&PointOutput) -> Option<u64>| Cells::MaybeWhole(all.iter().map(|(.., p)| f(p)).collect());
+    let checkpoint = |p: &PointOutput| p.checkpoint.as_ref().map(|c| c.display().to_string());
+    let columns = vec![
+        ("run", Cells::Text(all.iter().map(|p| p.0.to_string()).collect())),
+        ("point", Cells::Whole(all.iter().map(|p| p.1).collect())),
+        ("lambda", number(|p| Some(p.lambda))),
+        ("layers", whole(|p| p.layers.map(|l| l.used as u64))),
+        ("bytes", whole(|p| p.bytes)),
+        ("bits_per_weight", number(|p| p.bits_per_weight)),
+        ("linear_bits_per_weight", number(|p| p.linear_bits_per_weight)),
+        ("resident_bits_per_weight", number(|p| Some(p.resident_bits_per_weight))),
+        ("nll", number(|p| p.nll)),
+        ("perplexity", number(|p| p.perplexity)),
+        ("kl", number(|p| p.kl)),
+        ("kl_se", number(|p| p.kl_se)),
+        ("top1", number(|p| p.top1)),
+        ("accuracy", number(|p| p.accuracy)),
+        ("accuracy_change", number(|p| p.benchmarks.first().map(|b| b.change.mean))),
+        ("accuracy_change_se", number(|p| p.benchmarks.first().map(|b| b.change.se))),
+        ("predicted_loss", number(|p| Some(p.predicted_loss))),
+        ("decoded_loss", number(|p| p.decoded_loss)),
+        ("predicted_kl", number(|p| p.predicted_kl)),
+        ("checkpoint", Cells::MaybeText(all.iter().map(|(.., p)| checkpoint(p)).collect())),
+    ];
+    Table { name: "points", columns }
+}
+
+fn tensors(records: &[Record]) -> Table {
+    let mut all: Vec<(&str, u64, &TensorFigures)> = Vec::new();
+    for r in records {
+        for (n, tensors) in r.tensors.iter().enumerate() {
+            all.extend(tensors.iter().map(|t| (r.id.as_str(), n as u64, t)));
+        }
+    }
+    let mut columns = vec![
+        ("run", Cells::Text(all.iter().map(|t| t.0.to_string()).collect())),
+        ("point", Cells::Whole(all.iter().map(|t| t.1).collect())),
+        ("tensor", Cells::Text(all.iter().map(|t| t.2.name.clone()).collect())),
+        ("block", Cells::MaybeWhole(all.iter().map(|t| place(&t.2.name).0).collect())),
+        ("kind", Cells::Text(all.iter().map(|t| place(&t.2.name).1.to_string()).collect())),
+        ("weights", Cells::Whole(all.iter().map(|t| t.2.weights).collect())),
+        ("bits", Cells::Number(all.iter().map(|t| Some(t.2.bits)).collect())),
+        ("predicted_loss", Cells::Number(all.iter().map(|t| Some(t.2.loss)).collect())),
+    ];
+    for (format, column) in FORMATS {
+        let share =
+            |t: &TensorFigures| Some(t.formats.get(format).copied().unwrap_or(0) as f64 / t.weights.max(1) as f64);
+        columns.push((column, Cells::Number(all.iter().map(|t| share(t.2)).collect())));
+    }
+    Table { name: "tensors", columns }
+}
+
+/// Block and kind: `model.layers.3.mlp.up_proj.weight` is (Some(3), "up_proj").
+fn place(tensor: &str) -> (Option<u64>, &str) {
+    let name = tensor.trim_end_matches(".weight");
+    let block = name.split('.').skip_while(|p| *p != "layers").nth(1).and_then(|n| n.parse().ok());
+    (block, name.rsplit('.').next().unwrap_or(name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_column_is_documented() {
+        let text = include_str!("../../../../docs/TABLES.md");
+        for table in [runs(&[]), points(&[]), tensors(&[])] {
+            let section = text.split("\n## ").find(|s| s.starts_with(table.name)).expect("a section of the table");
+            for (column, _) in &table.columns {
+                assert!(section.contains(&format!("`{column}`")), "{}: {column}", table.name);
+            }
+        }
+    }
+
+    #[test]
+    fn tensors_have_a_block_and_a_kind() {
+        assert_eq!(place("model.layers.13.mlp.up_proj.weight"), (Some(13), "up_proj"));
+        assert_eq!(place("model.embed_tokens.weight"), (None, "embed_tokens"));
+    }
+}

@@ -1,0 +1,121 @@
+//! Tables for notebooks: one observation a row, in CSV and Parquet (Wickham 2014). `docs/TABLES.md` says what columns hold.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use polars::prelude::*;
+
+use crate::{ReportError, Result};
+
+/// Rows of a table of tiles that are in memory at a time.
+const ROWS: usize = 1 << 20;
+
+/// Values of a column.
+#[derive(Debug, Clone)]
+pub enum Cells {
+    /// Words.
+    Text(Vec<String>),
+    /// Words that may be missing.
+    MaybeText(Vec<Option<String>>),
+    /// Counts.
+    Whole(Vec<u64>),
+    /// Counts that may be missing.
+    MaybeWhole(Vec<Option<u64>>),
+    /// Figures that may be missing.
+    Number(Vec<Option<f64>>),
+}
+
+/// A table by columns.
+#[derive(Debug, Clone)]
+pub struct Table {
+    /// Name of its files.
+    pub name: &'static str,
+    /// Names and values.
+    pub columns: Vec<(&'static str, Cells)>,
+}
+
+fn failed(path: &Path) -> impl Fn(PolarsError) -> ReportError + '_ {
+    |e| ReportError::Table { path: path.into(), reason: e.to_string() }
+}
+
+fn create(path: &Path) -> Result<File> {
+    File::create(path).map_err(|source| ReportError::Io { path: path.into(), source })
+}
+
+impl Table {
+    fn frame(&self) -> PolarsResult<DataFrame> {
+        let column = |(name, cells): &(&str, Cells)| {
+            let name: PlSmallStr = (*name).into();
+            match cells {
+                Cells::Text(v) => Column::new(name, v),
+                Cells::MaybeText(v) => Column::new(name, v),
+                Cells::Whole(v) => Column::new(name, v),
+                Cells::MaybeWhole(v) => Column::new(name, v),
+                Cells::Number(v) => Column::new(name, v),
+            }
+        };
+        let columns: Vec<Column> = self.columns.iter().map(column).collect();
+        DataFrame::new(columns.first().map_or(0, Column::len), columns)
+    }
+
+    /// Writes `NAME.csv` and `NAME.parquet` into a directory.
+    ///
+    /// # Errors
+    /// Files that cannot be written.
+    pub fn write(&self, dir: &Path) -> Result<()> {
+        let path = dir.join(format!("{}.csv", self.name));
+        let mut frame = self.frame().map_err(failed(&path))?;
+        CsvWriter::new(create(&path)?).finish(&mut frame).map_err(failed(&path))?;
+        let path = dir.join(format!("{}.parquet", self.name));
+        ParquetWriter::new(create(&path)?).finish(&mut frame).map_err(failed(&path)).map(|_| ())
+    }
+}
+
+/// Tiles of one point, as allocation left them.
+#[derive(Debug, Clone)]
+pub struct Tiles {
+    /// The run's name.
+    pub run: String,
+    /// The point's number.
+    pub point: u64,
+    /// Parquet file of its tiles.
+    pub file: PathBuf,
+}
+
+/// Writes the tiles of all points into one Parquet file, a million rows in memory at a time; returns how many there are.
+///
+/// # Errors
+/// Files that cannot be read or written.
+pub fn write_tiles(all: &[Tiles], path: &Path) -> Result<u64> {
+    let mut writer = None;
+    let mut rows = 0;
+    for Tiles { run, point, file } in all {
+        let open = || File::open(file).map_err(|source| ReportError::Io { path: file.clone(), source });
+        let count = ParquetReader::new(open()?).num_rows().map_err(failed(file))?;
+        for start in (0..count).step_by(ROWS) {
+            let length = ROWS.min(count - start);
+            let part = ParquetReader::new(open()?).with_slice(Some((start, length))).finish().map_err(failed(file))?;
+            let mut columns = vec![
+                Column::new_scalar("run".into(), Scalar::from(PlSmallStr::from(run.as_str())), length),
+                Column::new_scalar("point".into(), Scalar::from(*point), length),
+            ];
+            columns.extend(part.columns().iter().cloned());
+            let mut frame = DataFrame::new(length, columns).map_err(failed(path))?;
+            // What is read comes in the chunks of its row groups.
+            frame.rechunk_mut_par();
+            let writer = match &mut writer {
+                Some(writer) => writer,
+                empty => {
+                    let made = ParquetWriter::new(create(path)?).batched(frame.schema()).map_err(failed(path))?;
+                    empty.insert(made)
+                }
+            };
+            writer.write_batch(&frame).map_err(failed(path))?;
+            rows += length as u64;
+        }
+    }
+    match writer {
+        Some(writer) => writer.finish().map(|_| rows).map_err(failed(path)),
+        None => Ok(0),
+    }
+}
