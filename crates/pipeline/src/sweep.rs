@@ -343,7 +343,7 @@ fn write_results(sweep: &Sweep) -> Result<Option<PathBuf>> {
         let all = Record::all(Path::new(&one.config.store))?;
         let own = |r: &Record| r.sweep.as_ref() == Some(&sweep.name) && r.label.as_ref() == Some(&one.label);
         // The same label with another configuration was an earlier state of the file.
-        records.extend(all.into_iter().map(|(_, r)| r).filter(own).next_back());
+        records.extend(all.into_iter().map(|(_, r)| r).rfind(own));
     }
     let Some(dir) = sweep.runs.first().map(|r| Path::new(&r.config.store).join(&sweep.name)) else { return Ok(None) };
     if records.is_empty() {
