@@ -218,9 +218,10 @@ pub(crate) fn code(
     let moments = feedback.moments(&info.name)?;
     let settings = options.of_feedback(feedback, last);
     let fed = encode_with_feedback(weight, weights, moments.get(), &settings).map_err(failed(info))?;
-    // Rows that are looked up may be alike, which prediction knows to use and feedback does not.
+    // Rows that are looked up may be alike, which prediction knows to use and feedback does not; and where steps are fine,
+    // planes may not hold what feedback adds to some of them.
     let looked_up = moments.input.is_none() || !weight.importance.lookup.is_empty();
-    if options.tools.is_empty() || !looked_up || weight.sharing != Sharing::Tile {
+    if !looked_up || weight.sharing != Sharing::Tile {
         return Ok(fed);
     }
     let searched = search()?;

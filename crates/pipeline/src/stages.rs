@@ -364,7 +364,7 @@ impl Session<'_> {
         }
         // Second moments are read from the calibration, not from the allocation.
         let inputs = [("calibrate", calibration), ("allocate", allocation.clone())];
-        let mut identity = self.identity("encode", 11, inputs, settled);
+        let mut identity = self.identity("encode", 12, inputs, settled);
         let layers = coarser.iter().enumerate();
         identity.inputs.extend(layers.map(|(n, digest)| (format!("allocate-{n}"), digest.clone())));
         identity.inputs.extend(held_out.map(|digest| ("held-out".to_string(), digest)));
