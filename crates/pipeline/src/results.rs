@@ -22,11 +22,15 @@ pub(crate) struct AllocationSummary {
 }
 
 /// One coded tensor of an allocation.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub(crate) struct TensorSummary {
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TensorSummary {
+    /// Its name.
     pub name: String,
+    /// Its weights.
     pub weights: u64,
+    /// Bits it takes, estimated.
     pub bits: f64,
+    /// Predicted loss, nats per token.
     pub loss: f64,
     /// Weights in each format.
     pub formats: BTreeMap<String, u64>,

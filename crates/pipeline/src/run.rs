@@ -16,7 +16,7 @@ use crate::error::Result;
 use crate::evaluation::Whose;
 use crate::probe::Probed;
 use crate::results::{AllocationSummary, Choice, Evaluation, read_json};
-use crate::runs::{Record, TensorFigures};
+use crate::runs::Record;
 use crate::session::{Goal, Session};
 use crate::stages::Until;
 use crate::tune::Part;
@@ -232,7 +232,7 @@ pub fn run(session: &Session, until: Until) -> Result<RunOutput> {
         session.uses(&artifact);
         output.artifacts.insert("report".into(), artifact.dir);
     }
-    let tensors = made.iter().map(|one| one.summary.tensors.iter().map(TensorFigures::from).collect()).collect();
+    let tensors = made.iter().map(|one| one.summary.tensors.clone()).collect();
     // A store that cannot be written to may still have everything.
     if let Err(error) = Record::keep(session, &session.place, &output, tensors) {
         session.console.note(&format!("the run is not recorded: {error}"));

@@ -7,10 +7,10 @@ use serde::Serialize;
 use serde_json::Value;
 use waterfill_evaluate::{Estimate, QuestionResult, Sequences};
 
-use super::{Record, TensorFigures};
+use super::Record;
 use crate::compare::{Comparison, compare};
 use crate::error::Result;
-use crate::results::read_json;
+use crate::results::{TensorSummary, read_json};
 use crate::run::PointOutput;
 
 /// What differs between two runs.
@@ -108,11 +108,11 @@ fn pair(first: &PointOutput, second: &PointOutput, bytes: Comparison) -> PointPa
     }
 }
 
-fn tensors(first: Option<&Vec<TensorFigures>>, second: Option<&Vec<TensorFigures>>) -> Vec<TensorPair> {
+fn tensors(first: Option<&Vec<TensorSummary>>, second: Option<&Vec<TensorSummary>>) -> Vec<TensorPair> {
     let (Some(first), Some(second)) = (first, second) else { return vec![] };
-    let known: BTreeMap<&str, &TensorFigures> = first.iter().map(|t| (t.name.as_str(), t)).collect();
-    let bits = |t: &TensorFigures| t.bits / t.weights.max(1) as f64;
-    let pair = |b: &TensorFigures| {
+    let known: BTreeMap<&str, &TensorSummary> = first.iter().map(|t| (t.name.as_str(), t)).collect();
+    let bits = |t: &TensorSummary| t.bits / t.weights.max(1) as f64;
+    let pair = |b: &TensorSummary| {
         let a = known.get(b.name.as_str())?;
         Some(TensorPair { name: b.name.clone(), bits_per_weight: [bits(a), bits(b)], loss: [a.loss, b.loss] })
     };

@@ -6,7 +6,7 @@ mod list;
 mod page;
 mod tables;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -52,31 +52,9 @@ pub struct Record {
     /// What it printed with `--json`.
     pub output: RunOutput,
     /// Coded tensors of every point as allocated.
-    pub tensors: Vec<Vec<TensorFigures>>,
+    pub tensors: Vec<Vec<TensorSummary>>,
     /// Artifacts that it used, as folders in the store.
     pub artifacts: BTreeSet<PathBuf>,
-}
-
-/// One coded tensor of an allocation.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct TensorFigures {
-    /// Its name.
-    pub name: String,
-    /// Its weights.
-    pub weights: u64,
-    /// Bits it takes, estimated.
-    pub bits: f64,
-    /// Predicted loss, nats per token.
-    pub loss: f64,
-    /// Weights in each format.
-    pub formats: BTreeMap<String, u64>,
-}
-
-impl From<&TensorSummary> for TensorFigures {
-    fn from(t: &TensorSummary) -> Self {
-        let (name, formats) = (t.name.clone(), t.formats.clone());
-        Self { name, weights: t.weights, bits: t.bits, loss: t.loss, formats }
-    }
 }
 
 /// Which run of a sweep it is.
@@ -97,7 +75,7 @@ impl Record {
         session: &Session,
         place: &Place,
         output: &RunOutput,
-        tensors: Vec<Vec<TensorFigures>>,
+        tensors: Vec<Vec<TensorSummary>>,
     ) -> Result<()> {
         let config = serde_json::to_value(session.config).expect("configurations are plain data");
         // The same configuration is the same run.

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+use waterfill_artifacts::Artifact;
 use waterfill_report::{Cell, Curve, PageTable, SweepPage, curves_svg};
 
 use super::Record;
@@ -46,7 +47,7 @@ pub fn write_page(name: &str, records: &[Record], path: &Path) -> Result<PathBuf
     let page = SweepPage {
         title: name.into(),
         findings: findings(records),
-        tables: vec![points(records)],
+        tables: vec![points(records), stages(records)],
         figures,
         provenance: provenance(records),
         configurations: records
@@ -95,6 +96,30 @@ fn points(records: &[Record]) -> PageTable {
         "accuracy %",
     ];
     PageTable { caption: "All points (a click on a head sorts)".into(), heads, rows: rows.map(row).collect() }
+}
+
+/// What was computed for all runs, each artifact once.
+fn stages(records: &[Record]) -> PageTable {
+    let store = |r: &Record| r.config.get("store").and_then(|s| s.as_str()).unwrap_or_default().to_string();
+    let all: BTreeSet<PathBuf> =
+        records.iter().flat_map(|r| r.artifacts.iter().map(move |a| Path::new(&store(r)).join(a))).collect();
+    let mut stages: BTreeMap<String, (usize, f64, u64)> = BTreeMap::new();
+    for artifact in all.iter().filter_map(|dir| Artifact::open(dir).ok()) {
+        let timings = artifact.timings();
+        let stage = stages.entry(artifact.manifest.identity.stage.clone()).or_default();
+        *stage = (stage.0 + 1, stage.1 + timings.seconds, stage.2.max(timings.peak_memory_bytes));
+    }
+    let row = |(stage, (count, seconds, peak)): (String, (usize, f64, u64))| {
+        let (count, megabytes) = (count as f64, peak as f64 / 1e6);
+        vec![
+            Cell::Text(stage),
+            Cell::Figure(format!("{count}"), Some(count)),
+            Cell::Figure(format!("{seconds:.1}"), Some(seconds)),
+            Cell::Figure(format!("{megabytes:.0}"), Some(megabytes)),
+        ]
+    };
+    let heads = vec!["stage", "artifacts", "seconds in all", "most memory of the process, MB"];
+    PageTable { caption: "Seconds and memory by stage".into(), heads, rows: stages.into_iter().map(row).collect() }
 }
 
 /// What the data say, in words.

@@ -4,8 +4,9 @@ use std::path::Path;
 
 use waterfill_report::{Cells, Table, Tiles, write_notebook, write_tiles};
 
-use super::{Record, TensorFigures};
+use super::Record;
 use crate::error::{PipelineError, Result};
+use crate::results::TensorSummary;
 use crate::run::PointOutput;
 
 /// Formats whose shares tables have.
@@ -104,7 +105,7 @@ fn points(records: &[Record]) -> Table {
 }
 
 fn tensors(records: &[Record]) -> Table {
-    let mut all: Vec<(&str, u64, &TensorFigures)> = Vec::new();
+    let mut all: Vec<(&str, u64, &TensorSummary)> = Vec::new();
     for r in records {
         for (n, tensors) in r.tensors.iter().enumerate() {
             all.extend(tensors.iter().map(|t| (r.id.as_str(), n as u64, t)));
@@ -122,7 +123,7 @@ fn tensors(records: &[Record]) -> Table {
     ];
     for (format, column) in FORMATS {
         let share =
-            |t: &TensorFigures| Some(t.formats.get(format).copied().unwrap_or(0) as f64 / t.weights.max(1) as f64);
+            |t: &TensorSummary| Some(t.formats.get(format).copied().unwrap_or(0) as f64 / t.weights.max(1) as f64);
         columns.push((column, Cells::Number(all.iter().map(|t| share(t.2)).collect())));
     }
     Table { name: "tensors", columns }
