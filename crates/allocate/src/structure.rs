@@ -233,7 +233,9 @@ mod tests {
             }
         }
         let nothing = policy_without(&policy);
-        assert!(select_weight("q", &matrices[0].1, &nothing, lambda).unwrap_err().to_string().contains("q"));
+        assert!(
+            select_weight("q", &matrices[0].1, &nothing, lambda).unwrap_err().to_string().contains("q, tile (0, 0)")
+        );
     }
 
     /// A policy whose formats no set can have.

@@ -70,12 +70,16 @@ fn row(change: &str, base: &[f32], tuned: &[f32], side: usize) -> Result<Differe
     let bytes = |values: &[f32]| -> Vec<u8> {
         values.iter().flat_map(|&v| (Dtype::Bf16.pattern_of(v) as u16).to_le_bytes()).collect()
     };
+    let rounded = |values: &[f32]| -> Vec<f32> {
+        values.iter().map(|&v| Dtype::Bf16.value_of(Dtype::Bf16.pattern_of(v))).collect()
+    };
     let count = base.len() as f64;
+    let values = [rounded(base), rounded(tuned)];
     let (base, tuned) = (bytes(base), bytes(tuned));
     let entropy = difference_entropy(Dtype::Bf16, &base, &tuned)?;
     let xor: Vec<u8> = base.iter().zip(&tuned).map(|(a, b)| a ^ b).collect();
     let start = Instant::now();
-    let factors = find_factors([side, side], Dtype::Bf16, &base, &tuned).pop();
+    let factors = find_factors([side, side], Dtype::Bf16, &values[0], &values[1]).pop();
     let base = factors.as_ref().map_or(base.clone(), |f| f.add_to(Dtype::Bf16, &base));
     let streams = encode_difference(Dtype::Bf16, &base, &tuned)?;
     let coding = start.elapsed().as_secs_f64();

@@ -9,7 +9,7 @@ use crate::open::{Checkpoint, Storage};
 use crate::packed::PackedTensor;
 
 /// Columns of which two have a level.
-const FOUR: usize = 4;
+pub const FOUR: usize = 4;
 
 /// A refinement layer of a matrix, 2:4 sparse. The weight in column 4 g + p of row r is the level of (r, g) whose place is
 /// p, times its tile's scale, `row_scales[r]` and the column's; where no place is p it is zero.

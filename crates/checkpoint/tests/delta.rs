@@ -185,11 +185,11 @@ fn changes_of_low_rank_are_factors() {
         write(&dir.join("model.safetensors"), &vec![("w".into(), Element::BF16, vec![rows, cols], bytes)]);
     }
     let [base, tuned] = &dirs;
-    let factors = |shape: [usize; 2], _, _: &[u8], _: &[u8]| {
+    let factors = |shape: [usize; 2], _, _: &[f32], _: &[f32]| {
         assert_eq!(shape, [rows, cols]);
         Factors::new(&component, 2).into_iter().collect()
     };
-    let coders = Coders { factors: &factors, ..Coders::default() };
+    let coders = Coders { factors: Some(&factors), ..Coders::default() };
     let [out, plain] = ["delta", "plain"].map(|name| dir.path().join(name));
     let summary = delta_with(base, tuned, &out, &coders, &|_| {}).unwrap();
     assert_eq!(summary.tensors, Counts { low_rank: 1, ..Counts::default() });

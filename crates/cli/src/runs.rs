@@ -7,6 +7,7 @@ use std::path::Path;
 use anyhow::{Result, bail};
 use waterfill_pipeline::{
     Differences, Filter, Garbage, Mode, Record, collect, differences, export_notebook, list, write_tables,
+    write_tile_table,
 };
 
 use crate::arguments::{Arguments, RunsArguments};
@@ -28,7 +29,8 @@ pub fn execute_runs(arguments: &Arguments, asked: &RunsArguments) -> Result<()> 
 
 pub fn execute_tables(arguments: &Arguments, asked: &RunsArguments, out: &Path) -> Result<()> {
     let records = found(asked)?;
-    let tiles = write_tables(&records, out)?;
+    write_tables(&records, out)?;
+    let tiles = write_tile_table(&records, out)?;
     let points: usize = records.iter().map(|r| r.output.points.len()).sum();
     let (runs, out) = (records.len(), out.display());
     show(arguments, &format!("{out}: {runs} runs, {points} points, {tiles} tiles"), "tables")

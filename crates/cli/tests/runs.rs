@@ -53,6 +53,15 @@ fn runs_are_listed_compared_and_collected() {
     let same = place.json(&["compare", "fine", "fine"]);
     assert_eq!(same["points"][0]["kl_change"], serde_json::json!({"mean": 0.0, "se": 0.0}));
     assert!(place.ok(&["compare", "fine", "coarse"]).contains("allocate.lambdas: "));
+    // Another text of as many sequences is not paired.
+    place.write("q.yaml", &pipeline("lambdas: [1e-7]").replace("sequences: 16,", "sequences: 16, part: [0, 0.9],"));
+    place.json(&["run", "q.yaml", "--store", "other"]);
+    place.json(&["run", "p.yaml", "--store", "other"]);
+    let others = place.json(&["runs", "--store", "other"]);
+    let id = |n: usize| others[n]["id"].as_str().unwrap().to_string();
+    let both = place.json(&["compare", &id(0), &id(1), "--store", "other"]);
+    assert!(both["settings"]["evaluate.part"].is_array() && both["points"][0]["kl_change"].is_null(), "{both}");
+    assert!(both["points"][0]["accuracy_change"].is_object(), "{both}");
     assert!(place.fails(&["compare", "fine", "nothing"]).contains("waterfill runs"));
     assert!(place.fails(&["compare", "fine", "fixture"]).contains("could be"));
 
@@ -74,7 +83,11 @@ fn runs_are_listed_compared_and_collected() {
     // What stays is whole: the other runs find everything.
     let planned = place.json(&["sweep", "p.yaml", "--dry-run"]);
     assert_eq!(planned["seconds"].as_f64(), Some(0.0));
-    // A second run of the same is the same run.
+    // A second run of the same is the same run, and one that does not go as far takes nothing from it.
     place.json(&["run", "p.yaml"]);
-    assert_eq!(names(&place.json(&["runs"])).len(), 2);
+    place.json(&["calibrate", "p.yaml"]);
+    let left = place.json(&["runs"]);
+    assert_eq!(names(&left).len(), 2);
+    assert!(left.as_array().unwrap().iter().all(|r| r["until"] == "report"), "{left}");
+    assert_eq!(place.json(&["gc", "--dry-run"])["artifacts"], serde_json::json!([]));
 }

@@ -81,12 +81,12 @@ struct Alone {
 
 impl Alone {
     fn new(dtype: Dtype) -> Self {
-        Self { tree: vec![SteadyBit::default(); 2 << (dtype.bits() - fraction(dtype))] }
+        Self { tree: vec![SteadyBit::default(); 2 << (dtype.bits() as u32 - fraction(dtype))] }
     }
 
     #[inline]
     fn code<C: Coder>(&mut self, coder: &mut C, dtype: Dtype, pattern: u32) -> u32 {
-        let (bits, low) = (dtype.bits() as u32, fraction(dtype) as u32);
+        let (bits, low) = (dtype.bits() as u32, fraction(dtype));
         let mut node = 1;
         for bit in (low..bits).rev() {
             node = node << 1 | usize::from(self.tree[node].code(coder, pattern >> bit & 1 == 1));
@@ -97,12 +97,8 @@ impl Alone {
 }
 
 /// Bits of a pattern below its exponent.
-fn fraction(dtype: Dtype) -> usize {
-    match dtype {
-        Dtype::Bf16 => 7,
-        Dtype::F16 => 10,
-        _ => 23,
-    }
+fn fraction(dtype: Dtype) -> u32 {
+    dtype.layout().map_or(0, |layout| layout.fraction)
 }
 
 /// Whether elements are likely to take fewer bits without the base: replaced rows, not changed ones. A stored exponent
@@ -115,7 +111,7 @@ fn is_replaced(dtype: Dtype, base: &[u8], target: &[u8]) -> bool {
         0 => 1,
         d => 3 + u64::from(64 - d.unsigned_abs().leading_zeros()),
     };
-    (0..count).map(|n| bits(difference(n))).sum::<u64>() > (count * (fraction(dtype) + 4)) as u64
+    (0..count).map(|n| bits(difference(n))).sum::<u64>() > count as u64 * u64::from(fraction(dtype) + 4)
 }
 
 /// Exponent field of a pattern.
@@ -353,7 +349,7 @@ mod tests {
                 encode_difference(dtype, &bytes(&base), &bytes(&target)).unwrap().iter().map(Vec::len).sum();
             let bits = coded as f64 * 8.0 / (1 << 17) as f64;
             // Sign, fraction, and the entropy of a normal variable's exponent, 2.6 bits.
-            let alone = fraction(dtype) as f64 + 3.6;
+            let alone = f64::from(fraction(dtype)) + 3.6;
             assert!(bits < alone + 0.1, "{dtype:?}: {bits} bits for each replaced element, alone {alone}");
         }
     }

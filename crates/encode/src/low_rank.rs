@@ -17,25 +17,24 @@ const OUTSTANDING: f64 = 1.3;
 /// Share of the change that factors may leave beside it.
 const LEFT: f64 = 0.02;
 
-/// Factors, coarser and finer, that the change from `base` to `tuned` (bytes of a matrix) may be made of; none where it is
-/// not of low rank.
-pub fn find_factors([rows, cols]: [usize; 2], dtype: Dtype, base: &[u8], tuned: &[u8]) -> Vec<Factors> {
+/// Factors, coarser and finer, that the change from `base` to `tuned` (values of a type, row by row) may be made of; none
+/// where it is not of low rank.
+pub fn find_factors([rows, cols]: [usize; 2], dtype: Dtype, base: &[f32], tuned: &[f32]) -> Vec<Factors> {
     let most = RANK.min(rows.min(cols) / 8);
     if most == 0 {
         return vec![];
     }
-    let width = dtype.bytes();
-    let value = |bytes: &[u8], n: usize| {
-        let pattern = bytes[n * width..][..width].iter().rev().fold(0u32, |v, &b| v << 8 | u32::from(b));
-        dtype.value_of(pattern)
-    };
     let (mut energy, mut rounding) = (0.0f64, 0.0f64);
     let change = Mat::<f32>::from_fn(rows, cols, |i, j| {
-        let n = i * cols + j;
-        let (before, after) = (value(base, n), value(tuned, n));
-        let change = if before.is_finite() && after.is_finite() { after - before } else { 0.0 };
+        let (before, after) = (base[i * cols + j], tuned[i * cols + j]);
+        if !(before.is_finite() && after.is_finite()) {
+            return 0.0;
+        }
+        let change = after - before;
         energy += f64::from(change).powi(2);
-        rounding += unit(dtype, after).powi(2) / 12.0;
+        // The next value of the type is as far as the last bit says.
+        let next = dtype.value_of(dtype.pattern_of(after) ^ 1);
+        rounding += f64::from(next - after).powi(2) / 12.0;
         change
     });
     if energy <= rounding {
@@ -62,16 +61,6 @@ pub fn find_factors([rows, cols]: [usize; 2], dtype: Dtype, base: &[u8], tuned: 
     };
     let components: Vec<_> = components[..rank].iter().map(halves).collect();
     [1, 2].into_iter().filter_map(|width| Factors::new(&components, width)).collect()
-}
-
-/// Distance of neighbouring values of a type.
-fn unit(dtype: Dtype, value: f32) -> f64 {
-    let fraction = match dtype {
-        Dtype::Bf16 => 7,
-        Dtype::F16 => 10,
-        _ => 23,
-    };
-    f64::from(value.abs()).max(f64::from(f32::MIN_POSITIVE)).log2().floor().exp2() * f64::from(-fraction).exp2()
 }
 
 /// A left and a right singular vector with their value.
@@ -140,11 +129,14 @@ mod tests {
                     .flat_map(|n| dtype.pattern_of(value(n)).to_le_bytes()[..dtype.bytes()].to_vec())
                     .collect()
             };
-            let before = bytes(&|n| base[n]);
+            let rounded = |value: &dyn Fn(usize) -> f32| -> Vec<f32> {
+                (0..rows * cols).map(|n| dtype.value_of(dtype.pattern_of(value(n)))).collect()
+            };
             // The base as it is stored is what a fine-tune starts from.
-            let stored = |n: usize| dtype.value_of(dtype.pattern_of(base[n]));
-            let after = bytes(&|n| stored(n) + product(n));
-            let found = find_factors([rows, cols], dtype, &before, &after);
+            let stored = rounded(&|n| base[n]);
+            let merged = rounded(&|n| stored[n] + product(n));
+            let (before, after) = (bytes(&|n| stored[n]), bytes(&|n| merged[n]));
+            let found = find_factors([rows, cols], dtype, &stored, &merged);
             assert_eq!(found.len(), 2, "{dtype:?}");
             assert_eq!(found[1].bytes().len(), (rows + cols) * rank * 2, "the rank");
             let near = found[1].add_to(dtype, &before);
@@ -155,9 +147,9 @@ mod tests {
                 assert!(differ < rows * cols / 5, "{dtype:?}: {differ} of {} differ", rows * cols);
             }
             let noise: Vec<f32> = (0..rows * cols).map(|_| gaussian(state) * 1e-3).collect();
-            let other = bytes(&|n| stored(n) + noise[n]);
-            assert!(find_factors([rows, cols], dtype, &before, &other).is_empty(), "{dtype:?}");
-            assert!(find_factors([rows, cols], dtype, &before, &before).is_empty());
+            let other = rounded(&|n| stored[n] + noise[n]);
+            assert!(find_factors([rows, cols], dtype, &stored, &other).is_empty(), "{dtype:?}");
+            assert!(find_factors([rows, cols], dtype, &stored, &stored).is_empty());
         }
     }
 }

@@ -152,7 +152,8 @@ pub fn code_given(
     let cost = |given: &Given| weight.price.cost(Loss(given.loss), Rate(given.coded.bytes() as f64 * 8.0));
     let mut best = alone;
     let shape = [weight.plan.rows, weight.plan.cols];
-    for factors in find_factors(shape, dtype, &base, &source.read_raw(&info.name)?) {
+    let known = Values { dtype, bytes: base.clone(), tiles: vec![] }.to_f32();
+    for factors in find_factors(shape, dtype, &known, &target.weights) {
         let low_rank = Given { loss: loss(factors.add_to(dtype, &base)), coded: Lossy::Factors(factors) };
         if cost(&low_rank) < cost(&best) {
             best = low_rank;

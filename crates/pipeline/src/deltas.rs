@@ -90,7 +90,7 @@ pub fn lossy_delta(session: &Session, base: &Path, out: &Path) -> Result<LossyDe
             Ok(Some(given.coded))
         };
         let dir = work.path("delta");
-        let coders = Coders { lossy: &lossy, factors: &find_factors };
+        let coders = Coders { lossy: &lossy, factors: Some(&find_factors) };
         let DeltaSummary { delta: bytes, tensors, .. } = delta::delta_with(base, source.dir(), &dir, &coders, &|_| {})?;
         delta::apply(base, &dir, &work.path("checkpoint"), &|_| {})?;
         let summary: crate::results::AllocationSummary = read_json(&allocation.path("summary.json"))?;

@@ -47,7 +47,9 @@ pub use peers::{Peers, Reach};
 pub use plan::PlannedStage;
 pub use results::TensorSummary;
 pub use run::{BaseOutput, BenchmarkOutput, PointOutput, RunOutput, run};
-pub use runs::{Differences, Filter, Garbage, Record, collect, differences, export_notebook, list, write_tables};
+pub use runs::{
+    Differences, Filter, Garbage, Record, collect, differences, export_notebook, list, write_tables, write_tile_table,
+};
 pub use session::Session;
 pub use stages::Until;
 pub use sweep::{DryRun, Sweep, SweepOutput, SweepRunOutput, dry_run, load_sweep, run_sweep};

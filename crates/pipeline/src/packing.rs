@@ -40,7 +40,7 @@ pub fn unpack(from: &Path, to: &Path, console: &Console) -> Result<String> {
 /// # Errors
 /// Files that cannot be read or written.
 pub fn delta(base: &Path, tuned: &Path, out: &Path, console: &Console) -> Result<String> {
-    let coders = Coders { factors: &find_factors, ..Coders::default() };
+    let coders = Coders { factors: Some(&find_factors), ..Coders::default() };
     let s = in_parts("delta", tuned, console, |on_bytes| Ok(deltas::delta_with(base, tuned, out, &coders, on_bytes)?))?;
     let share = s.delta as f64 * 100.0 / s.tuned.max(1) as f64;
     let bits = s.delta as f64 * 8.0 / s.elements.max(1) as f64;

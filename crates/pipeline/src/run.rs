@@ -234,7 +234,7 @@ pub fn run(session: &Session, until: Until) -> Result<RunOutput> {
     }
     let tensors = made.iter().map(|one| one.summary.tensors.clone()).collect();
     // A store that cannot be written to may still have everything.
-    if let Err(error) = Record::keep(session, &session.place, &output, tensors) {
+    if let Err(error) = Record::keep(session, until, &output, tensors) {
         session.console.note(&format!("the run is not recorded: {error}"));
     }
     Ok(output)

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
 use waterfill_adapt as adapt;
 use waterfill_allocate as alloc;
 use waterfill_artifacts::{Artifact, Identity, Progress, in_groups};
@@ -29,7 +30,8 @@ pub(crate) const BATCH_TOKENS: usize = 2048;
 const POINT_BYTES: u64 = 1 << 30;
 
 /// The last stage to run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Until {
     /// Sensitivities.
     Calibrate,

@@ -338,17 +338,22 @@ pub fn run_sweep(sweep: &Sweep, repair: bool, device: &str, console: &Console) -
 
 /// Writes the page of all runs that are recorded, in their order, and their tables, into the sweep's folder.
 fn write_results(sweep: &Sweep) -> Result<Option<PathBuf>> {
-    let mut records = Vec::new();
-    for one in &sweep.runs {
-        let all = Record::all(Path::new(&one.config.store))?;
-        let own = |r: &Record| r.sweep.as_ref() == Some(&sweep.name) && r.label.as_ref() == Some(&one.label);
-        // The same label with another configuration was an earlier state of the file.
-        records.extend(all.into_iter().map(|(_, r)| r).rfind(own));
+    let Some(first) = sweep.runs.first() else { return Ok(None) };
+    // The same label with another configuration was an earlier state of the file: the last one counts.
+    let mut recorded: BTreeMap<(String, String), Record> = BTreeMap::new();
+    for store in sweep.runs.iter().map(|r| &r.config.store).collect::<BTreeSet<_>>() {
+        for (_, record) in Record::all(Path::new(store))? {
+            if let (true, Some(label)) = (record.sweep.as_ref() == Some(&sweep.name), record.label.clone()) {
+                recorded.insert((store.clone(), label), record);
+            }
+        }
     }
-    let Some(dir) = sweep.runs.first().map(|r| Path::new(&r.config.store).join(&sweep.name)) else { return Ok(None) };
+    let own = |r: &SweepRun| recorded.remove(&(r.config.store.clone(), r.label.clone()));
+    let records: Vec<Record> = sweep.runs.iter().filter_map(own).collect();
     if records.is_empty() {
         return Ok(None);
     }
+    let dir = Path::new(&first.config.store).join(&sweep.name);
     write_tables(&records, &dir.join("tables"))?;
     Ok(Some(write_page(&sweep.name, &records, &dir.join("report.html"))?))
 }

@@ -79,11 +79,9 @@ pub struct Tensor {
     pub formats: BTreeMap<String, u64>,
 }
 
-impl Tensor {
-    /// Block and kind: `model.layers.3.mlp.up_proj.weight` is (Some(3), "up_proj").
-    pub(crate) fn place(&self) -> (Option<usize>, &str) {
-        let name = self.name.trim_end_matches(".weight");
-        let layer = name.split('.').skip_while(|p| *p != "layers").nth(1).and_then(|n| n.parse().ok());
-        (layer, name.rsplit('.').next().unwrap_or(name))
-    }
+/// Block and kind of a tensor: `model.layers.3.mlp.up_proj.weight` is (Some(3), "up_proj").
+pub fn place(tensor: &str) -> (Option<usize>, &str) {
+    let name = tensor.trim_end_matches(".weight");
+    let layer = name.split('.').skip_while(|p| *p != "layers").nth(1).and_then(|n| n.parse().ok());
+    (layer, name.rsplit('.').next().unwrap_or(name))
 }

@@ -8,7 +8,7 @@ use plotters::coord::Shift;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
-use crate::data::{Point, Report};
+use crate::data::{Point, Report, place};
 use crate::{ReportError, Result};
 
 pub(crate) const SIZE: (u32, u32) = (760, 460);
@@ -277,7 +277,7 @@ struct Grid {
 fn grid(point: &Point) -> Grid {
     let (mut rows, mut columns): (Vec<Option<usize>>, Vec<String>) = (Vec::new(), Vec::new());
     for tensor in &point.tensors {
-        let (layer, kind) = tensor.place();
+        let (layer, kind) = place(&tensor.name);
         if !rows.contains(&layer) {
             rows.push(layer);
         }
@@ -288,7 +288,7 @@ fn grid(point: &Point) -> Grid {
     rows.sort_by_key(|r| r.unwrap_or(usize::MAX));
     let mut cells = BTreeMap::new();
     for tensor in &point.tensors {
-        let (layer, kind) = tensor.place();
+        let (layer, kind) = place(&tensor.name);
         let row = rows.iter().position(|r| *r == layer).expect("collected above");
         let column = columns.iter().position(|c| c == kind).expect("collected above");
         cells.insert((row, column), tensor.bits / tensor.weights.max(1) as f64);

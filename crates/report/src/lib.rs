@@ -12,7 +12,7 @@ mod tidy;
 use std::path::{Path, PathBuf};
 
 pub use curves::{Curve, curves_svg, write_curves};
-pub use data::{Point, Report, Tensor};
+pub use data::{Point, Report, Tensor, place};
 pub use notebook::write_notebook;
 pub use sweep::{Cell, PageTable, SweepPage};
 pub use tidy::{Cells, Table, Tiles, write_tiles};

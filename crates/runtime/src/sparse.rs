@@ -1,11 +1,8 @@
 //! Products with 2:4 sparse refinements.
 
 use rayon::prelude::*;
-use waterfill_checkpoint::sparse::SparseTensor;
+use waterfill_checkpoint::sparse::{FOUR, SparseTensor};
 use waterfill_codec::TILE;
-
-/// Columns of which two have a level.
-const FOUR: usize = 4;
 
 /// A refinement that is multiplied without its zeros.
 pub struct SparseLinear(SparseTensor);

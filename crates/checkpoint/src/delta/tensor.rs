@@ -13,6 +13,7 @@ use super::{Base, Counts, kind};
 use crate::decode::decode_parallel;
 use crate::error::{CheckpointError, Result};
 use crate::pack::{Piece, Source};
+use crate::read::Values;
 
 /// How a tensor is stored, and in how many bytes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -56,8 +57,8 @@ impl Lossy {
 /// Gives what a tensor is coded as, or nothing where it is to be kept without loss. The bytes are those that the base
 /// has in its place.
 type CodeLossy<'a> = &'a (dyn Fn(&str, Option<Vec<u8>>) -> Result<Option<Lossy>> + Sync);
-/// Gives changes of low rank that a matrix's bytes (the second) may be made of, from the base's (the first).
-type FindFactors<'a> = &'a (dyn Fn([usize; 2], Dtype, &[u8], &[u8]) -> Vec<Factors> + Sync);
+/// Gives changes of low rank that a matrix's values (the second) may be made of, from the base's (the first).
+type FindFactors<'a> = &'a (dyn Fn([usize; 2], Dtype, &[f32], &[f32]) -> Vec<Factors> + Sync);
 
 /// What tensors may be coded by beside differences.
 #[derive(Clone, Copy)]
@@ -65,12 +66,12 @@ pub struct Coders<'a> {
     /// With loss.
     pub lossy: CodeLossy<'a>,
     /// Changes of low rank, which differences then make exact.
-    pub factors: FindFactors<'a>,
+    pub factors: Option<FindFactors<'a>>,
 }
 
 impl Default for Coders<'_> {
     fn default() -> Self {
-        Self { lossy: &|_, _| Ok(None), factors: &|_, _, _, _| Vec::new() }
+        Self { lossy: &|_, _| Ok(None), factors: None }
     }
 }
 
@@ -132,8 +133,12 @@ impl Tensor {
                 check(dtype, &before, &streams, &bytes, &piece.name)?;
                 best = (Self::Difference(lengths(&streams)), streams);
             }
-            let shape = piece.matrix();
-            for factors in shape.map_or(vec![], |shape| (coders.factors)(shape, dtype, &before, &bytes)) {
+            let values = |bytes: &[u8]| Values { dtype, bytes: bytes.to_vec(), tiles: vec![] }.to_f32();
+            let found = match (coders.factors, piece.matrix()) {
+                (Some(find), Some(shape)) => find(shape, dtype, &values(&before), &values(&bytes)),
+                _ => vec![],
+            };
+            for factors in found {
                 let near = factors.add_to(dtype, &before);
                 let streams = encode_difference(dtype, &near, &bytes).map_err(failed)?;
                 let own = factors.bytes();

@@ -56,7 +56,10 @@ pub fn export_exact(from: &Path, to: &Path, console: &Console) -> Result<Exporte
     let sets: Vec<Vec<&TensorInfo>> = sets.into_values().collect();
     console.start("export", sets.len() as u64);
     let sizes: Vec<u64> = sets.iter().map(|set| set.iter().map(|info| 12 * info.weights()).sum()).collect();
-    let blobs = tempfile::tempdir().map_err(io(from))?;
+    // Beside the target: a system's own place for such files may be its memory.
+    let parent = to.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    std::fs::create_dir_all(parent).map_err(io(parent))?;
+    let blobs = tempfile::tempdir_in(parent).map_err(io(parent))?;
     // Everything is looked at before anything is written.
     let written = in_groups(&sizes, coding_memory(), |n| -> Result<Vec<Written>> {
         let stored = sets[n].iter().map(|info| stored(&source, info)).collect::<Result<Vec<_>>>()?;

@@ -10,7 +10,7 @@ use super::Record;
 use crate::error::{PipelineError, Result};
 
 /// Stages whose artifacts are what a user asked for, not what a run needs.
-const KEPT: [&str; 3] = ["gguf", "packed", "delta"];
+const KEPT: [&str; 5] = ["gguf", "packed", "delta", "train", "tokenizer"];
 
 /// What may go.
 #[derive(Debug, Clone, Default, Serialize)]

@@ -77,25 +77,43 @@ pub fn differences(store: &Path, names: [&str; 2]) -> Result<Differences> {
         if nearest.is_none_or(|(least, ..)| distance(first) < least) {
             nearest = Some((distance(first), i, j));
         }
-        points.push(pair(first, second, bytes));
+        points.push(pair(first, second, bytes, [TEXT, QUESTIONS].map(|keys| alike(&a, &b, keys))));
     }
     let tensors = nearest.map_or(vec![], |(_, i, j)| tensors(a.tensors.get(i), b.tensors.get(j)));
     Ok(Differences { runs: [a.id, b.id], dates: [a.date, b.date], settings, points, tensors })
 }
 
-fn pair(first: &PointOutput, second: &PointOutput, bytes: Comparison) -> PointPair {
+/// What a text is made of, and what questions are, in a configuration's evaluation.
+const TEXT: &[&str] = &["text", "tokens", "join", "documents", "part", "context", "sequences", "bos"];
+const QUESTIONS: &[&str] = &["multiple_choice", "benchmarks"];
+
+/// Whether two runs evaluate one model on the same, so that differences are paired.
+fn alike(a: &Record, b: &Record, keys: &[&str]) -> bool {
+    let same = |key: &&str| {
+        let path = format!("/evaluate/{key}");
+        a.config.pointer(&path) == b.config.pointer(&path)
+    };
+    a.model == b.model && keys.iter().all(same)
+}
+
+fn pair(
+    first: &PointOutput,
+    second: &PointOutput,
+    bytes: Comparison,
+    [same_text, same_questions]: [bool; 2],
+) -> PointPair {
     let sequences = |p: &PointOutput| read_json::<Sequences>(p.sequences.as_ref()?).ok();
     let paired = |f: fn(&Sequences) -> &Vec<f64>| {
         let (a, b) = (sequences(first)?, sequences(second)?);
         let (a, b) = (f(&a), f(&b));
-        // Of as many sequences; that they are the same the settings say.
-        (a.len() == b.len()).then(|| Estimate::of(&b.iter().zip(a).map(|(b, a)| b - a).collect::<Vec<_>>()))
+        (same_text && a.len() == b.len())
+            .then(|| Estimate::of(&b.iter().zip(a).map(|(b, a)| b - a).collect::<Vec<_>>()))
     };
     let answers = |p: &PointOutput| read_json::<Vec<QuestionResult>>(&p.benchmarks.first()?.answers).ok();
     let accuracy = || {
         let (a, b) = (answers(first)?, answers(second)?);
         let point = |r: &QuestionResult| f64::from(u8::from(r.correct));
-        (a.len() == b.len())
+        (same_questions && a.len() == b.len())
             .then(|| Estimate::of(&b.iter().zip(&a).map(|(b, a)| point(b) - point(a)).collect::<Vec<_>>()))
     };
     PointPair {

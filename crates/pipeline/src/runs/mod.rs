@@ -16,12 +16,13 @@ pub use collect::{Garbage, collect};
 pub use differences::{Differences, differences};
 pub use list::{Filter, list};
 pub use page::write_page;
-pub use tables::{export_notebook, write_tables};
+pub use tables::{export_notebook, write_tables, write_tile_table};
 
 use crate::error::{PipelineError, Result};
 use crate::results::{TensorSummary, read_json, write_json};
 use crate::run::RunOutput;
 use crate::session::Session;
+use crate::stages::Until;
 
 const VERSION: u32 = 1;
 /// Folder of a model's records.
@@ -43,6 +44,8 @@ pub struct Record {
     pub label: Option<String>,
     /// Words of the configuration to find it by.
     pub tags: Vec<String>,
+    /// The last stage that it ran.
+    pub until: Until,
     /// The whole configuration.
     pub config: Value,
     /// The device.
@@ -67,21 +70,28 @@ pub struct Place {
 }
 
 impl Record {
-    /// Keeps what a session's run came to.
+    /// Keeps what a session's run came to; the record of one that went further stays.
     ///
     /// # Errors
     /// A store that cannot be written.
     pub(crate) fn keep(
         session: &Session,
-        place: &Place,
+        until: Until,
         output: &RunOutput,
         tensors: Vec<Vec<TensorSummary>>,
     ) -> Result<()> {
+        let place = &session.place;
         let config = serde_json::to_value(session.config).expect("configurations are plain data");
         // The same configuration is the same run.
         let key = blake3::hash(serde_json::json!([config, place.sweep, place.label]).to_string().as_bytes());
         let id = format!("{}-{}", session.config.name, &key.to_hex()[..8]);
         let root = session.store.root();
+        let dir = root.join(&session.config.name).join(FOLDER);
+        let path = dir.join(format!("{id}.json"));
+        let further = |old: Self| old.until > until && old.model == session.model_digest();
+        if read_json(&path).is_ok_and(further) {
+            return Ok(());
+        }
         let inside = |dir: &PathBuf| dir.strip_prefix(root).ok().map(PathBuf::from);
         let mut artifacts: BTreeSet<PathBuf> = session.used().iter().filter_map(inside).collect();
         // A generated model is an artifact too.
@@ -93,6 +103,7 @@ impl Record {
             sweep: place.sweep.clone(),
             label: place.label.clone(),
             tags: session.config.tags.clone(),
+            until,
             config,
             device: session.device.clone(),
             model: session.model_digest().into(),
@@ -101,10 +112,9 @@ impl Record {
             artifacts,
             id,
         };
-        let dir = root.join(&session.config.name).join(FOLDER);
         std::fs::create_dir_all(&dir).map_err(|source| PipelineError::Io { path: dir.clone(), source })?;
         // Whole or not at all.
-        let (path, part) = (dir.join(format!("{}.json", record.id)), dir.join(format!(".{}.part", record.id)));
+        let part = dir.join(format!(".{}.part", record.id));
         write_json(&part, &record)?;
         std::fs::rename(&part, &path).map_err(|source| PipelineError::Io { path, source })
     }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use waterfill_report::{Cells, Table, Tiles, write_notebook, write_tiles};
+use waterfill_report::{Cells, Table, Tiles, place, write_notebook, write_tiles};
 
 use super::Record;
 use crate::error::{PipelineError, Result};
@@ -16,16 +16,20 @@ const FORMATS: [(&str, &str); 4] =
 /// A point with its run's name and its number there, the smallest first.
 type Numbered<'a> = (&'a str, u64, &'a PointOutput);
 
-/// Writes the tables of runs into a directory, which is created: `runs`, `points` and `tensors` as CSV and Parquet, and
-/// `tiles.parquet`, which is streamed; returns the number of tiles.
+/// Writes the tables of runs into a directory, which is created: `runs`, `points` and `tensors` as CSV and Parquet.
+///
+/// # Errors
+/// Files that cannot be written.
+pub fn write_tables(records: &[Record], dir: &Path) -> Result<()> {
+    std::fs::create_dir_all(dir).map_err(|source| PipelineError::Io { path: dir.into(), source })?;
+    [runs(records), points(records), tensors(records)].iter().try_for_each(|table| Ok(table.write(dir)?))
+}
+
+/// Writes `tiles.parquet` into a directory, streamed from the allocations of all points; returns the number of tiles.
 ///
 /// # Errors
 /// Files that cannot be read or written.
-pub fn write_tables(records: &[Record], dir: &Path) -> Result<u64> {
-    std::fs::create_dir_all(dir).map_err(|source| PipelineError::Io { path: dir.into(), source })?;
-    for table in [runs(records), points(records), tensors(records)] {
-        table.write(dir)?;
-    }
+pub fn write_tile_table(records: &[Record], dir: &Path) -> Result<u64> {
     let file = |p: &PointOutput| Some(p.allocation.as_ref()?.join("tiles.parquet")).filter(|f| f.is_file());
     let tiles = |(run, point, p): Numbered| Some(Tiles { run: run.into(), point, file: file(p)? });
     Ok(write_tiles(&all_points(records).filter_map(tiles).collect::<Vec<_>>(), &dir.join("tiles.parquet"))?)
@@ -115,7 +119,7 @@ fn tensors(records: &[Record]) -> Table {
         ("run", Cells::Text(all.iter().map(|t| t.0.to_string()).collect())),
         ("point", Cells::Whole(all.iter().map(|t| t.1).collect())),
         ("tensor", Cells::Text(all.iter().map(|t| t.2.name.clone()).collect())),
-        ("block", Cells::MaybeWhole(all.iter().map(|t| place(&t.2.name).0).collect())),
+        ("block", Cells::MaybeWhole(all.iter().map(|t| place(&t.2.name).0.map(|n| n as u64)).collect())),
         ("kind", Cells::Text(all.iter().map(|t| place(&t.2.name).1.to_string()).collect())),
         ("weights", Cells::Whole(all.iter().map(|t| t.2.weights).collect())),
         ("bits", Cells::Number(all.iter().map(|t| Some(t.2.bits)).collect())),
@@ -127,13 +131,6 @@ fn tensors(records: &[Record]) -> Table {
         columns.push((column, Cells::Number(all.iter().map(|t| share(t.2)).collect())));
     }
     Table { name: "tensors", columns }
-}
-
-/// Block and kind: `model.layers.3.mlp.up_proj.weight` is (Some(3), "up_proj").
-fn place(tensor: &str) -> (Option<u64>, &str) {
-    let name = tensor.trim_end_matches(".weight");
-    let block = name.split('.').skip_while(|p| *p != "layers").nth(1).and_then(|n| n.parse().ok());
-    (block, name.rsplit('.').next().unwrap_or(name))
 }
 
 #[cfg(test)]
@@ -149,11 +146,5 @@ mod tests {
                 assert!(section.contains(&format!("`{column}`")), "{}: {column}", table.name);
             }
         }
-    }
-
-    #[test]
-    fn tensors_have_a_block_and_a_kind() {
-        assert_eq!(place("model.layers.13.mlp.up_proj.weight"), (Some(13), "up_proj"));
-        assert_eq!(place("model.embed_tokens.weight"), (None, "embed_tokens"));
     }
 }
