@@ -7,6 +7,7 @@
 
 mod candidates;
 mod error;
+mod even;
 mod factor;
 mod files;
 mod points;
@@ -20,6 +21,7 @@ mod target;
 
 pub use candidates::Candidates;
 pub use error::{AllocateError, Result};
+pub use even::even_corrections;
 pub use factor::Factor;
 pub use files::{Allocation, Blobs, PlannedWeight, read_plan};
 pub use points::{Importance, Point, PointRules, WeightPoints, erasure_loss, measure_points, raises};

@@ -87,6 +87,16 @@ impl Sample {
         Ok(Self { name: name.into(), plan, tiles, tile_factor, slices, slice_factor })
     }
 
+    /// Name of the matrix.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Weights of the matrix.
+    pub fn weights(&self) -> usize {
+        self.plan.rows * self.plan.cols
+    }
+
     /// Name of the matrix, and J of its tiles for every format that all of them can have.
     pub fn format_costs(&self, policy: &Policy, lambda: Lambda) -> (&str, FormatCosts) {
         let costs = format_costs(&self.name, &self.tiles, policy, lambda);

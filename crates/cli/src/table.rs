@@ -4,8 +4,8 @@ use std::fmt::Write;
 
 use waterfill_bench::{CalibrationBench, LoadRow, MomentsBench, QuantizerBench, RotationBench};
 use waterfill_pipeline::{
-    Band, BenchmarkOutput, DryRun, ExportOutput, Exported, LossyDelta, OriginalOutput, PlannedStage, PointOutput,
-    RunOutput, Share, SweepOutput, TrainOutput,
+    Attempt, Band, BenchmarkOutput, DryRun, ExportOutput, Exported, LossyDelta, OriginalOutput, PlannedStage,
+    PointOutput, RunOutput, Share, SweepOutput, TrainOutput,
 };
 use waterfill_runtime::{Checked, Runtime, Written};
 
@@ -27,6 +27,7 @@ pub fn render(output: &RunOutput) -> String {
         line(row(&HEADS.map(String::from)));
         output.points.iter().for_each(|p| line(row(&cells(p))));
     }
+    output.points.iter().flat_map(closed_loop).for_each(&mut line);
     let base = output.base.iter().map(|b| ("original".to_string(), &b.benchmarks, &b.by_position));
     let tuned = output.points.iter().map(|p| (format!("{:.2e}", p.lambda), &p.benchmarks, &p.by_position));
     for (name, answered, bands) in base.chain(tuned) {
@@ -46,6 +47,22 @@ pub fn render(output: &RunOutput) -> String {
         line(format!("tuned checkpoint, {bits:.2} bits per weight: {}", checkpoint.display()));
     }
     text
+}
+
+/// All allocations of a closed loop.
+fn closed_loop(point: &PointOutput) -> Vec<String> {
+    let one = |a: &Attempt| {
+        let kl = a.kl.map_or(String::new(), |kl| format!(", evaluated {:.2e} ± {:.0e}", kl.mean, kl.se));
+        format!(
+            "closed loop, {:7} allocation: {} bytes, KL on held-out text {:.2e} ± {:.0e}{kl}{}",
+            a.allocated.name(),
+            a.bytes,
+            a.held_out.mean,
+            a.held_out.se,
+            if a.kept { ", kept" } else { "" }
+        )
+    };
+    point.closed_loop.iter().map(one).collect()
 }
 
 /// Whether there is more than the accuracy that tables have.

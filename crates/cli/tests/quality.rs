@@ -46,6 +46,44 @@ fn probes_measure_what_tensors_lose() {
 }
 
 #[test]
+fn a_closed_loop_keeps_the_best_of_three() {
+    let place = Place::new();
+    let text = pipeline("lambdas: [3e-6], closed_loop: layers");
+    place.write("p.yaml", &text);
+    assert!(place.fails(&["validate", "p.yaml"]).contains("closed_loop needs calibrate.held_out"));
+    let text = text.replace("sequences: 24", "sequences: 24, held_out: 6");
+    place.write("p.yaml", &(text.clone() + "baseline: {method: absmax, bits: [4]}\n"));
+    assert!(place.fails(&["validate", "p.yaml"]).contains("closed_loop is not for a baseline"));
+    place.write("p.yaml", &text);
+    let output = place.json(&["run", "p.yaml"]);
+    let point = &output["points"][0];
+    let attempts = point["closed_loop"].as_array().unwrap();
+    let names: Vec<&str> = attempts.iter().map(|a| a["allocated"].as_str().unwrap()).collect();
+    assert_eq!(names, ["first", "second", "uniform"]);
+    let number = |a: &serde_json::Value, key: &str| a[key].as_f64().unwrap();
+    let held_out = |a: &serde_json::Value| number(&a["held_out"], "mean");
+    let kept: Vec<_> = attempts.iter().filter(|a| a["kept"] == true).collect();
+    assert_eq!(kept.len(), 1);
+    assert_eq!((&kept[0]["checkpoint"], &kept[0]["bytes"]), (&point["checkpoint"], &point["bytes"]));
+    assert_eq!(kept[0]["kl"]["mean"], point["kl"], "the figures are of the one that is kept");
+    for other in attempts {
+        assert!(held_out(kept[0]) <= held_out(other) + number(&other["held_out"], "se"), "{other}");
+        let ratio = number(other, "bytes") / number(kept[0], "bytes");
+        assert!((ratio - 1.0).abs() < 0.02, "as many bytes: {ratio}");
+        assert!(place.path(other["checkpoint"].as_str().unwrap()).join("model.safetensors").is_file());
+    }
+    let written =
+        |a: &serde_json::Value| std::fs::read(place.path(a["checkpoint"].as_str().unwrap()).join("model.safetensors"));
+    assert!(written(&attempts[0]).unwrap() != written(&attempts[2]).unwrap(), "bits are spread otherwise");
+    // How often the others are coded until their size is met is not known before.
+    let planned = place.json(&["sweep", "p.yaml", "--dry-run"]);
+    let stages = planned["runs"][0]["stages"].as_array().unwrap();
+    let last = stages.iter().position(|s| s["stage"] == "probe first").expect("it is planned");
+    assert!(stages[..=last].iter().all(|s| s["cached"] == true), "{planned}");
+    assert!(place.ok(&["run", "p.yaml"]).contains("uniform allocation"));
+}
+
+#[test]
 fn usual_quantisers_and_peers_compare_in_one_sweep() {
     let place = Place::new();
     let peers = r#"{"sequences": 16, "context": 48, "rows": [{"method": "none", "kl": 0.0},

@@ -156,8 +156,10 @@ pub enum Weighting {
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Allocate {
-    /// One tuned checkpoint for each lambda: nats of loss per token for one bit of the file.
-    #[serde(default)]
+    /// One tuned checkpoint for each lambda: nats of loss per token for one bit of the file. A list, or `{from, to,
+    /// points}`, evenly spaced by logarithms.
+    #[serde(default, deserialize_with = "crate::lambdas::read")]
+    #[schemars(with = "crate::lambdas::Lambdas")]
     pub lambdas: Vec<f64>,
     /// One tuned checkpoint for each size.
     #[serde(default)]
@@ -181,6 +183,10 @@ pub struct Allocate {
     /// Which tensors are tuned alone to compare their measured loss with the predicted.
     #[serde(default)]
     pub probes: Probes,
+    /// Which groups of tensors of each tuned checkpoint are measured, on held-out text, for a second allocation of
+    /// the same bytes; the better of both is kept, or a uniform one if that is better still.
+    #[serde(default)]
+    pub closed_loop: Probes,
     /// How several calibration shards combine.
     #[serde(default)]
     pub shard_rule: ShardRule,

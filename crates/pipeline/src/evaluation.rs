@@ -138,26 +138,28 @@ impl Session<'_> {
         })
     }
 
+    /// Figures of text of the original, with its final states for comparisons, or of a tuned checkpoint.
+    pub(crate) fn evaluate_text(&self, whose: Whose, asked: &Asked) -> Result<Artifact> {
+        let base = whose.original(|base| Some(&base.text));
+        let identity = self.text_identity(whose.checkpoint(), base.map(Artifact::digest), &asked.windows);
+        self.stage(&Part::Text.label(whose.is_original()), &identity, |work| {
+            self.with_model(whose, |model| {
+                let original = base.map(|base| (&self.model, base.dir.as_path()));
+                let batch_tokens = self.config.evaluate.batch_tokens;
+                let text = eval::evaluate_text(model, &asked.windows, batch_tokens, original, work, self.console)?;
+                write_json(&work.path(RESULT), &text)
+            })
+        })
+    }
+
     /// Quality of the original, with its final states for comparisons, or of a tuned checkpoint, read back from its
     /// files.
     pub(crate) fn evaluate(&self, whose: Whose, asked: &Asked) -> Result<Evaluated> {
         let batch_tokens = self.config.evaluate.batch_tokens;
-        let original = |of: fn(&Evaluated) -> Option<&Artifact>| match whose {
-            Whose::Original => None,
-            Whose::Tuned(.., base) => of(base),
-        };
-        let base = original(|base| Some(&base.text));
-        let identity = self.text_identity(whose.checkpoint(), base.map(Artifact::digest), &asked.windows);
-        let text = self.stage(&Part::Text.label(whose.is_original()), &identity, |work| {
-            self.with_model(whose, |model| {
-                let original = base.map(|base| (&self.model, base.dir.as_path()));
-                let text = eval::evaluate_text(model, &asked.windows, batch_tokens, original, work, self.console)?;
-                write_json(&work.path(RESULT), &text)
-            })
-        })?;
+        let text = self.evaluate_text(whose, asked)?;
         let by_position = match (&asked.long, &self.config.evaluate.long_context) {
             (Some(windows), Some(long)) => {
-                let base = original(|base| base.by_position.as_ref());
+                let base = whose.original(|base| base.by_position.as_ref());
                 let identity =
                     self.position_identity(whose.checkpoint(), base.map(Artifact::digest), windows, long.bands);
                 Some(self.stage(&Part::Positions.label(whose.is_original()), &identity, |work| {
@@ -281,7 +283,15 @@ pub(crate) fn answer(
     write_json(&work.path(RESULT), &Answered { task, result })
 }
 
-impl Whose<'_> {
+impl<'a> Whose<'a> {
+    /// An artifact of the original's evaluation, where it is compared with.
+    fn original(self, of: impl Fn(&'a Evaluated) -> Option<&'a Artifact>) -> Option<&'a Artifact> {
+        match self {
+            Self::Original => None,
+            Self::Tuned(.., base) => of(base),
+        }
+    }
+
     fn is_original(self) -> bool {
         matches!(self, Self::Original)
     }

@@ -1,5 +1,6 @@
 //! From a YAML file to results: configuration, the stages in order, and what people see meanwhile.
 
+mod closed_loop;
 mod compare;
 mod config;
 mod console;
@@ -13,6 +14,7 @@ mod evaluation;
 mod export;
 mod granularity;
 mod inspect;
+mod lambdas;
 mod layers;
 mod limits;
 mod load;
@@ -32,6 +34,7 @@ mod sweep;
 mod training;
 mod tune;
 
+pub use closed_loop::{Allocated, Attempt};
 pub use compare::Comparison;
 pub use config::Config;
 pub use console::{Console, Mode};

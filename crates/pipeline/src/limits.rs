@@ -94,6 +94,11 @@ pub(crate) fn problems(config: &Config) -> Vec<String> {
         require(false, &format!("encode.with has {}, which needs experimental: true", tool.name()));
     }
     require(a.probes == Probes::None || c.held_out > 0, "allocate.probes needs calibrate.held_out of 1 or more");
+    if a.closed_loop != Probes::None {
+        require(c.held_out > 0, "allocate.closed_loop needs calibrate.held_out of 1 or more");
+        require(config.baseline.is_none(), "allocate.closed_loop is not for a baseline");
+        require(config.encode.layers.is_none(), "allocate.closed_loop is not for encode.layers");
+    }
     if let Some(b) = &config.baseline {
         let bits = !b.bits.is_empty() && b.bits.iter().all(|bits| (2..=8).contains(bits));
         require(bits, &format!("baseline.bits is {:?}, expected one or more of 2 to 8", b.bits));

@@ -1,17 +1,22 @@
 //! What a run would do, without doing it.
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
-use waterfill_artifacts::Identity;
+use waterfill_artifacts::{Artifact, Identity};
+use waterfill_checkpoint::Prefix;
+use waterfill_encode::EncodeSummary;
 use waterfill_model::Windows;
 
+use crate::closed_loop::Allocated;
 use crate::config::{Probes, Sequential};
 use crate::error::Result;
 use crate::estimate::Times;
 use crate::evaluation::prefix_digest;
 use crate::evaluation::{Asked, Part};
 use crate::probe::{ALONE, TOGETHER};
+use crate::results::read_json;
 use crate::session::{Goal, Session};
-use waterfill_checkpoint::Prefix;
 
 /// A stage that a run needs.
 #[derive(Debug, Clone, Serialize)]
@@ -43,6 +48,8 @@ struct Planner<'a, 'b> {
     session: &'a Session<'b>,
     times: Times,
     stages: Vec<PlannedStage>,
+    /// Artifacts that are there, by their digests.
+    found: BTreeMap<String, Artifact>,
 }
 
 impl Planner<'_, '_> {
@@ -62,7 +69,10 @@ impl Planner<'_, '_> {
             seconds,
             rough,
         });
-        Ok(found.map_or_else(|| format!("pending:{key}"), |artifact| artifact.digest()))
+        let Some(artifact) = found else { return Ok(format!("pending:{key}")) };
+        let digest = artifact.digest();
+        self.found.insert(digest.clone(), artifact);
+        Ok(digest)
     }
 
     /// Adds allocation and coding; the digest of the latter.
@@ -107,6 +117,50 @@ impl Planner<'_, '_> {
         Ok(Base { text, positions })
     }
 
+    /// Adds what groups lose alone; their digests.
+    fn parts(&mut self, groups: Probes, base: &str, encoded: &str) -> Result<Vec<String>> {
+        let session = self.session;
+        let groups = session.probed_groups(groups).into_iter();
+        groups
+            .map(|(group, names)| {
+                let identity = session.part_identity(base.into(), encoded.into(), &names);
+                self.stage(format!("probe {group}"), &identity)
+            })
+            .collect()
+    }
+
+    /// Adds a second and a uniform allocation of a tuned checkpoint's size, with its goal where the size is not known yet,
+    /// each coded once; all three, coded.
+    fn closed_loop(
+        &mut self,
+        (held_out, calibration): (&Windows, &Digests),
+        points: &str,
+        (goal, first): (Goal, String),
+    ) -> Result<[String; 3]> {
+        let session = self.session;
+        let (a, sequential) = (&session.config.allocate, session.config.encode.sequential);
+        let base =
+            self.stage("evaluate the original on held-out text".into(), &session.part_base_identity(held_out))?;
+        let parts = self.parts(a.closed_loop, &base, &first)?;
+        let measured = self.stage("weigh groups by what they lose".into(), &session.measured_identity(parts))?;
+        let sizes = self.found.get(&first).map(|a| read_json::<EncodeSummary>(&a.path("summary.json"))).transpose()?;
+        let bytes = sizes.map_or(0, |s| s.bytes);
+        let goal = if bytes > 0 { Goal::Bytes(bytes) } else { goal };
+        let even = self.stage("spread bits evenly".into(), &session.even_identity(points.into(), bytes))?;
+        let all = session.probed_groups(a.closed_loop).into_values().flatten().collect();
+        let mut coded = vec![first];
+        for corrections in [measured, even] {
+            coded.push(self.encoded(calibration, points, Some(corrections), goal, (sequential, false))?);
+        }
+        for (allocated, encoded) in [Allocated::First, Allocated::Second, Allocated::Uniform].iter().zip(&coded) {
+            self.stage(
+                format!("probe {}", allocated.name()),
+                &session.part_identity(base.clone(), encoded.clone(), &all),
+            )?;
+        }
+        Ok(coded.try_into().expect("three"))
+    }
+
     /// Adds probes; their digest.
     fn probes(&mut self, held_out: &Windows, calibration: &Digests, points: &str) -> Result<String> {
         let session = self.session;
@@ -114,13 +168,9 @@ impl Planner<'_, '_> {
             self.stage("evaluate the original on held-out text".into(), &session.part_base_identity(held_out))?;
         let lambdas = session.probed_lambdas();
         let encoded = self.encoded(calibration, points, None, Goal::Lambda(lambdas[ALONE]), (None, false))?;
-        let mut parts = Vec::new();
-        for (group, names) in session.probed_groups() {
-            let identity = session.part_identity(base.clone(), encoded.clone(), &names);
-            parts.push(self.stage(format!("probe {group}"), &identity)?);
-        }
+        let parts = self.parts(session.config.allocate.probes, &base, &encoded)?;
         let alone = self.stage("probe-alone".into(), &session.probe_identity("probe-alone", parts))?;
-        let all = session.probed_groups().into_values().flatten().collect();
+        let all = session.probed_groups(session.config.allocate.probes).into_values().flatten().collect();
         let mut whole = Vec::new();
         for lambda in lambdas {
             let sequential = session.config.encode.sequential;
@@ -138,7 +188,7 @@ impl Planner<'_, '_> {
 /// # Errors
 /// Data that cannot be read, and damaged artifacts.
 pub(crate) fn plan(session: &Session) -> Result<Vec<PlannedStage>> {
-    let mut planner = Planner { session, times: Times::read(session), stages: Vec::new() };
+    let mut planner = Planner { session, times: Times::read(session), stages: Vec::new(), found: BTreeMap::new() };
     let (windows, held_out) = session.source.calibration(session.config, &session.model.config, session.console)?;
     let shards = session.config.calibrate.shards;
     let fitted = planner.stage("calibrate".into(), &session.calibration_identity(&windows, shards))?;
@@ -163,6 +213,16 @@ pub(crate) fn plan(session: &Session) -> Result<Vec<PlannedStage>> {
                 planner.encoded(&calibration, &points, probed.clone(), goal, (sequential, true))?
             }
         };
+        if let (false, Goal::Lambda(_) | Goal::Bytes(_)) = (session.config.allocate.closed_loop == Probes::None, goal) {
+            let inputs = (&held_out, &calibration);
+            let [first, others @ ..] = planner.closed_loop(inputs, &points, (goal, encoded))?;
+            planner.evaluated(Some(first), Some(&base), &asked)?;
+            for encoded in others {
+                let identity = session.text_identity(Some(encoded), Some(base.text.clone()), &asked.windows);
+                planner.stage(Part::Text.label(false), &identity)?;
+            }
+            continue;
+        }
         for layers in 1..=session.config.encode.layers.as_ref().map_or(0, |l| l.bits.len()) {
             planner.evaluated(Some(prefix_digest(&encoded, Prefix::Layers(layers))), Some(&base), &asked)?;
         }

@@ -96,7 +96,7 @@ impl Session<'_> {
         let (_, windows) = self.source.calibration(self.config, &self.model.config, self.console)?;
         let base = self.part_base(&windows)?;
         let alone = self.probe_alone(calibration, points, (&windows, &base))?;
-        let all: BTreeSet<String> = self.probed_groups().into_values().flatten().collect();
+        let all: BTreeSet<String> = self.probed_groups(probes).into_values().flatten().collect();
         let sequential = self.config.encode.sequential;
         let mut whole = Vec::new();
         for lambda in self.probed_lambdas() {
@@ -131,7 +131,7 @@ impl Session<'_> {
         let allocation = self.allocate(points, None, Goal::Lambda(lambda))?;
         // Weights that made up for others are worse without them.
         let encoded = self.encode_as(calibration, &[allocation], None)?;
-        let groups = self.probed_groups();
+        let groups = self.probed_groups(self.config.allocate.probes);
         let part = |(group, names): (&String, &BTreeSet<String>)| self.part(group, names, windows, base, &encoded);
         let parts: Vec<Artifact> = groups.iter().map(part).collect::<Result<_>>()?;
         let identity = self.probe_identity("probe-alone", parts.iter().map(Artifact::digest).collect());
@@ -156,11 +156,11 @@ impl Session<'_> {
         PROBED_LOSSES.map(|loss| loss * 2.0 * std::f64::consts::LN_2 / weights as f64)
     }
 
-    /// Names of the tensors of every group.
-    pub(crate) fn probed_groups(&self) -> BTreeMap<String, BTreeSet<String>> {
+    /// Names of the tensors of every group, by kind or alone.
+    pub(crate) fn probed_groups(&self, probes: Probes) -> BTreeMap<String, BTreeSet<String>> {
         let mut groups: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
         for (name, _) in self.model.weights() {
-            groups.entry(group_of(&name, self.config.allocate.probes)).or_default().insert(name);
+            groups.entry(group_of(&name, probes)).or_default().insert(name);
         }
         groups
     }
@@ -171,14 +171,15 @@ impl Session<'_> {
 
     pub(crate) fn part_identity(&self, base: String, encoded: String, names: &BTreeSet<String>) -> Identity {
         let inputs = [("checkpoint", encoded), ("base", base)];
-        self.identity("evaluate-part", 1, inputs, serde_json::json!({"names": names}))
+        self.identity("evaluate-part", 2, inputs, serde_json::json!({"names": names}))
     }
 
     pub(crate) fn probe_identity(&self, stage: &str, parts: Vec<String>) -> Identity {
         self.identity(stage, 5, [], serde_json::json!({"parts": parts}))
     }
 
-    fn part_base(&self, windows: &Windows) -> Result<Artifact> {
+    /// The original's figures on held-out text.
+    pub(crate) fn part_base(&self, windows: &Windows) -> Result<Artifact> {
         let identity = self.part_base_identity(windows);
         self.stage("evaluate the original on held-out text", &identity, |work| {
             let text =
@@ -188,7 +189,7 @@ impl Session<'_> {
     }
 
     /// KL of the original with some tensors tuned.
-    fn part(
+    pub(crate) fn part(
         &self,
         group: &str,
         names: &BTreeSet<String>,

@@ -5,21 +5,24 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use waterfill_artifacts::{Artifact, Identity, Progress};
+use waterfill_checkpoint::Prefix;
 use waterfill_codec::BitsPerWeight;
 use waterfill_encode::EncodeSummary;
 use waterfill_encode::search::Usage;
 use waterfill_evaluate::tasks::Task;
-use waterfill_evaluate::{Band, ChoiceResult, Estimate};
+use waterfill_evaluate::{Band, ChoiceResult, Estimate, TextResult};
 use waterfill_report as report;
 
+use crate::closed_loop::{Attempt, kept};
+use crate::config::Probes;
 use crate::error::Result;
-use crate::evaluation::Whose;
+use crate::evaluation::{Asked, Evaluated, Whose};
 use crate::probe::Probed;
 use crate::results::{AllocationSummary, Choice, Evaluation, read_json};
 use crate::runs::Record;
 use crate::session::{Goal, Session};
 use crate::stages::Until;
-use crate::tune::Part;
+use crate::tune::{Part, Tuned};
 
 /// The object that `--json` prints; these names stay.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -141,6 +144,9 @@ pub struct PointOutput {
     pub allocation: Option<PathBuf>,
     /// File with the figures of every sequence of the text.
     pub sequences: Option<PathBuf>,
+    /// Where the loop was closed, all its allocations; this point is the one that was kept.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub closed_loop: Vec<Attempt>,
 }
 
 /// One allocation with what was made of it, or the first layers of that.
@@ -150,6 +156,7 @@ struct Made {
     layers: Option<Layers>,
     encoded: Option<(Artifact, EncodeSummary)>,
     evaluated: Option<Evaluation>,
+    attempts: Vec<Attempt>,
 }
 
 /// Runs the stages up to `until`; finished artifacts are found in the store.
@@ -188,6 +195,7 @@ pub fn run(session: &Session, until: Until) -> Result<RunOutput> {
             base = Some((evaluated, asked));
         }
         for &goal in &goals {
+            let mut attempts = Vec::new();
             let tuned = match (&points, goal) {
                 (_, Goal::Width(bits)) => session.baseline(&calibration.fitted, bits)?,
                 (None, _) => continue,
@@ -200,10 +208,21 @@ pub fn run(session: &Session, until: Until) -> Result<RunOutput> {
                         layers: None,
                         encoded: None,
                         evaluated: None,
+                        attempts: vec![],
                     });
                     continue;
                 }
-                (Some(points), _) => session.tune(&calibration, points, probes.as_ref(), goal)?,
+                (Some(points), _) if session.config.allocate.closed_loop == Probes::None => {
+                    session.tune(&calibration, points, probes.as_ref(), goal)?
+                }
+                (Some(points), _) => {
+                    let closed = session.close_loop(&calibration, points, probes.as_ref(), goal)?;
+                    attempts = closed
+                        .iter()
+                        .map(|(a, tuned)| attempt(session, a, tuned, base.as_ref()))
+                        .collect::<Result<_>>()?;
+                    kept(closed)
+                }
             };
             for Part { prefix, layers, lambda, sizes } in session.prefixes(&tuned)? {
                 let evaluated = match &base {
@@ -215,7 +234,8 @@ pub fn run(session: &Session, until: Until) -> Result<RunOutput> {
                 };
                 let summary = AllocationSummary { lambda, ..tuned.allocation.clone() };
                 let encoded = Some((tuned.encoded.clone(), sizes));
-                made.push(Made { summary, allocated: tuned.allocated.clone(), layers, encoded, evaluated });
+                let (allocated, attempts) = (tuned.allocated.clone(), attempts.clone());
+                made.push(Made { summary, allocated, layers, encoded, evaluated, attempts });
             }
         }
     }
@@ -238,6 +258,14 @@ pub fn run(session: &Session, until: Until) -> Result<RunOutput> {
         session.console.note(&format!("the run is not recorded: {error}"));
     }
     Ok(output)
+}
+
+/// An allocation of a loop with its KL on the evaluation's text.
+fn attempt(session: &Session, attempt: &Attempt, tuned: &Tuned, base: Option<&(Evaluated, Asked)>) -> Result<Attempt> {
+    let Some((base, asked)) = base else { return Ok(attempt.clone()) };
+    let text = session.evaluate_text(Whose::Tuned(&tuned.encoded, Prefix::All, base), asked)?;
+    let text: TextResult = read_json(&text.path("result.json"))?;
+    Ok(Attempt { kl: Some(text.kl), ..attempt.clone() })
 }
 
 fn point_output(made: &Made, probed: Option<&Probed>) -> PointOutput {
@@ -266,6 +294,7 @@ fn point_output(made: &Made, probed: Option<&Probed>) -> PointOutput {
         checkpoint: made.encoded.as_ref().map(|(a, _)| a.path("checkpoint")),
         allocation: made.allocated.as_ref().map(|a| a.dir.clone()),
         sequences: made.evaluated.as_ref().map(|e| e.sequences.clone()),
+        closed_loop: made.attempts.clone(),
     }
 }
 

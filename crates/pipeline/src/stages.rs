@@ -192,7 +192,7 @@ impl Session<'_> {
         self.config.allocate.formats.iter().map(|f| f.in_codec()).collect()
     }
 
-    fn policy(&self) -> Result<alloc::Policy> {
+    pub(crate) fn policy(&self) -> Result<alloc::Policy> {
         let a = &self.config.allocate;
         let mut floors: Vec<alloc::Floor> = Vec::new();
         if a.policy == PolicyName::Safe {
@@ -221,6 +221,12 @@ impl Session<'_> {
         })
     }
 
+    /// File of every matrix' points.
+    pub(crate) fn point_files(&self, points: &Artifact) -> Result<Vec<(String, PathBuf)>> {
+        let index: Vec<(String, String)> = read_json(&points.path("index.json"))?;
+        Ok(index.into_iter().map(|(n, f)| (n, points.path(&f))).collect())
+    }
+
     /// One allocation.
     pub(crate) fn allocate(&self, points: &Artifact, probes: Option<&Artifact>, goal: Goal) -> Result<Artifact> {
         let probed = probes.map(Artifact::digest);
@@ -229,8 +235,7 @@ impl Session<'_> {
             if let Some(probes) = probes {
                 policy.corrections = read_json::<Probed>(&probes.path("probes.json"))?.corrections;
             }
-            let index: Vec<(String, String)> = read_json(&points.path("index.json"))?;
-            let files: Vec<(String, PathBuf)> = index.into_iter().map(|(n, f)| (n, points.path(&f))).collect();
+            let files = self.point_files(points)?;
             let overhead = overhead(self.model.checkpoint(), &files);
             let lambda = match goal {
                 Goal::Lambda(lambda) => Lambda(lambda),
@@ -416,7 +421,7 @@ fn summarise(
 
 /// Bits outside coded tensors: plain tensors, and the shard's header with offsets of about the
 /// right number of digits.
-fn overhead(checkpoint: &Checkpoint, coded: &[(String, PathBuf)]) -> alloc::Overhead {
+pub(crate) fn overhead(checkpoint: &Checkpoint, coded: &[(String, PathBuf)]) -> alloc::Overhead {
     let (mut plain, mut header, mut offset) = (0, 110, 0);
     for tensor in checkpoint.tensors() {
         let is_coded = coded.iter().any(|(name, _)| *name == tensor.name);

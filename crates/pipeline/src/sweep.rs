@@ -339,17 +339,10 @@ pub fn run_sweep(sweep: &Sweep, repair: bool, device: &str, console: &Console) -
 /// Writes the page of all runs that are recorded, in their order, and their tables, into the sweep's folder.
 fn write_results(sweep: &Sweep) -> Result<Option<PathBuf>> {
     let Some(first) = sweep.runs.first() else { return Ok(None) };
-    // The same label with another configuration was an earlier state of the file: the last one counts.
-    let mut recorded: BTreeMap<(String, String), Record> = BTreeMap::new();
-    for store in sweep.runs.iter().map(|r| &r.config.store).collect::<BTreeSet<_>>() {
-        for (_, record) in Record::all(Path::new(store))? {
-            if let (true, Some(label)) = (record.sweep.as_ref() == Some(&sweep.name), record.label.clone()) {
-                recorded.insert((store.clone(), label), record);
-            }
-        }
-    }
-    let own = |r: &SweepRun| recorded.remove(&(r.config.store.clone(), r.label.clone()));
-    let records: Vec<Record> = sweep.runs.iter().filter_map(own).collect();
+    let own = |run: &SweepRun| {
+        Record::of(Path::new(&run.config.store), &run.config, &place(sweep.name.as_str(), run)).transpose()
+    };
+    let records: Vec<Record> = sweep.runs.iter().filter_map(own).collect::<Result<_>>()?;
     if records.is_empty() {
         return Ok(None);
     }
@@ -377,6 +370,11 @@ fn draw_curves(sweep: &Sweep, runs: &[SweepRunOutput]) -> Result<Vec<PathBuf>> {
         .collect()
 }
 
+/// Which run of a sweep it is.
+fn place(sweep: &str, run: &SweepRun) -> Place {
+    Place { sweep: Some(sweep.into()), label: Some(run.label.clone()) }
+}
+
 fn one_run(
     one: &SweepRun,
     sweep: &str,
@@ -384,9 +382,8 @@ fn one_run(
     device: &str,
     (console, budget): (&Console, &Budget),
 ) -> Result<RunOutput> {
-    let place = Place { sweep: Some(sweep.into()), label: Some(one.label.clone()) };
     let outcome = Session::open(&one.config, store, device, console)
-        .map(|session| session.placed(place))
+        .map(|session| session.placed(place(sweep, one)))
         .and_then(|session| budget.within(estimate::memory(&session), || run(&session, Until::Report)));
     match &outcome {
         Ok(_) => console.finish("done"),

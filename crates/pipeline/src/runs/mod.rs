@@ -18,6 +18,7 @@ pub use list::{Filter, list};
 pub use page::write_page;
 pub use tables::{export_notebook, write_tables, write_tile_table};
 
+use crate::config::Config;
 use crate::error::{PipelineError, Result};
 use crate::results::{TensorSummary, read_json, write_json};
 use crate::run::RunOutput;
@@ -82,12 +83,10 @@ impl Record {
     ) -> Result<()> {
         let place = &session.place;
         let config = serde_json::to_value(session.config).expect("configurations are plain data");
-        // The same configuration is the same run.
-        let key = blake3::hash(serde_json::json!([config, place.sweep, place.label]).to_string().as_bytes());
-        let id = format!("{}-{}", session.config.name, &key.to_hex()[..8]);
+        let id = Self::id_of(session.config, place);
         let root = session.store.root();
+        let path = Self::path_of(root, session.config, place);
         let dir = root.join(&session.config.name).join(FOLDER);
-        let path = dir.join(format!("{id}.json"));
         let further = |old: Self| old.until > until && old.model == session.model_digest();
         if read_json(&path).is_ok_and(further) {
             return Ok(());
@@ -119,6 +118,37 @@ impl Record {
         std::fs::rename(&part, &path).map_err(|source| PipelineError::Io { path, source })
     }
 
+    /// The same configuration in the same place is the same run.
+    fn id_of(config: &Config, place: &Place) -> String {
+        let key = blake3::hash(serde_json::json!([config, place.sweep, place.label]).to_string().as_bytes());
+        format!("{}-{}", config.name, &key.to_hex()[..8])
+    }
+
+    fn path_of(store: &Path, config: &Config, place: &Place) -> PathBuf {
+        store.join(&config.name).join(FOLDER).join(format!("{}.json", Self::id_of(config, place)))
+    }
+
+    /// The record of a configuration's run, if it ended well once.
+    ///
+    /// # Errors
+    /// A record that cannot be read.
+    pub(crate) fn of(store: &Path, config: &Config, place: &Place) -> Result<Option<Self>> {
+        let path = Self::path_of(store, config, place);
+        if path.exists() { Self::read(&path).map(Some) } else { Ok(None) }
+    }
+
+    fn read(path: &Path) -> Result<Self> {
+        let failed = |reason: String| {
+            let reason = format!("{reason}; a run again makes a new one, and without this file the run is forgotten");
+            PipelineError::Artifact { path: path.into(), reason }
+        };
+        let record: Self = read_json(path).map_err(|e| failed(e.to_string()))?;
+        match record.version {
+            VERSION => Ok(record),
+            version => Err(failed(format!("version {version}, this build reads {VERSION}"))),
+        }
+    }
+
     /// All records of a store with their files, by date.
     ///
     /// # Errors
@@ -132,11 +162,7 @@ impl Record {
         for model in folders(store) {
             for path in folders(&model.join(FOLDER)) {
                 if path.extension().is_some_and(|e| e == "json") {
-                    let record: Self = read_json(&path)?;
-                    if record.version != VERSION {
-                        let reason = format!("version {}, this build reads {VERSION}", record.version);
-                        return Err(PipelineError::Artifact { path, reason });
-                    }
+                    let record = Self::read(&path)?;
                     all.push((path, record));
                 }
             }
