@@ -97,6 +97,22 @@ pub enum Command {
         #[arg(long)]
         out: PathBuf,
     },
+    /// Pictures of one matrix of a run: sensitivity, bits and mode by tile, and levels against their table
+    Map {
+        /// A run as `runs` names it, the beginning or the end of its name, or its label
+        run: String,
+        /// Name of the matrix, or the end of one, such as layers.3.mlp.up_proj
+        tensor: String,
+        /// Which of the run's points, counted from 0; the middle one if absent
+        #[arg(long)]
+        point: Option<usize>,
+        /// Directory
+        #[arg(long, default_value = "maps")]
+        out: PathBuf,
+        /// Folder of the artifacts
+        #[arg(long, default_value = "results")]
+        store: PathBuf,
+    },
     /// A sweep's tables, and a Jupyter notebook that reads them and draws the main figures
     ExportNotebook {
         /// Name of the sweep's file, without its ending

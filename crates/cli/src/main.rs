@@ -87,6 +87,9 @@ fn execute(arguments: &Arguments) -> Result<()> {
         Command::Compare { first, second, store } => runs::execute_compare(arguments, store, [first, second]),
         Command::Gc { store, forget, yes, dry_run } => runs::execute_gc(arguments, store, forget, *yes, *dry_run),
         Command::Tables { runs, out } => runs::execute_tables(arguments, runs, out),
+        Command::Map { run, tensor, point, out, store } => {
+            runs::execute_map(arguments, (store, run), (*point, tensor), out)
+        }
         Command::ExportNotebook { sweep, out, store } => runs::execute_notebook(arguments, sweep, out, store),
         Command::Train { config, repair } => {
             let output = train(&load_train(config)?, *repair, &console)?;

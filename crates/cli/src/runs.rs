@@ -1,4 +1,4 @@
-//! `waterfill runs`, `compare` and `gc`.
+//! `waterfill runs`, `compare`, `map`, `tables`, `export-notebook` and `gc`.
 
 use std::fmt::Write as _;
 use std::io::{BufRead, IsTerminal, Write as _};
@@ -6,7 +6,7 @@ use std::path::Path;
 
 use anyhow::{Result, bail};
 use waterfill_pipeline::{
-    Differences, Filter, Garbage, Mode, Record, collect, differences, export_notebook, list, write_tables,
+    Differences, Filter, Garbage, Mode, Record, collect, differences, draw_matrix, export_notebook, list, write_tables,
     write_tile_table,
 };
 
@@ -40,6 +40,18 @@ pub fn execute_notebook(arguments: &Arguments, sweep: &str, out: &Path, store: &
     let records = list(store, &Filter { sweep: Some(sweep.into()), ..Filter::default() })?;
     let path = export_notebook(&records, sweep, out)?;
     show(arguments, &path.display().to_string(), "notebook")
+}
+
+pub fn execute_map(
+    arguments: &Arguments,
+    (store, run): (&Path, &str),
+    (point, tensor): (Option<usize>, &str),
+    out: &Path,
+) -> Result<()> {
+    let (_, record) = Record::find(store, run)?;
+    let images = draw_matrix(&record, point, tensor, out)?;
+    let images: Vec<String> = images.iter().map(|path| path.display().to_string()).collect();
+    show(arguments, &images.join("\n"), "map")
 }
 
 pub fn execute_compare(arguments: &Arguments, store: &Path, names: [&str; 2]) -> Result<()> {

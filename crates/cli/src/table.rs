@@ -230,7 +230,7 @@ pub fn render_sweep(output: &SweepOutput) -> String {
             line(format!("{}: {}", one.label, dir.join("report.html").display()));
         }
     }
-    output.figures.iter().for_each(|figure| line(format!("curves: {}", figure.display())));
+    output.figures.iter().for_each(|figure| line(format!("figure: {}", figure.display())));
     output.page.iter().for_each(|page| line(format!("page: {}", page.display())));
     if !output.reach.is_empty() {
         line(format!("{:24}{:>12}{:>12}{:>12}{:>8}", "peer", "KL", "its bytes", "ours", "ratio"));

@@ -65,6 +65,18 @@ fn runs_are_listed_compared_and_collected() {
     assert!(place.fails(&["compare", "fine", "nothing"]).contains("waterfill runs"));
     assert!(place.fails(&["compare", "fine", "fixture"]).contains("could be"));
 
+    // Pictures of one matrix.
+    let drawn = place.ok(&["map", "fine", "layers.1.mlp.up_proj", "--out", "maps"]);
+    for image in drawn.lines() {
+        assert!(place.path(image).is_file() && place.path(&image.replace(".png", ".svg")).is_file(), "{image}");
+    }
+    assert_eq!(drawn.lines().count(), 2, "tiles and levels: {drawn}");
+    let svg = std::fs::read_to_string(place.path("maps/model.layers.1.mlp.up_proj.weight-tiles.svg")).unwrap();
+    assert!(svg.contains("Fisher information") && svg.contains("% of tiles"), "{svg}");
+    assert!(place.fails(&["map", "fine", "up_proj"]).contains("could be"));
+    assert!(place.fails(&["map", "fine", "layers.9.mlp.up_proj"]).contains("no matrix layers.9.mlp.up_proj"));
+    assert!(place.fails(&["map", "fine", "layers.1.mlp.up_proj", "--point", "7"]).contains("expected 0 to 0"));
+
     // Nothing goes that a run needs, nothing without being asked for, and nothing that is no artifact.
     std::fs::write(place.path("results/fixture/notes.txt"), "mine").unwrap();
     std::fs::create_dir_all(place.path("results/fixture/encode/checkpoint-of-mine")).unwrap();

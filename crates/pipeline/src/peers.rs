@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
+use waterfill_report::{Curve, CurvePoint, Line};
 
 use crate::error::{PipelineError, Result};
 use crate::run::PointOutput;
@@ -18,10 +19,12 @@ pub struct Peers {
 }
 
 #[derive(Debug, Clone, Deserialize)]
-struct Peer {
+pub(crate) struct Peer {
     method: String,
     tensor_bytes: Option<u64>,
-    kl: Option<f64>,
+    bits_per_weight_all: Option<f64>,
+    pub kl: Option<f64>,
+    pub ppl: Option<f64>,
 }
 
 /// Our bytes at a peer's KL.
@@ -64,6 +67,24 @@ impl Peers {
                 self.sequences, self.context
             )),
         }
+    }
+
+    /// Their results as marks of one series for each program, the first word of a method's name.
+    pub(crate) fn curves(&self, value: impl Fn(&Peer) -> Option<f64>) -> Vec<Curve> {
+        let mut programs: Vec<Curve> = Vec::new();
+        for row in &self.rows {
+            let (Some((program, name)), Some(size), Some(value)) =
+                (row.method.split_once(' '), row.bits_per_weight_all, value(row))
+            else {
+                continue;
+            };
+            let point = CurvePoint { size, value, interval: None, name: Some(name.into()) };
+            match programs.iter_mut().find(|c| c.label == program) {
+                Some(curve) => curve.points.push(point),
+                None => programs.push(Curve { label: program.into(), points: vec![point], line: Line::None }),
+            }
+        }
+        programs
     }
 
     /// The fewest of our bytes at every peer's KL; runs with their points.

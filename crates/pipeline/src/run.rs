@@ -11,12 +11,14 @@ use waterfill_encode::EncodeSummary;
 use waterfill_encode::search::Usage;
 use waterfill_evaluate::tasks::Task;
 use waterfill_evaluate::{Band, ChoiceResult, Estimate, TextResult};
+use waterfill_model::fused;
 use waterfill_report as report;
 
 use crate::closed_loop::{Attempt, kept};
 use crate::config::Probes;
 use crate::error::Result;
 use crate::evaluation::{Asked, Evaluated, Whose};
+use crate::pictures::{of_matrix, parts_of, sensitivities};
 use crate::probe::Probed;
 use crate::results::{AllocationSummary, Choice, Evaluation, read_json};
 use crate::runs::Record;
@@ -298,6 +300,16 @@ fn point_output(made: &Made, probed: Option<&Probed>) -> PointOutput {
     }
 }
 
+/// The tuned checkpoint in the middle, and the linear layer that its allocation expects to lose most in.
+fn pictured<'a>(made: &'a [Made], output: &'a RunOutput) -> Option<(&'a Made, &'a PointOutput, &'a str)> {
+    let coded: Vec<(&Made, &PointOutput)> =
+        made.iter().zip(&output.points).filter(|(m, p)| m.allocated.is_some() && p.layers.is_none()).collect();
+    let &(made, point) = coded.get(coded.len() / 2)?;
+    let linear = made.summary.tensors.iter().filter(|t| fused(&t.name).is_some());
+    let tensor = linear.max_by(|a, b| a.loss.total_cmp(&b.loss))?;
+    Some((made, point, &tensor.name))
+}
+
 fn write_report(session: &Session, base: &Evaluation, made: &[Made], output: &RunOutput) -> Result<Artifact> {
     let points = made.iter().zip(&output.points).filter_map(|(made, out)| {
         let (evaluation, bytes) = (made.evaluated.as_ref()?, out.bytes?);
@@ -340,7 +352,7 @@ fn write_report(session: &Session, base: &Evaluation, made: &[Made], output: &Ru
     });
     let text = &base.text;
     let choice = base.choices.first();
-    let data = report::Report {
+    let mut data = report::Report {
         model: output.model.clone(),
         weights: made.first().map_or(0, |m| m.summary.weights),
         original_bytes: session.model.checkpoint().bytes(),
@@ -353,12 +365,21 @@ fn write_report(session: &Session, base: &Evaluation, made: &[Made], output: &Ru
         questions: choice.map_or(0, |c| c.result.all.questions),
         configuration: serde_json::to_string_pretty(session.config).expect("plain data"),
         points: points.collect(),
+        sensitivities: vec![],
+        map: None,
+        levels: None,
     };
     let digest = blake3::hash(serde_json::to_string(&data).expect("plain data").as_bytes()).to_hex().to_string();
+    let (calibration, pictured) = (output.artifacts.get("calibrate").cloned(), pictured(made, output));
+    let mut inputs = BTreeMap::from([("data".to_string(), digest)]);
+    if let Some((made, _, tensor)) = &pictured {
+        let coded = made.encoded.as_ref().map(|(artifact, _)| artifact.digest());
+        inputs.extend(coded.map(|digest| ("pictured".to_string(), format!("{tensor} of {digest}"))));
+    }
     let identity = Identity {
         stage: "report".into(),
-        version: 1,
-        inputs: [("data".to_string(), digest)].into(),
+        version: 2,
+        inputs,
         config: serde_json::Value::Null,
         seeds: BTreeMap::new(),
     };
@@ -367,7 +388,18 @@ fn write_report(session: &Session, base: &Evaluation, made: &[Made], output: &Ru
         &session.config.name,
         &identity,
         session.console,
-        |work| Ok(report::write(&data, work.out())?),
+        |work| {
+            if let Some(calibration) = calibration {
+                data.sensitivities = sensitivities(&calibration, &session.model.weights())?;
+                if let Some((_, parts, tensor)) =
+                    pictured.as_ref().and_then(|(m, p, t)| Some((m, parts_of(p, &calibration)?, t)))
+                {
+                    let (map, levels) = of_matrix(&parts, tensor)?;
+                    (data.map, data.levels) = (Some(map), levels);
+                }
+            }
+            Ok(report::write(&data, work.out())?)
+        },
     )?;
     session.console.step_done(artifact.cached, artifact.timings().seconds, None);
     Ok(artifact)

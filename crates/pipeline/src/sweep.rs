@@ -13,14 +13,13 @@ use waterfill_artifacts::Store;
 use crate::compare::{Comparison, compare};
 use crate::config::Config;
 use crate::console::Console;
-use crate::curves::curves_of;
 use crate::error::{PipelineError, Result};
 use crate::estimate::{self, available_memory};
 use crate::load::{config_of, merge, merged};
 use crate::peers::{Peers, Reach};
 use crate::plan::{PlannedStage, plan};
 use crate::run::{RunOutput, run};
-use crate::runs::{Place, Record, write_page, write_tables};
+use crate::runs::{Place, Record, figures, write_page, write_tables};
 use crate::session::Session;
 use crate::stages::Until;
 
@@ -87,7 +86,7 @@ pub struct SweepOutput {
     pub runs: Vec<SweepRunOutput>,
     /// Our bytes at the KL of every peer, where the file names peers.
     pub reach: Vec<Reach>,
-    /// Picture of all curves, for each model.
+    /// Pictures; `curves-MODEL` has all curves of a model.
     pub figures: Vec<PathBuf>,
     /// One page with everything, beside it `tables`.
     pub page: Option<PathBuf>,
@@ -330,44 +329,26 @@ pub fn run_sweep(sweep: &Sweep, repair: bool, device: &str, console: &Console) -
     }
     console.finish("");
     let measured = runs.iter().filter_map(|r| Some((r.label.as_str(), r.output.as_ref()?.points.as_slice())));
-    let reach = peers.map_or(vec![], |peers| peers.reach(measured));
-    let figures = draw_curves(sweep, &runs)?;
-    let page = write_results(sweep)?;
+    let reach = peers.as_ref().map_or(vec![], |peers| peers.reach(measured));
+    let (figures, page) = write_results(sweep, peers.as_ref())?;
     Ok(SweepOutput { sweep: sweep.name.clone(), runs, reach, figures, page })
 }
 
-/// Writes the page of all runs that are recorded, in their order, and their tables, into the sweep's folder.
-fn write_results(sweep: &Sweep) -> Result<Option<PathBuf>> {
-    let Some(first) = sweep.runs.first() else { return Ok(None) };
+/// Writes figures, page and tables of all runs that are recorded, in their order, into the sweep's folder.
+fn write_results(sweep: &Sweep, peers: Option<&Peers>) -> Result<(Vec<PathBuf>, Option<PathBuf>)> {
+    let Some(first) = sweep.runs.first() else { return Ok((vec![], None)) };
     let own = |run: &SweepRun| {
         Record::of(Path::new(&run.config.store), &run.config, &place(sweep.name.as_str(), run)).transpose()
     };
     let records: Vec<Record> = sweep.runs.iter().filter_map(own).collect::<Result<_>>()?;
     if records.is_empty() {
-        return Ok(None);
+        return Ok((vec![], None));
     }
     let dir = Path::new(&first.config.store).join(&sweep.name);
     write_tables(&records, &dir.join("tables"))?;
-    Ok(Some(write_page(&sweep.name, &records, &dir.join("report.html"))?))
-}
-
-/// Draws the curves of all runs of each model to `curves-MODEL` in a folder of the sweep in the first run's store.
-fn draw_curves(sweep: &Sweep, runs: &[SweepRunOutput]) -> Result<Vec<PathBuf>> {
-    let mut models: BTreeMap<&str, Vec<waterfill_report::Curve>> = BTreeMap::new();
-    for (run, output) in runs.iter().filter_map(|r| Some((r, r.output.as_ref()?))) {
-        models.entry(&output.model).or_default().extend(curves_of(&run.label, &output.points, |p| p.bits_per_weight));
-    }
-    let Some(store) = sweep.runs.first().map(|r| Path::new(&r.config.store).join(&sweep.name)) else {
-        return Ok(vec![]);
-    };
-    let drawn = models.into_iter().filter(|(_, curves)| curves.iter().map(|c| c.points.len()).sum::<usize>() > 1);
-    drawn
-        .map(|(model, curves)| {
-            std::fs::create_dir_all(&store).map_err(|source| PipelineError::Io { path: store.clone(), source })?;
-            let title = format!("{}, {model}: rate and distortion", sweep.name);
-            Ok(waterfill_report::write_curves(&title, &curves, &store, &format!("curves-{model}"))?)
-        })
-        .collect()
+    let figures = figures(&records, peers);
+    let images = figures.iter().map(|f| f.write(&dir)).collect::<Result<_>>()?;
+    Ok((images, Some(write_page(&sweep.name, &records, &figures, &dir.join("report.html"))?)))
 }
 
 /// Which run of a sweep it is.

@@ -4,6 +4,9 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
+use crate::figures::levels::Levels;
+use crate::figures::tiles::TileMap;
+
 /// Results of a run.
 #[derive(Debug, Clone, Serialize)]
 pub struct Report {
@@ -31,6 +34,23 @@ pub struct Report {
     pub configuration: String,
     /// Tuned checkpoints, smallest first.
     pub points: Vec<Point>,
+    /// Fisher information of every matrix.
+    pub sensitivities: Vec<Sensitivity>,
+    /// Tiles of one matrix of one checkpoint.
+    pub map: Option<TileMap>,
+    /// Levels of the same.
+    pub levels: Option<Levels>,
+}
+
+/// Fisher information of a matrix: a mean over tokens, summed over its weights.
+#[derive(Debug, Clone, Serialize)]
+pub struct Sensitivity {
+    /// Its name.
+    pub name: String,
+    /// Its weights.
+    pub weights: u64,
+    /// Nats for a squared change of one by every weight.
+    pub fisher: f64,
 }
 
 /// One tuned checkpoint. Losses are nats per token, `_se` standard errors.

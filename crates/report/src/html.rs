@@ -23,8 +23,15 @@ pub(crate) fn page(report: &Report, figures: &[(String, String)]) -> String {
     add(format!("<p>{}</p>", escape(&introduction(report))));
     add(format!("<p>{}</p>", escape(&findings(report))));
     add(table(report));
-    let titled =
-        [("curve", "Rate and distortion"), ("predicted", "Predicted and measured loss"), ("formats", "Formats")];
+    let titled = [
+        ("curve", "Rate and distortion"),
+        ("accuracy", "Right answers"),
+        ("predicted", "Predicted and measured loss"),
+        ("formats", "Formats"),
+        ("sensitivity", "Sensitivity"),
+        ("tiles", "Inside the matrix that loses most"),
+        ("levels", "Its levels, and the table that they are coded under"),
+    ];
     for (name, title) in titled {
         if let Some((_, svg)) = figures.iter().find(|(n, _)| n == name) {
             add(format!("<h2>{title}</h2>{svg}"));
@@ -179,6 +186,9 @@ mod tests {
             questions: 0,
             configuration: "name: <x>".into(),
             points: vec![point(2.0, 0.1), point(3.0, 0.02), point(4.0, 0.004)],
+            sensitivities: vec![],
+            map: None,
+            levels: None,
         };
         let dir = tempfile::tempdir().unwrap();
         crate::write(&report, dir.path()).unwrap();

@@ -1,21 +1,25 @@
 //! Tables, figures and one HTML page from the results of a run.
 
-mod curves;
 mod data;
 mod figures;
 mod html;
 mod notebook;
+mod style;
 mod sweep;
 mod tables;
 mod tidy;
 
 use std::path::{Path, PathBuf};
 
-pub use curves::{Curve, curves_svg, write_curves};
-pub use data::{Point, Report, Tensor, place};
+pub use data::{Point, Report, Sensitivity, Tensor, place};
+pub use figures::curves::{Curve, CurvePoint, Curves, Line, Quality};
+pub use figures::levels::Levels;
+pub use figures::scatter::{Predictions, Scatter};
+pub use figures::stages::{StageCost, Stages};
+pub use figures::tiles::TileMap;
 pub use notebook::write_notebook;
 pub use sweep::{Cell, PageTable, SweepPage};
-pub use tidy::{Cells, Table, Tiles, write_tiles};
+pub use tidy::{Cells, Table, Tiles, tile_bits, write_tiles};
 
 /// Result of writing a report.
 pub type Result<T> = std::result::Result<T, ReportError>;
@@ -49,19 +53,14 @@ pub enum ReportError {
     },
 }
 
-/// Writes into the empty directory `dir`: `points` and `tensors` as CSV and Parquet, the
-/// rate-distortion curve and predicted against measured loss as SVG and PNG, the other figures as SVG,
-/// and `report.html`.
+/// Writes into the empty directory `dir`: `points` and `tensors` as CSV and Parquet, all figures as SVG and PNG, and
+/// `report.html`.
 ///
 /// # Errors
 /// Files that cannot be written.
 pub fn write(report: &Report, dir: &Path) -> Result<()> {
     tables::write(report, dir)?;
-    figures::all_png(report, dir)?;
-    let figures = figures::all_svg(report)?;
-    for (name, svg) in &figures {
-        save(&dir.join(format!("{name}.svg")), svg)?;
-    }
+    let figures = figures::write(report, dir)?;
     save(&dir.join("report.html"), &html::page(report, &figures))
 }
 

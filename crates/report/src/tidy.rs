@@ -71,6 +71,24 @@ impl Table {
     }
 }
 
+/// Estimated bits of one matrix' tiles in raster order, from a table that `waterfill-allocate` wrote.
+///
+/// # Errors
+/// A file that cannot be read, or has no such matrix.
+pub fn tile_bits(file: &Path, tensor: &str) -> Result<Vec<f64>> {
+    let open = || File::open(file).map_err(|source| ReportError::Io { path: file.into(), source });
+    let columns = vec!["tensor".to_string(), "bits".to_string()];
+    let frame = ParquetReader::new(open()?).with_columns(Some(columns)).finish().map_err(failed(file))?;
+    let read = || -> PolarsResult<Vec<f64>> {
+        let (names, bits) = (frame.column("tensor")?.str()?, frame.column("bits")?.f32()?);
+        let own = names.iter().zip(bits.iter()).filter(|(name, _)| *name == Some(tensor));
+        Ok(own.map(|(_, bits)| f64::from(bits.unwrap_or(0.0))).collect())
+    };
+    let found = read().map_err(failed(file))?;
+    let missing = || ReportError::Table { path: file.into(), reason: format!("no tiles of {tensor}") };
+    if found.is_empty() { Err(missing()) } else { Ok(found) }
+}
+
 /// Tiles of one point, as allocation left them.
 #[derive(Debug, Clone)]
 pub struct Tiles {

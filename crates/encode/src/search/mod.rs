@@ -20,7 +20,7 @@ use waterfill_codec::{EncodedSlice, Format, Kernel, Lambda, Result, TensorEncode
 pub use rounding::Rounding;
 pub use tile::TileSearch;
 pub use tools::{Preset, Tool};
-pub use usage::Usage;
+pub use usage::{Usage, tools_of};
 
 /// What a search works with.
 pub struct SearchInput<'a> {

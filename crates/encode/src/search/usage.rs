@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use waterfill_codec::{Kind, Predictor, TensorPlan, TilePlan};
+use waterfill_codec::{Kernel, Kind, Predictor, TensorPlan, TilePlan};
 
 /// Numbers of tiles by what they use.
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -18,39 +18,10 @@ impl Usage {
                 usage.count(tile.format.name());
                 continue;
             }
-            match tile.kind {
-                Kind::Coded => {}
-                Kind::Skip => usage.count("skip"),
-                Kind::Palette(_) => usage.count("palette"),
-                Kind::BitPlanes => usage.count("bit-planes"),
-            }
-            match tile.predictor {
-                Predictor::None => {}
-                Predictor::Left => usage.count("left"),
-                Predictor::Top => usage.count("top"),
-                Predictor::RowMean => usage.count("row-mean"),
-                Predictor::ColMean => usage.count("col-mean"),
-                Predictor::Linear => usage.count("linear"),
-                Predictor::Row(_) => usage.count("row-copy"),
-                Predictor::Dictionary(_) => usage.count("dictionary"),
-                Predictor::Constant(_) => usage.count("constant"),
-                Predictor::RankOne(..) => usage.count("rank-one"),
-            }
-            if !tile.transform.is_identity() {
-                usage.count("transform");
-                for kernel in [tile.transform.down, tile.transform.along] {
-                    usage.count(&format!("{kernel:?}").to_lowercase());
-                }
-                if tile.transform.side < 16 {
-                    usage.count("split");
-                }
-            }
-            if tile.coarse > 0 {
-                usage.count("coarse");
-            }
-            if plan.parameters.trellis.is_some() && tile.kind == Kind::Coded && tile.transform.is_identity() {
-                usage.count("trellis");
-            }
+            let plain = plan.parameters.trellis.is_some() && tile.kind == Kind::Coded && tile.transform.is_identity();
+            let shared = [(!tile.transform.is_identity(), "transform"), (plain, "trellis")];
+            let shared = shared.iter().filter_map(|&(used, name)| used.then_some(name));
+            tools_of(tile).into_iter().chain(shared).for_each(|name| usage.count(name));
         }
         usage
     }
@@ -63,4 +34,42 @@ impl Usage {
     pub fn add(&mut self, other: &Self) {
         other.0.iter().for_each(|(name, n)| *self.0.entry(name.clone()).or_default() += n);
     }
+}
+/// Names of the tools of a tile with levels.
+pub fn tools_of(tile: &TilePlan) -> Vec<&'static str> {
+    let mut tools = Vec::new();
+    match tile.kind {
+        Kind::Coded => {}
+        Kind::Skip => tools.push("skip"),
+        Kind::Palette(_) => tools.push("palette"),
+        Kind::BitPlanes => tools.push("bit-planes"),
+    }
+    match tile.predictor {
+        Predictor::None => {}
+        Predictor::Left => tools.push("left"),
+        Predictor::Top => tools.push("top"),
+        Predictor::RowMean => tools.push("row-mean"),
+        Predictor::ColMean => tools.push("col-mean"),
+        Predictor::Linear => tools.push("linear"),
+        Predictor::Row(_) => tools.push("row-copy"),
+        Predictor::Dictionary(_) => tools.push("dictionary"),
+        Predictor::Constant(_) => tools.push("constant"),
+        Predictor::RankOne(..) => tools.push("rank-one"),
+    }
+    if !tile.transform.is_identity() {
+        tools.extend([tile.transform.down, tile.transform.along].map(|kernel| match kernel {
+            Kernel::Identity => "identity",
+            Kernel::Dct => "dct",
+            Kernel::Dst => "dst",
+            Kernel::Hadamard => "hadamard",
+            Kernel::Learned => "learned",
+        }));
+        if tile.transform.side < 16 {
+            tools.push("split");
+        }
+    }
+    if tile.coarse > 0 {
+        tools.push("coarse");
+    }
+    tools
 }

@@ -2,6 +2,7 @@
 
 mod collect;
 mod differences;
+mod figures;
 mod list;
 mod page;
 mod tables;
@@ -14,8 +15,9 @@ use serde_json::Value;
 
 pub use collect::{Garbage, collect};
 pub use differences::{Differences, differences};
+pub(crate) use figures::figures;
 pub use list::{Filter, list};
-pub use page::write_page;
+pub(crate) use page::write_page;
 pub use tables::{export_notebook, write_tables, write_tile_table};
 
 use crate::config::Config;

@@ -1,53 +1,30 @@
 //! The page of a sweep: figures, tables, findings, and where they come from.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use waterfill_artifacts::Artifact;
-use waterfill_report::{Cell, Curve, PageTable, SweepPage, curves_svg};
+use waterfill_report::{Cell, PageTable, StageCost, SweepPage};
 
 use super::Record;
+use super::figures::{SweepFigure, by_model, costs, label};
+use crate::closed_loop::Attempt;
 use crate::compare::compare;
-use crate::curves::{Bits, curves_of};
 use crate::error::Result;
 use crate::run::PointOutput;
 
 /// Most by which perplexity may grow in files that count as good.
 const GOOD: f64 = 1.005;
 
-/// Curves of all runs by model.
-fn curves(records: &[Record], bits: Bits) -> BTreeMap<String, Vec<Curve>> {
-    let mut models: BTreeMap<String, Vec<Curve>> = BTreeMap::new();
-    for r in records {
-        models.entry(r.output.model.clone()).or_default().extend(curves_of(&label(r), &r.output.points, bits));
-    }
-    models.retain(|_, curves| !curves.is_empty());
-    models
-}
-
-fn label(r: &Record) -> String {
-    r.label.clone().unwrap_or_else(|| r.id.clone())
-}
-
 /// Writes the page of a sweep's runs to `path`.
 ///
 /// # Errors
 /// Figures that cannot be drawn, files that cannot be written.
-pub fn write_page(name: &str, records: &[Record], path: &Path) -> Result<PathBuf> {
-    let mut figures = Vec::new();
-    for (axis, bits) in [
-        ("bits per weight of the files", (|p| p.bits_per_weight) as Bits),
-        ("bits per weight in a runtime's memory", |p| Some(p.resident_bits_per_weight)),
-    ] {
-        for (model, curves) in curves(records, bits) {
-            let title = format!("{model}: KL against {axis}");
-            figures.push((title.clone(), curves_svg(&title, axis, &curves)?));
-        }
-    }
+pub(crate) fn write_page(name: &str, records: &[Record], figures: &[SweepFigure], path: &Path) -> Result<PathBuf> {
+    let figures = figures.iter().map(|f| Ok((f.title.clone(), f.svg()?))).collect::<Result<Vec<_>>>()?;
     let page = SweepPage {
         title: name.into(),
         findings: findings(records),
-        tables: vec![points(records), stages(records)],
+        tables: [Some(points(records)), closed_loops(records), Some(stages(records))].into_iter().flatten().collect(),
         figures,
         provenance: provenance(records),
         configurations: records
@@ -98,36 +75,53 @@ fn points(records: &[Record]) -> PageTable {
     PageTable { caption: "All points (a click on a head sorts)".into(), heads, rows: rows.map(row).collect() }
 }
 
-/// What was computed for all runs, each artifact once.
-fn stages(records: &[Record]) -> PageTable {
-    let store = |r: &Record| r.config.get("store").and_then(|s| s.as_str()).unwrap_or_default().to_string();
-    let all: BTreeSet<PathBuf> =
-        records.iter().flat_map(|r| r.artifacts.iter().map(move |a| Path::new(&store(r)).join(a))).collect();
-    let mut stages: BTreeMap<String, (usize, f64, u64)> = BTreeMap::new();
-    for artifact in all.iter().filter_map(|dir| Artifact::open(dir).ok()) {
-        let timings = artifact.timings();
-        let stage = stages.entry(artifact.manifest.identity.stage.clone()).or_default();
-        *stage = (stage.0 + 1, stage.1 + timings.seconds, stage.2.max(timings.peak_memory_bytes));
-    }
-    let row = |(stage, (count, seconds, peak)): (String, (usize, f64, u64))| {
-        let (count, megabytes) = (count as f64, peak as f64 / 1e6);
+/// All allocations of closed loops, where there are some.
+fn closed_loops(records: &[Record]) -> Option<PageTable> {
+    let all = records.iter().flat_map(|r| r.output.points.iter().map(move |p| (r, p)));
+    let attempts = all.flat_map(|(r, p)| p.closed_loop.iter().map(move |a| (r, a)));
+    let small = |v: f64| Cell::Figure(format!("{v:.2e}"), Some(v));
+    let missing = || Cell::Figure(String::new(), None);
+    let row = |(r, a): (&Record, &Attempt)| {
         vec![
-            Cell::Text(stage),
+            Cell::Text(r.output.model.clone()),
+            Cell::Text(label(r)),
+            Cell::Text(a.allocated.name().into()),
+            Cell::Figure(a.bytes.to_string(), Some(a.bytes as f64)),
+            small(a.held_out.mean),
+            small(a.held_out.se),
+            a.kl.map_or_else(missing, |kl| small(kl.mean)),
+            a.kl.map_or_else(missing, |kl| small(kl.se)),
+            Cell::Text(if a.kept { "kept" } else { "" }.into()),
+        ]
+    };
+    let rows: Vec<Vec<Cell>> = attempts.map(row).collect();
+    let heads = vec!["model", "run", "allocation", "bytes", "KL, held out", "± se", "KL, evaluated", "± se", ""];
+    (!rows.is_empty()).then(|| PageTable { caption: "Closed loops".into(), heads, rows })
+}
+
+/// What was computed for all runs.
+fn stages(records: &[Record]) -> PageTable {
+    let row = |s: StageCost| {
+        let (count, megabytes) = (s.artifacts as f64, s.peak_bytes as f64 / 1e6);
+        vec![
+            Cell::Text(s.stage),
             Cell::Figure(format!("{count}"), Some(count)),
-            Cell::Figure(format!("{seconds:.1}"), Some(seconds)),
+            Cell::Figure(format!("{:.1}", s.seconds), Some(s.seconds)),
             Cell::Figure(format!("{megabytes:.0}"), Some(megabytes)),
         ]
     };
     let heads = vec!["stage", "artifacts", "seconds in all", "most memory of the process, MB"];
-    PageTable { caption: "Seconds and memory by stage".into(), heads, rows: stages.into_iter().map(row).collect() }
+    PageTable {
+        caption: "Seconds and memory by stage".into(),
+        heads,
+        rows: costs(records).into_iter().map(row).collect(),
+    }
 }
 
 /// What the data say, in words.
 fn findings(records: &[Record]) -> Vec<String> {
     let mut found = Vec::new();
-    let models: BTreeSet<&str> = records.iter().map(|r| r.output.model.as_str()).collect();
-    for model in models {
-        let own: Vec<&Record> = records.iter().filter(|r| r.output.model == model).collect();
+    for (model, own) in by_model(records) {
         let Some((first, others)) = own.split_first() else { continue };
         for other in others {
             let mut ratios: Vec<f64> =

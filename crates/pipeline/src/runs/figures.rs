@@ -1,0 +1,166 @@
+//! The figures of a sweep.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use waterfill_artifacts::Artifact;
+use waterfill_report::{Curve, Curves, Predictions, Quality, Scatter, StageCost, Stages};
+
+use super::Record;
+use crate::curves::{Size, Value, attempts_of, curves_of, kl};
+use crate::error::Result;
+use crate::peers::Peers;
+
+/// Most models whose curves are drawn in one figure.
+const MODELS: usize = 4;
+
+const MODELS_NAME: &str = "models";
+
+/// A figure of a sweep.
+pub(crate) struct SweepFigure {
+    /// Name of its files.
+    pub name: String,
+    /// Above it on a page.
+    pub title: String,
+    drawing: Drawing,
+}
+
+enum Drawing {
+    Curves(Curves),
+    Scatter(Scatter),
+    Stages(Stages),
+}
+
+impl SweepFigure {
+    /// Writes `NAME.svg` and `NAME.png` into a directory; the path of the latter.
+    pub fn write(&self, dir: &Path) -> Result<PathBuf> {
+        Ok(match &self.drawing {
+            Drawing::Curves(curves) => curves.write(dir, &self.name)?,
+            Drawing::Scatter(scatter) => scatter.write(dir, &self.name)?,
+            Drawing::Stages(stages) => stages.write(dir, &self.name)?,
+        })
+    }
+
+    /// As SVG text.
+    pub fn svg(&self) -> Result<String> {
+        Ok(match &self.drawing {
+            Drawing::Curves(curves) => curves.svg()?,
+            Drawing::Scatter(scatter) => scatter.svg()?,
+            Drawing::Stages(stages) => stages.svg()?,
+        })
+    }
+}
+
+/// What a run is called in figures.
+pub(crate) fn label(r: &Record) -> String {
+    r.label.clone().unwrap_or_else(|| r.id.clone())
+}
+
+/// The same beside runs of the same model.
+fn short(r: &Record) -> String {
+    let label = label(r);
+    label.strip_prefix(&format!("{}: ", r.output.model)).map(String::from).unwrap_or(label)
+}
+
+/// Runs by the name of their pipeline.
+pub(crate) fn by_model(records: &[Record]) -> BTreeMap<&str, Vec<&Record>> {
+    let mut models: BTreeMap<&str, Vec<&Record>> = BTreeMap::new();
+    for r in records {
+        models.entry(&r.output.model).or_default().push(r);
+    }
+    models
+}
+
+/// All figures of the runs of a sweep; peers are drawn beside runs that were measured on the same.
+pub(crate) fn figures(records: &[Record], peers: Option<&Peers>) -> Vec<SweepFigure> {
+    let files: Size = |p| p.bits_per_weight;
+    let memory: Size = |p| Some(p.resident_bits_per_weight);
+    let (of_files, of_memory) = ("bits per weight of the files", "bits per weight in a runtime's memory");
+    let loss = || Quality::Loss("KL(original || tuned), nats per token".into());
+    let perplexity: Value = |p| Some((p.perplexity?, None));
+    let accuracy: Value = |p| {
+        let all = &p.benchmarks.first()?.result.all;
+        Some((100.0 * all.accuracy, Some((100.0 * all.interval.0, 100.0 * all.interval.1))))
+    };
+    let mut found = Vec::new();
+    let mut add = |name: String, title: String, size: &str, quality: Quality, curves: Vec<Curve>| {
+        if curves.iter().map(|c| c.points.len()).sum::<usize>() > 1 {
+            // Files of one model only are better or worse than each other.
+            let front = curves.len() > 1 && name != MODELS_NAME;
+            let curves = Curves { title: title.clone(), size: size.into(), quality, curves, front };
+            found.push(SweepFigure { name, title, drawing: Drawing::Curves(curves) });
+        }
+    };
+    let models = by_model(records);
+    let of = |runs: &[&Record], size: Size, value: Value| -> Vec<Curve> {
+        runs.iter().flat_map(|r| curves_of(&short(r), &r.output.points, size, value)).collect()
+    };
+    for (&model, runs) in &models {
+        let base = runs.iter().find_map(|r| r.output.base.as_ref());
+        let mut curves = of(runs, files, kl);
+        curves.extend(peers.into_iter().flat_map(|p| p.curves(|row| row.kl.filter(|kl| *kl > 0.0))));
+        add(format!("curves-{model}"), format!("{model}: KL against {of_files}"), of_files, loss(), curves);
+        let attempts: Vec<Curve> = runs.iter().flat_map(|r| attempts_of(&short(r), &r.output.points)).collect();
+        add(format!("loop-{model}"), format!("{model}: allocations of closed loops"), of_files, loss(), attempts);
+        let title = format!("{model}: KL against {of_memory}");
+        add(format!("memory-{model}"), title, of_memory, loss(), of(runs, memory, kl));
+        let mut curves = of(runs, files, perplexity);
+        curves.extend(peers.into_iter().flat_map(|p| p.curves(|row| row.ppl)));
+        let quality = Quality::Low("perplexity".into(), base.map(|b| b.perplexity));
+        add(format!("perplexity-{model}"), format!("{model}: perplexity"), of_files, quality, curves);
+        let quality = Quality::High("right answers, %".into(), base.and_then(|b| b.accuracy).map(|a| 100.0 * a));
+        add(
+            format!("accuracy-{model}"),
+            format!("{model}: right answers"),
+            of_files,
+            quality,
+            of(runs, files, accuracy),
+        );
+    }
+    if (2..=MODELS).contains(&models.len()) {
+        let named =
+            |r: &Record| format!("{}: {}", r.output.model, label(r).replace(&format!("{}: ", r.output.model), ""));
+        let curves = records.iter().flat_map(|r| curves_of(&named(r), &r.output.points, files, kl)).collect();
+        add(MODELS_NAME.into(), format!("KL against {of_files}"), of_files, loss(), curves);
+    }
+    found.extend(models.iter().filter_map(|(model, runs)| predictions(model, runs)));
+    let stages = Stages { stages: costs(records) };
+    if !stages.stages.is_empty() {
+        let (name, title) = ("stages".into(), "Seconds and memory by stage".into());
+        found.push(SweepFigure { name, title, drawing: Drawing::Stages(stages) });
+    }
+    found
+}
+
+/// Predicted against measured loss of runs that predict one.
+fn predictions(model: &str, runs: &[&Record]) -> Option<SweepFigure> {
+    let one = |r: &&Record| {
+        let point =
+            |p: &crate::PointOutput| Some((p.predicted_kl.filter(|v| *v > 0.0)?, p.kl.filter(|v| *v > 0.0)?, p.kl_se?));
+        Predictions { label: short(r), points: r.output.points.iter().filter_map(point).collect() }
+    };
+    let runs: Vec<Predictions> = runs.iter().map(one).filter(|p| !p.points.is_empty()).collect();
+    if runs.is_empty() {
+        return None;
+    }
+    let title = format!("{model}: predicted and measured loss");
+    let scatter = Scatter { title: title.clone(), runs, note: "bars: 95 %".into() };
+    Some(SweepFigure { name: format!("predicted-{model}"), title, drawing: Drawing::Scatter(scatter) })
+}
+
+/// What was computed for all runs, each artifact once.
+pub(crate) fn costs(records: &[Record]) -> Vec<StageCost> {
+    let store = |r: &Record| r.config.get("store").and_then(|s| s.as_str()).unwrap_or_default().to_string();
+    let all: BTreeSet<PathBuf> =
+        records.iter().flat_map(|r| r.artifacts.iter().map(move |a| Path::new(&store(r)).join(a))).collect();
+    let mut stages: BTreeMap<String, StageCost> = BTreeMap::new();
+    for artifact in all.iter().filter_map(|dir| Artifact::open(dir).ok()) {
+        let (timings, name) = (artifact.timings(), artifact.manifest.identity.stage.clone());
+        let new = StageCost { stage: name.clone(), artifacts: 0, seconds: 0.0, peak_bytes: 0 };
+        let stage = stages.entry(name).or_insert(new);
+        stage.artifacts += 1;
+        stage.seconds += timings.seconds;
+        stage.peak_bytes = stage.peak_bytes.max(timings.peak_memory_bytes);
+    }
+    stages.into_values().collect()
+}
