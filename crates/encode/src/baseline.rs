@@ -9,7 +9,7 @@ use waterfill_artifacts::{Progress, Work};
 use waterfill_calibrate::Sensitivities;
 use waterfill_checkpoint::writer::{Data, Entry, write_checkpoint, write_file};
 use waterfill_checkpoint::{Checkpoint, CheckpointError, TensorInfo, element_of};
-use waterfill_codec::TILE;
+use waterfill_codec::{Minifloat, TILE};
 
 use crate::Result;
 use crate::tuned::EncodeSummary;
@@ -24,6 +24,8 @@ const DAMPING: f64 = 0.01;
 pub enum Baseline {
     /// Rounding to the nearest, a scale for each 16x16 tile.
     Absmax,
+    /// FP8 E4M3, rounded to the nearest, a scale for each 16x16 tile.
+    Fp8,
     /// Rounding with error feedback in the columns' own order, a scale for each group of that many columns
     /// of a row (GPTQ, Frantar et al. 2023).
     Gptq {
@@ -38,7 +40,7 @@ impl Baseline {
     /// Scales of a matrix.
     fn scales(&self, rows: usize, cols: usize) -> u64 {
         match self {
-            Self::Absmax => (rows.div_ceil(TILE) * cols.div_ceil(TILE)) as u64,
+            Self::Absmax | Self::Fp8 => (rows.div_ceil(TILE) * cols.div_ceil(TILE)) as u64,
             Self::Gptq { group, .. } => (rows * cols.div_ceil(*group)) as u64,
         }
     }
@@ -46,12 +48,15 @@ impl Baseline {
     /// Replaces weights by what codes of `bits` bits stand for.
     fn quantize(&self, name: &str, weights: &mut [f32], cols: usize, bits: u32) -> Result<()> {
         match self {
-            Self::Absmax => weights.par_chunks_mut(TILE * cols).for_each(|band| {
-                for left in (0..cols).step_by(TILE) {
-                    let right = cols.min(left + TILE);
-                    let scale = Scale::of(band.chunks(cols).flat_map(|row| &row[left..right]), bits);
-                    band.chunks_mut(cols).flat_map(|row| &mut row[left..right]).for_each(|w| *w = scale.round(*w));
-                }
+            Self::Absmax => by_tile(weights, cols, |tile| {
+                let scale = Scale::of(tile.iter().map(|w| &**w), bits);
+                tile.iter_mut().for_each(|w| **w = scale.round(**w));
+            }),
+            Self::Fp8 => by_tile(weights, cols, |tile| {
+                let kind = Minifloat::E4M3;
+                // The largest weight is kept, not its quotient by the largest code, which f16 would round coarsely.
+                let step = Scale::fitting(tile.iter().map(|w| &**w), 1.0) / kind.max();
+                tile.iter_mut().for_each(|w| **w = kind.decode(kind.encode(**w / step)) * step);
             }),
             Self::Gptq { group, sensitivities } => {
                 let factor = match sensitivities.second_moment(name)? {
@@ -65,6 +70,17 @@ impl Baseline {
     }
 }
 
+/// Does something with the weights of every tile.
+fn by_tile(weights: &mut [f32], cols: usize, each: impl Fn(&mut [&mut f32]) + Sync) {
+    weights.par_chunks_mut(TILE * cols).for_each(|band| {
+        let mut tiles: Vec<Vec<&mut f32>> = (0..cols.div_ceil(TILE)).map(|_| Vec::new()).collect();
+        for row in band.chunks_mut(cols) {
+            tiles.iter_mut().zip(row.chunks_mut(TILE)).for_each(|(tile, part)| tile.extend(part));
+        }
+        tiles.iter_mut().for_each(|tile| each(tile));
+    });
+}
+
 /// A scale of codes of some bits.
 struct Scale {
     step: f32,
@@ -75,9 +91,13 @@ impl Scale {
     /// The largest magnitude is the largest code.
     fn of<'a>(weights: impl Iterator<Item = &'a f32>, bits: u32) -> Self {
         let most = ((1i32 << (bits - 1)) - 1) as f32;
+        Self { step: Self::fitting(weights, most), most }
+    }
+
+    /// Step at which the largest magnitude is `most`, as an f16 holds it.
+    fn fitting<'a>(weights: impl Iterator<Item = &'a f32>, most: f32) -> f32 {
         let step = weights.fold(0.0f32, |m, w| m.max(w.abs())) / most;
-        // As an f16 holds it.
-        Self { step: half::f16::from_f32(step).to_f32().max(f32::MIN_POSITIVE), most }
+        half::f16::from_f32(step).to_f32().max(f32::MIN_POSITIVE)
     }
 
     fn round(&self, weight: f32) -> f32 {
@@ -179,5 +199,23 @@ mod tests {
             assert!((4..=8).contains(&values.len()), "{values:?}");
         }
         assert!(row.iter().zip(&original).all(|(a, b)| (a - b).abs() <= 0.17));
+    }
+
+    /// Three bits of fraction: a sixteenth of the weight at most, and finer than a scale of eight bits for small ones.
+    #[test]
+    fn fp8_is_relative_to_the_weight() {
+        let (rows, cols) = (20, 24);
+        let original: Vec<f32> = (0..rows * cols).map(|i| (i as f32 * 0.37).sin() * 0.02).collect();
+        let mut weights = original.clone();
+        by_tile(&mut weights, cols, |tile| assert!([256, 128, 64, 32].contains(&tile.len()), "{}", tile.len()));
+        let quantize = |bits| -> Vec<f32> {
+            let mut weights = original.clone();
+            Baseline::Fp8.quantize("w", &mut weights, cols, bits).unwrap();
+            weights
+        };
+        for (q, w) in quantize(8).iter().zip(&original) {
+            assert!((q - w).abs() <= w.abs() / 16.0 + 1e-6, "{q} {w}");
+        }
+        assert!(quantize(8) != original);
     }
 }

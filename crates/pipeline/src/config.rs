@@ -63,6 +63,8 @@ pub struct Baseline {
 pub enum BaselineMethod {
     /// Rounding to the nearest, a scale for each 16x16 tile.
     Absmax,
+    /// FP8 E4M3, a scale for each 16x16 tile; of eight bits.
+    Fp8,
     /// Error feedback in the columns' own order, a scale for each group of a row.
     Gptq,
 }

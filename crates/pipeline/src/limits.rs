@@ -2,7 +2,7 @@
 
 use waterfill_evaluate::tasks::{Retrieval, Scoring, Task};
 
-use crate::config::{Config, MultipleChoice, Probes, SecondMoment, Target};
+use crate::config::{BaselineMethod, Config, MultipleChoice, Probes, SecondMoment, Target};
 
 /// A value outside its limits.
 pub(crate) fn problems(config: &Config) -> Vec<String> {
@@ -102,6 +102,8 @@ pub(crate) fn problems(config: &Config) -> Vec<String> {
     if let Some(b) = &config.baseline {
         let bits = !b.bits.is_empty() && b.bits.iter().all(|bits| (2..=8).contains(bits));
         require(bits, &format!("baseline.bits is {:?}, expected one or more of 2 to 8", b.bits));
+        let fits = b.method != BaselineMethod::Fp8 || b.bits == [8];
+        require(fits, &format!("baseline.bits is {:?}, expected [8] for fp8", b.bits));
         require(b.group >= 1, "baseline.group is 0, expected 1 or more");
     }
     require(

@@ -19,7 +19,7 @@ use crate::load::{config_of, merge, merged};
 use crate::peers::{Peers, Reach};
 use crate::plan::{PlannedStage, plan};
 use crate::run::{RunOutput, run};
-use crate::runs::{Place, Record, figures, write_page, write_tables};
+use crate::runs::{Place, Record, agreements, figures, write_agreements, write_page, write_tables};
 use crate::session::Session;
 use crate::stages::Until;
 
@@ -346,9 +346,11 @@ fn write_results(sweep: &Sweep, peers: Option<&Peers>) -> Result<(Vec<PathBuf>, 
     }
     let dir = Path::new(&first.config.store).join(&sweep.name);
     write_tables(&records, &dir.join("tables"))?;
-    let figures = figures(&records, peers);
+    let calibrations = agreements(&records);
+    write_agreements(&calibrations, &dir.join("tables"))?;
+    let figures = figures(&records, peers, &calibrations);
     let images = figures.iter().map(|f| f.write(&dir)).collect::<Result<_>>()?;
-    Ok((images, Some(write_page(&sweep.name, &records, &figures, &dir.join("report.html"))?)))
+    Ok((images, Some(write_page(&sweep.name, (&records, &calibrations), &figures, &dir.join("report.html"))?)))
 }
 
 /// Which run of a sweep it is.

@@ -144,6 +144,7 @@ impl Session<'_> {
         let encoded = self.stage(&Goal::Width(bits).label(), &identity, |work| {
             let baseline = match settings.method {
                 BaselineMethod::Absmax => Baseline::Absmax,
+                BaselineMethod::Fp8 => Baseline::Fp8,
                 BaselineMethod::Gptq => {
                     let sensitivities = Sensitivities::open(&calibration.dir)?;
                     Baseline::Gptq { group: settings.group, sensitivities }

@@ -19,7 +19,7 @@ pub use figures::stages::{StageCost, Stages};
 pub use figures::tiles::TileMap;
 pub use notebook::write_notebook;
 pub use sweep::{Cell, PageTable, SweepPage};
-pub use tidy::{Cells, Table, Tiles, tile_bits, write_tiles};
+pub use tidy::{Cells, Table, Tiles, all_tile_bits, tile_bits, write_tiles};
 
 /// Result of writing a report.
 pub type Result<T> = std::result::Result<T, ReportError>;

@@ -89,6 +89,17 @@ pub fn tile_bits(file: &Path, tensor: &str) -> Result<Vec<f64>> {
     if found.is_empty() { Err(missing()) } else { Ok(found) }
 }
 
+/// Estimated bits of all tiles, matrix by matrix, from such a table.
+///
+/// # Errors
+/// A file that cannot be read.
+pub fn all_tile_bits(file: &Path) -> Result<Vec<f32>> {
+    let open = File::open(file).map_err(|source| ReportError::Io { path: file.into(), source })?;
+    let frame = ParquetReader::new(open).with_columns(Some(vec!["bits".into()])).finish().map_err(failed(file))?;
+    let bits = frame.column("bits").and_then(|c| c.f32()).map_err(failed(file))?;
+    Ok(bits.iter().map(|b| b.unwrap_or(0.0)).collect())
+}
+
 /// Tiles of one point, as allocation left them.
 #[derive(Debug, Clone)]
 pub struct Tiles {

@@ -4,9 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use waterfill_artifacts::Artifact;
-use waterfill_report::{Curve, Curves, Predictions, Quality, Scatter, StageCost, Stages};
+use waterfill_report::{Curve, CurvePoint, Curves, Line, Predictions, Quality, Scatter, StageCost, Stages};
 
 use super::Record;
+use super::agreement::Agreement;
 use crate::curves::{Size, Value, attempts_of, curves_of, kl};
 use crate::error::Result;
 use crate::peers::Peers;
@@ -71,8 +72,41 @@ pub(crate) fn by_model(records: &[Record]) -> BTreeMap<&str, Vec<&Record>> {
     models
 }
 
+/// How calibrations of a model agree, by their tokens: a curve for each kind.
+fn agreement(
+    all: &[Agreement],
+    model: &str,
+    name: &str,
+    size: &str,
+    quality: Quality,
+    value: fn(&Agreement) -> Option<f64>,
+) -> Option<SweepFigure> {
+    let mut kinds: Vec<(&str, Curve)> = Vec::new();
+    for a in all.iter().filter(|a| a.model == model) {
+        let Some(value) = value(a) else { continue };
+        let point = CurvePoint { size: a.tokens as f64, value, interval: None, name: None };
+        match kinds.iter_mut().find(|(kind, _)| *kind == a.kind) {
+            Some((_, curve)) => curve.points.push(point),
+            // The label without its number of sequences says which kind it is.
+            None => {
+                let label: Vec<&str> = a.label.split(", ").filter(|part| !part.contains("sequences=")).collect();
+                kinds.push((&a.kind, Curve { label: label.join(", "), points: vec![point], line: Line::Solid }));
+            }
+        }
+    }
+    let mut curves: Vec<Curve> = kinds.into_iter().map(|(_, curve)| curve).collect();
+    curves.iter_mut().for_each(|c| c.points.sort_by(|a, b| a.size.total_cmp(&b.size)));
+    if curves.iter().map(|c| c.points.len()).max().unwrap_or(0) < 2 {
+        return None;
+    }
+    let title = format!("{model}: {name}");
+    let curves = Curves { title: title.clone(), size: size.into(), log_size: true, quality, curves, front: false };
+    let file = format!("{}-{model}", name.split([' ', ':']).next().unwrap_or(name));
+    Some(SweepFigure { name: file, title, drawing: Drawing::Curves(curves) })
+}
+
 /// All figures of the runs of a sweep; peers are drawn beside runs that were measured on the same.
-pub(crate) fn figures(records: &[Record], peers: Option<&Peers>) -> Vec<SweepFigure> {
+pub(crate) fn figures(records: &[Record], peers: Option<&Peers>, calibrations: &[Agreement]) -> Vec<SweepFigure> {
     let files: Size = |p| p.bits_per_weight;
     let memory: Size = |p| Some(p.resident_bits_per_weight);
     let (of_files, of_memory) = ("bits per weight of the files", "bits per weight in a runtime's memory");
@@ -87,7 +121,7 @@ pub(crate) fn figures(records: &[Record], peers: Option<&Peers>) -> Vec<SweepFig
         if curves.iter().map(|c| c.points.len()).sum::<usize>() > 1 {
             // Files of one model only are better or worse than each other.
             let front = curves.len() > 1 && name != MODELS_NAME;
-            let curves = Curves { title: title.clone(), size: size.into(), quality, curves, front };
+            let curves = Curves { title: title.clone(), size: size.into(), log_size: false, quality, curves, front };
             found.push(SweepFigure { name, title, drawing: Drawing::Curves(curves) });
         }
     };
@@ -124,6 +158,26 @@ pub(crate) fn figures(records: &[Record], peers: Option<&Peers>) -> Vec<SweepFig
         add(MODELS_NAME.into(), format!("KL against {of_files}"), of_files, loss(), curves);
     }
     found.extend(models.iter().filter_map(|(model, runs)| predictions(model, runs)));
+    let tokens = "tokens of calibration";
+    for model in models.keys() {
+        let rank = |text: &str| Quality::High(text.into(), None);
+        let (own, most) =
+            ("rank correlation between shards of a calibration", "rank correlation with the largest calibration");
+        found.extend(agreement(
+            calibrations,
+            model,
+            "shards: how alike are sensitivities of tiles",
+            tokens,
+            rank(own),
+            |a| a.shards,
+        ));
+        found.extend(agreement(calibrations, model, "agreement of sensitivities of tiles", tokens, rank(most), |a| {
+            a.with_most.filter(|r| *r < 1.0 - 1e-12)
+        }));
+        let quality = Quality::Loss("mean change, bits per weight".into());
+        let name = "stability: bits of tiles against the largest calibration";
+        found.extend(agreement(calibrations, model, name, tokens, quality, |a| a.bits_change.filter(|b| *b > 0.0)));
+    }
     let stages = Stages { stages: costs(records) };
     if !stages.stages.is_empty() {
         let (name, title) = ("stages".into(), "Seconds and memory by stage".into());

@@ -1,5 +1,6 @@
 //! What has been run: a record for every run, of its configuration, figures and artifacts.
 
+mod agreement;
 mod collect;
 mod differences;
 mod figures;
@@ -13,6 +14,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+pub(crate) use agreement::{agreements, write as write_agreements};
 pub use collect::{Garbage, collect};
 pub use differences::{Differences, differences};
 pub(crate) use figures::figures;

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use waterfill_report::{Cell, PageTable, StageCost, SweepPage};
 
 use super::Record;
+use super::agreement::Agreement;
 use super::figures::{SweepFigure, by_model, costs, label};
 use crate::closed_loop::Attempt;
 use crate::compare::compare;
@@ -19,12 +20,20 @@ const GOOD: f64 = 1.005;
 ///
 /// # Errors
 /// Figures that cannot be drawn, files that cannot be written.
-pub(crate) fn write_page(name: &str, records: &[Record], figures: &[SweepFigure], path: &Path) -> Result<PathBuf> {
+pub(crate) fn write_page(
+    name: &str,
+    (records, calibrations): (&[Record], &[Agreement]),
+    figures: &[SweepFigure],
+    path: &Path,
+) -> Result<PathBuf> {
     let figures = figures.iter().map(|f| Ok((f.title.clone(), f.svg()?))).collect::<Result<Vec<_>>>()?;
     let page = SweepPage {
         title: name.into(),
         findings: findings(records),
-        tables: [Some(points(records)), closed_loops(records), Some(stages(records))].into_iter().flatten().collect(),
+        tables: [Some(points(records)), closed_loops(records), agreement(calibrations), Some(stages(records))]
+            .into_iter()
+            .flatten()
+            .collect(),
         figures,
         provenance: provenance(records),
         configurations: records
@@ -73,6 +82,33 @@ fn points(records: &[Record]) -> PageTable {
         "accuracy %",
     ];
     PageTable { caption: "All points (a click on a head sorts)".into(), heads, rows: rows.map(row).collect() }
+}
+
+/// How calibrations agree, where there are several.
+fn agreement(all: &[Agreement]) -> Option<PageTable> {
+    let three = |v: Option<f64>| Cell::Figure(v.map_or(String::new(), |v| format!("{v:.3}")), v);
+    let row = |a: &Agreement| {
+        vec![
+            Cell::Text(a.model.clone()),
+            Cell::Text(a.label.clone()),
+            Cell::Figure(a.tokens.to_string(), Some(a.tokens as f64)),
+            three(a.shards),
+            three(a.with_most),
+            three(a.with_first),
+            three(a.bits_change),
+        ]
+    };
+    let heads = vec![
+        "model",
+        "run",
+        "tokens",
+        "own shards",
+        "largest of its kind",
+        "largest of the first kind",
+        "bits/weight from the largest",
+    ];
+    let caption = "Calibrations: rank correlation of tile sensitivities, and change of tiles' bits".into();
+    (!all.is_empty()).then(|| PageTable { caption, heads, rows: all.iter().map(row).collect() })
 }
 
 /// All allocations of closed loops, where there are some.

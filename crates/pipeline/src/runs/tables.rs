@@ -140,7 +140,7 @@ mod tests {
     #[test]
     fn every_column_is_documented() {
         let text = include_str!("../../../../docs/TABLES.md");
-        for table in [runs(&[]), points(&[]), tensors(&[])] {
+        for table in [runs(&[]), points(&[]), tensors(&[]), super::super::agreement::table(&[])] {
             let section = text.split("\n## ").find(|s| s.starts_with(table.name)).expect("a section of the table");
             for (column, _) in &table.columns {
                 assert!(section.contains(&format!("`{column}`")), "{}: {column}", table.name);

@@ -91,6 +91,8 @@ pub struct Curves {
     pub title: String,
     /// What sizes are.
     pub size: String,
+    /// Whether sizes go by their logarithms.
+    pub log_size: bool,
     /// What values are.
     pub quality: Quality,
     /// All of them.
@@ -129,12 +131,17 @@ impl Curves {
         Figure::svg(self, &self.title)
     }
 
-    fn plot<'a, DB: DrawingBackend + 'a, Y: Ranged<ValueType = f64> + ValueFormatter<f64>>(
+    fn plot<'a, DB, X, Y>(
         &self,
-        mut chart: ChartContext<'a, DB, Cartesian2d<plotters::coord::types::RangedCoordf64, Y>>,
+        mut chart: ChartContext<'a, DB, Cartesian2d<X, Y>>,
         marks: &dyn Fn(&f64) -> String,
         (low, high): (f64, f64),
-    ) -> Drawn {
+    ) -> Drawn
+    where
+        DB: DrawingBackend + 'a,
+        X: Ranged<ValueType = f64> + ValueFormatter<f64>,
+        Y: Ranged<ValueType = f64> + ValueFormatter<f64>,
+    {
         chart
             .configure_mesh()
             .x_desc(&self.size)
@@ -220,22 +227,34 @@ impl Figure for Curves {
     fn draw<DB: DrawingBackend>(&self, area: &DrawingArea<DB, Shift>) -> Drawn {
         let all = || self.curves.iter().flat_map(|c| &c.points);
         let (least, most) = all().fold((f64::INFINITY, 0.0f64), |(low, high), p| (low.min(p.size), high.max(p.size)));
-        let (least, most) = (least.min(most).floor(), most.max(least.min(1.0)).ceil());
+        let whole = least.min(most).floor()..most.max(least.min(1.0)).ceil();
         let above = above_note(area);
         let mut builder = ChartBuilder::on(&above);
         builder.caption(&self.title, (FONT, TITLE)).margin(12).x_label_area_size(52).y_label_area_size(72);
-        match &self.quality {
-            Quality::Loss(_) => {
-                let (low, high) = decades(all().map(|p| p.value));
-                let chart = builder.build_cartesian_2d(least..most, (low..high).log_scale()).map_err(text_error)?;
-                self.plot(chart, &scientific, (low, high))?;
+        let ends = |p: &CurvePoint| [p.value, p.interval.map_or(p.value, |i| i.0), p.interval.map_or(p.value, |i| i.1)];
+        let loss = matches!(self.quality, Quality::Loss(_));
+        let (low, high) = match loss {
+            true => decades(all().map(|p| p.value)),
+            false => range(all().flat_map(ends).chain(self.quality.original())),
+        };
+        let marks: &dyn Fn(&f64) -> String = if loss { &scientific } else { &plain };
+        let sizes = least * 0.9..most * 1.1;
+        match (self.log_size, loss) {
+            (false, true) => {
+                let chart = builder.build_cartesian_2d(whole, (low..high).log_scale()).map_err(text_error)?;
+                self.plot(chart, marks, (low, high))?;
             }
-            quality => {
-                let ends = all()
-                    .flat_map(|p| [p.value, p.interval.map_or(p.value, |i| i.0), p.interval.map_or(p.value, |i| i.1)]);
-                let (low, high) = range(ends.chain(quality.original()));
-                let chart = builder.build_cartesian_2d(least..most, low..high).map_err(text_error)?;
-                self.plot(chart, &plain, (low, high))?;
+            (false, false) => {
+                let chart = builder.build_cartesian_2d(whole, low..high).map_err(text_error)?;
+                self.plot(chart, marks, (low, high))?;
+            }
+            (true, true) => {
+                let axes = (sizes.log_scale(), (low..high).log_scale());
+                self.plot(builder.build_cartesian_2d(axes.0, axes.1).map_err(text_error)?, marks, (low, high))?;
+            }
+            (true, false) => {
+                let chart = builder.build_cartesian_2d(sizes.log_scale(), low..high).map_err(text_error)?;
+                self.plot(chart, marks, (low, high))?;
             }
         }
         let prefixes = if self.curves.iter().any(|c| c.line == Line::Dashed) {

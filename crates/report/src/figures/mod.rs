@@ -69,6 +69,7 @@ fn curve(report: &Report) -> Curves {
     Curves {
         title: format!("{}: rate and distortion", report.model),
         size: "bits per weight".into(),
+        log_size: false,
         quality: Quality::Loss("KL(original || tuned), nats per token".into()),
         curves: vec![series("file", |p| p.bits_per_weight), series("in memory", |p| p.resident_bits_per_weight)],
         front: false,
@@ -90,6 +91,7 @@ fn accuracy(report: &Report) -> Option<Curves> {
     Some(Curves {
         title: format!("{}: right answers of {} questions", report.model, report.questions),
         size: "bits per weight of the files".into(),
+        log_size: false,
         quality: Quality::High("right answers, %".into(), Some(100.0 * base)),
         curves: vec![Curve { label: "tuned checkpoints".into(), points, line: Line::Solid }],
         front: false,
