@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Runs a small sweep, executes its notebook, and opens its page in a browser's document model (jsdom). Without Python, Node or
-# their package indexes it says so and leaves that part out.
+# Runs a small sweep, executes its notebook, and opens its page in a browser's document model (jsdom) and, where there is one, in
+# a browser. Without Python, Node or their package indexes it says so and leaves that part out.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 place="$PWD/target/report"
@@ -30,6 +30,14 @@ if command -v node >/dev/null && command -v npm >/dev/null && {
     [ -d "$place/node_modules/jsdom" ] || npm install --silent --no-fund --no-audit --prefix "$place" jsdom@26
 }; then
     NODE_PATH="$place/node_modules" node crates/report/tests/page.cjs "$place/results/page/report.html"
+    browser=$(command -v chromium || command -v chromium-browser || command -v google-chrome || true)
+    if [ -n "$browser" ] && {
+        [ -d "$place/node_modules/puppeteer-core" ] || npm install --silent --no-fund --no-audit --prefix "$place" puppeteer-core@24
+    }; then
+        NODE_PATH="$place/node_modules" node crates/report/tests/browser.cjs "$browser" "$place/results/page/report.html" "$place/page.png"
+    else
+        echo "skipped: looking at the page needs chromium or google-chrome"
+    fi
 else
     echo "skipped: opening the page needs node with npm, and its package index"
 fi

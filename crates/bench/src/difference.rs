@@ -1,8 +1,10 @@
 //! Differences between checkpoints: coded bits against the entropy given the base's exponent, and XOR under zstd.
 
+use std::path::Path;
 use std::time::Instant;
 
 use serde::Serialize;
+use waterfill_checkpoint::Checkpoint;
 use waterfill_codec::Dtype;
 use waterfill_codec::difference::{SLICE, decode_difference, difference_entropy, encode_difference};
 
@@ -64,6 +66,25 @@ pub fn bench_difference(side: usize) -> Result<Vec<DifferenceRow>, BenchError> {
     let merged: Vec<f32> = base.chunks(side).zip(left.chunks(RANK)).flat_map(product).collect();
     rows.push(row("product of rank 16, 1e-4", &base, &merged, side)?);
     Ok(rows)
+}
+
+/// Bytes of two checkpoints' XOR under zstd -19, a shard of the second after the other; tensors that the first does not have,
+/// or has in another size, as they are.
+///
+/// # Errors
+/// Checkpoints that cannot be read.
+pub fn xor_bytes(base: &Path, tuned: &Path) -> Result<u64, BenchError> {
+    let (base, tuned) = (Checkpoint::open(base)?, Checkpoint::open(tuned)?);
+    let mut all = Vec::new();
+    for info in tuned.tensors() {
+        let mut own = tuned.read_raw(&info.name)?;
+        let before = if base.contains(&info.name) { base.read_raw(&info.name)? } else { vec![] };
+        if before.len() == own.len() {
+            own.iter_mut().zip(&before).for_each(|(a, b)| *a ^= b);
+        }
+        all.extend(own);
+    }
+    Ok(zstd::bulk::compress(&all, 19).map_err(|_| BenchError::Round)?.len() as u64)
 }
 
 fn row(change: &str, base: &[f32], tuned: &[f32], side: usize) -> Result<DifferenceRow, BenchError> {

@@ -14,7 +14,7 @@ mod rotation;
 mod source;
 
 pub use calibration::{CalibrationBench, bench_calibration};
-pub use difference::{DifferenceRow, bench_difference};
+pub use difference::{DifferenceRow, bench_difference, xor_bytes};
 pub use entropy::{EntropyBench, bench_entropy};
 pub use error::BenchError;
 pub use load::{LoadRow, Source, Start, bench_load, start_once};

@@ -2,6 +2,7 @@
 
 mod arguments;
 mod interrupt;
+mod measure;
 mod runs;
 mod table;
 
@@ -18,6 +19,8 @@ use waterfill_pipeline::{
     run, run_sweep, train, train_schema, unpack, validate, verify, write_recipes,
 };
 use waterfill_runtime::{Form, Runtime};
+
+use measure::Measured;
 
 /// Tensors come and go by the million; the system's allocator returns each to the kernel and
 /// spends as long clearing pages as the arithmetic takes.
@@ -185,14 +188,8 @@ fn execute(arguments: &Arguments) -> Result<()> {
             Ok(())
         }
         Command::Bench { what: Bench::Load { checkpoint, prompt, repeats, once: None } } => {
-            let program = std::env::current_exe()?;
-            let again = |source: waterfill_bench::Source, dir: &Path| {
-                let mut command = std::process::Command::new(&program);
-                command.args(["bench", "load", "--prompt", prompt, "--once", &source.name()]).arg(dir);
-                command.args(arguments.threads.iter().flat_map(|n| ["--threads".to_string(), n.to_string()]));
-                command
-            };
-            let rows = waterfill_bench::bench_load(checkpoint, (*repeats).into(), &again, &console)?;
+            let measured = Measured::new(arguments.threads)?;
+            let rows = measured.load(checkpoint, prompt, (*repeats).into(), &console)?;
             console.finish("");
             show_figures(arguments, &rows, |rows| table::render_load(rows))
         }
@@ -329,7 +326,8 @@ fn execute_sweep(
         }
         return Ok(());
     }
-    let output = run_sweep(&sweep, options.repair, &options.device, console)?;
+    let measured = Measured::new(arguments.threads)?;
+    let output = run_sweep(&sweep, options.repair, &options.device, &measured, console)?;
     match arguments.mode() {
         Mode::Json => println!("{}", serde_json::to_string(&output)?),
         _ => print!("{}", table::render_sweep(&output)),

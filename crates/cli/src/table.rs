@@ -240,6 +240,13 @@ pub fn render_sweep(output: &SweepOutput) -> String {
         let ratio = reach.ratio.map_or("-".to_string(), |r| format!("{r:.3}"));
         line(format!("{:24}{:>12.6}{:>12}{ours:>12}{ratio:>8}", reach.peer, reach.peer_kl, reach.peer_bytes));
     }
+    for t in &output.targets {
+        let value = t.value.map_or("nothing".to_string(), |v| format!("{v:.4}"));
+        let limits = [t.at_least.map(|v| format!("at least {v}")), t.at_most.map(|v| format!("at most {v}"))];
+        let limits = limits.into_iter().flatten().collect::<Vec<_>>().join(", ");
+        let met = if t.met { "met" } else { "not met" };
+        line(format!("{met:8} {}: {value}, {limits} ({})", t.name, t.detail));
+    }
     let failed: Vec<_> = output.runs.iter().filter_map(|r| Some((&r.label, r.error.as_ref()?))).collect();
     if !failed.is_empty() {
         line(format!("{} of {} runs failed:", failed.len(), output.runs.len()));

@@ -77,3 +77,43 @@ fn sweeps_that_cannot_be_read_are_explained() {
     assert!(fails("  grid: 3\n").contains("s.yaml: sweep"));
     assert!(place.fails(&["run", "s.yaml"]).contains("`waterfill sweep` runs it"));
 }
+
+#[test]
+fn targets_are_checked_and_told() {
+    let place = Place::new();
+    let base = pipeline("lambdas: [1e-6, 1e-7]");
+    let flat = "{label: flat, baseline: {method: absmax, bits: [8]}}";
+    let sweep = |targets: &str| {
+        format!(
+            "{base}sweep:\n  runs: [{flat}, {{label: tuned}}, {{label: layered, encode.layers: {{bits: [2]}}, allocate.lambdas: [1e-7]}}]\n  targets:\n{targets}"
+        )
+    };
+    place.write("s.yaml", &sweep("    - {name: none, figure: bytes, run: tuned, at_most: 1}\n"));
+    assert!(place.fails(&["validate", "s.yaml"]).contains("give against"));
+    place.write("s.yaml", &sweep("    - {name: none, figure: kl, run: tunde, at_most: 1}\n"));
+    assert!(place.fails(&["validate", "s.yaml"]).contains("names the run \"tunde\""));
+    place.write(
+        "s.yaml",
+        &sweep(
+            "    - {name: small, figure: bytes, run: tuned, against: flat, at_most: 1}\n\
+             \x20   - {name: too small, figure: bytes, run: tuned, against: flat, at_most: 0.01}\n\
+             \x20   - {name: as good, figure: bytes, run: tuned, against: flat, losing: {kl_ratio: 0}, at_most: 1}\n\
+             \x20   - {name: memory, figure: resident, run: tuned, against: flat, at_least: 0.1}\n\
+             \x20   - {name: prefixes, figure: worse-prefixes, run: layered, at_most: 0}\n\
+             \x20   - {name: original, figure: original-nll, run: tuned, at_least: 0.1}\n",
+        ),
+    );
+    let output = place.json(&["sweep", "s.yaml"]);
+    let targets = output["targets"].as_array().unwrap();
+    let met: Vec<bool> = targets.iter().map(|t| t["met"].as_bool().unwrap()).collect();
+    assert_eq!(met, [true, false, false, true, true, true], "{targets:?}");
+    let value = |n: usize| targets[n]["value"].as_f64();
+    let bytes = |run: usize, point: usize| output["runs"][run]["points"][point]["bytes"].as_f64().unwrap();
+    assert_eq!(value(0), Some(bytes(1, 0) / bytes(0, 0)), "the smallest file of the run over the flat one");
+    assert_eq!((value(0), value(2)), (value(1), None));
+    assert!(targets[2]["detail"].as_str().unwrap().contains("no file loses as little"));
+    let text = place.ok(&["sweep", "s.yaml"]);
+    assert!(text.contains("not met  too small: ") && text.contains("met      small: "), "{text}");
+    let page = std::fs::read_to_string(place.path(output["page"].as_str().unwrap())).unwrap();
+    assert!(page.contains("<h2>Targets</h2>") && page.contains(">not met<"));
+}

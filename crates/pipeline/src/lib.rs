@@ -32,6 +32,7 @@ mod session;
 mod sources;
 mod stages;
 mod sweep;
+mod targets;
 mod training;
 mod tune;
 
@@ -46,7 +47,7 @@ pub use inspect::{inspect, verify};
 pub use load::{json_schema, load, validate};
 pub use make::make_checkpoint;
 pub use original::{OriginalOutput, evaluate_original};
-pub use packing::{apply, delta, pack, unpack};
+pub use packing::{apply, delta, pack, unpack, write_delta};
 pub use peers::{Peers, Reach};
 pub use pictures::draw_matrix;
 pub use plan::PlannedStage;
@@ -58,6 +59,7 @@ pub use runs::{
 pub use session::Session;
 pub use stages::Until;
 pub use sweep::{DryRun, Sweep, SweepOutput, SweepRunOutput, dry_run, load_sweep, run_sweep};
+pub use targets::{Measure, Reached, Target};
 pub use training::{TrainConfig, TrainOutput, load_train, train, train_schema};
 pub use waterfill_artifacts::Store;
 pub use waterfill_checkpoint::Prefix;

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use waterfill_artifacts::Progress;
-use waterfill_checkpoint::delta::{self as deltas, Coders};
+use waterfill_checkpoint::delta::{self as deltas, Coders, DeltaSummary};
 use waterfill_checkpoint::pack::{self, OnBytes, PackSummary};
 
 use crate::console::Console;
@@ -35,13 +35,21 @@ pub fn unpack(from: &Path, to: &Path, console: &Console) -> Result<String> {
     Ok(format!("{}: {} bytes, as before packing", to.display(), summary.original))
 }
 
-/// Writes what the directory `tuned` has changed from `base` into `out`; returns sizes in words.
+/// Writes what the directory `tuned` has changed from `base` into `out`; returns sizes.
+///
+/// # Errors
+/// Files that cannot be read or written.
+pub fn write_delta(base: &Path, tuned: &Path, out: &Path, console: &Console) -> Result<DeltaSummary> {
+    let coders = Coders { factors: Some(&find_factors), ..Coders::default() };
+    in_parts("delta", tuned, console, |on_bytes| Ok(deltas::delta_with(base, tuned, out, &coders, on_bytes)?))
+}
+
+/// As [`write_delta`], with sizes in words.
 ///
 /// # Errors
 /// Files that cannot be read or written.
 pub fn delta(base: &Path, tuned: &Path, out: &Path, console: &Console) -> Result<String> {
-    let coders = Coders { factors: Some(&find_factors), ..Coders::default() };
-    let s = in_parts("delta", tuned, console, |on_bytes| Ok(deltas::delta_with(base, tuned, out, &coders, on_bytes)?))?;
+    let s = write_delta(base, tuned, out, console)?;
     let share = s.delta as f64 * 100.0 / s.tuned.max(1) as f64;
     let bits = s.delta as f64 * 8.0 / s.elements.max(1) as f64;
     let (out, delta, tuned, elements, tensors) = (out.display(), s.delta, s.tuned, s.elements, s.tensors);

@@ -22,6 +22,7 @@ use crate::run::{RunOutput, run};
 use crate::runs::{Place, Record, agreements, figures, write_agreements, write_page, write_tables};
 use crate::session::Session;
 use crate::stages::Until;
+use crate::targets::{Measure, Reached, Target, check};
 
 /// Most runs of a sweep.
 const MAX_RUNS: usize = 10_000;
@@ -43,6 +44,9 @@ pub struct SweepSection {
     /// File with results of other quantizers on the evaluation's tokens, relative to the working directory.
     #[serde(default)]
     pub peers: Option<String>,
+    /// What is to be reached, checked when all runs have ended.
+    #[serde(default)]
+    pub targets: Vec<Target>,
     /// Memory that runs side by side may take, 10^9 bytes; three quarters of what is free if absent.
     #[serde(default)]
     pub memory_gb: Option<f64>,
@@ -75,6 +79,8 @@ pub struct Sweep {
     pub parallel: usize,
     /// File with results of other quantizers.
     pub peers: Option<PathBuf>,
+    /// What is to be reached.
+    pub targets: Vec<Target>,
 }
 
 /// The object that `sweep --json` prints.
@@ -86,6 +92,8 @@ pub struct SweepOutput {
     pub runs: Vec<SweepRunOutput>,
     /// Our bytes at the KL of every peer, where the file names peers.
     pub reach: Vec<Reach>,
+    /// What became of the targets.
+    pub targets: Vec<Reached>,
     /// Pictures; `curves-MODEL` has all curves of a model.
     pub figures: Vec<PathBuf>,
     /// One page with everything, beside it `tables`.
@@ -209,6 +217,10 @@ pub fn load_sweep(path: &Path) -> Result<Sweep> {
         }
         runs.push(SweepRun { label, settings, config });
     }
+    let labels: Vec<String> = runs.iter().map(|r| r.label.clone()).collect();
+    if let Some(problem) = section.targets.iter().find_map(|t| t.problem(&labels)) {
+        return Err(failed(format!("sweep.targets: {problem}")));
+    }
     let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
     Ok(Sweep {
         name: path.file_stem().unwrap_or_default().to_string_lossy().into_owned(),
@@ -216,6 +228,7 @@ pub fn load_sweep(path: &Path) -> Result<Sweep> {
         memory: section.memory_gb.map_or_else(|| available_memory() / 4 * 3, |gb| (gb * 1e9) as u64),
         parallel: section.parallel.unwrap_or(cores),
         peers: section.peers.map(PathBuf::from),
+        targets: section.targets,
     })
 }
 
@@ -280,7 +293,13 @@ impl Budget {
 ///
 /// # Errors
 /// Results of peers that cannot be read or were measured on something else; nothing has run then.
-pub fn run_sweep(sweep: &Sweep, repair: bool, device: &str, console: &Console) -> Result<SweepOutput> {
+pub fn run_sweep(
+    sweep: &Sweep,
+    repair: bool,
+    device: &str,
+    measure: &dyn Measure,
+    console: &Console,
+) -> Result<SweepOutput> {
     let peers = sweep.peers.as_deref().map(Peers::read).transpose()?;
     for (run, (peers, path)) in sweep.runs.iter().flat_map(|run| peers.iter().zip(&sweep.peers).map(move |p| (run, p)))
     {
@@ -330,27 +349,32 @@ pub fn run_sweep(sweep: &Sweep, repair: bool, device: &str, console: &Console) -
     console.finish("");
     let measured = runs.iter().filter_map(|r| Some((r.label.as_str(), r.output.as_ref()?.points.as_slice())));
     let reach = peers.as_ref().map_or(vec![], |peers| peers.reach(measured));
-    let (figures, page) = write_results(sweep, peers.as_ref())?;
-    Ok(SweepOutput { sweep: sweep.name.clone(), runs, reach, figures, page })
+    let (targets, figures, page) = write_results(sweep, peers.as_ref(), measure)?;
+    Ok(SweepOutput { sweep: sweep.name.clone(), runs, reach, targets, figures, page })
 }
 
-/// Writes figures, page and tables of all runs that are recorded, in their order, into the sweep's folder.
-fn write_results(sweep: &Sweep, peers: Option<&Peers>) -> Result<(Vec<PathBuf>, Option<PathBuf>)> {
-    let Some(first) = sweep.runs.first() else { return Ok((vec![], None)) };
+/// What became of targets, pictures, and the page.
+type Results = (Vec<Reached>, Vec<PathBuf>, Option<PathBuf>);
+
+/// Checks targets, and writes figures, page and tables of all runs that are recorded, in their order, into the sweep's folder.
+fn write_results(sweep: &Sweep, peers: Option<&Peers>, measure: &dyn Measure) -> Result<Results> {
+    let Some(first) = sweep.runs.first() else { return Ok(Results::default()) };
     let own = |run: &SweepRun| {
         Record::of(Path::new(&run.config.store), &run.config, &place(sweep.name.as_str(), run)).transpose()
     };
     let records: Vec<Record> = sweep.runs.iter().filter_map(own).collect::<Result<_>>()?;
     if records.is_empty() {
-        return Ok((vec![], None));
+        return Ok(Results::default());
     }
+    let targets = check(&sweep.targets, &records, measure)?;
     let dir = Path::new(&first.config.store).join(&sweep.name);
     write_tables(&records, &dir.join("tables"))?;
     let calibrations = agreements(&records);
     write_agreements(&calibrations, &dir.join("tables"))?;
     let figures = figures(&records, peers, &calibrations);
     let images = figures.iter().map(|f| f.write(&dir)).collect::<Result<_>>()?;
-    Ok((images, Some(write_page(&sweep.name, (&records, &calibrations), &figures, &dir.join("report.html"))?)))
+    let page = write_page(&sweep.name, (&records, &calibrations, &targets), &figures, &dir.join("report.html"))?;
+    Ok((targets, images, Some(page)))
 }
 
 /// Which run of a sweep it is.

@@ -125,6 +125,16 @@ pub(crate) fn plain(v: &f64) -> String {
     text.trim_end_matches('0').trim_end_matches('.').to_string()
 }
 
+/// Marks of a logarithmic axis: one, two and five of every decade, thousands as k.
+pub(crate) fn round(v: &f64) -> String {
+    let first = v / 10f64.powf(v.log10().floor());
+    match [1.0, 2.0, 5.0].iter().any(|m| (first / m - 1.0).abs() < 1e-6) {
+        true if *v >= 1000.0 => format!("{}k", plain(&(v / 1000.0))),
+        true => plain(v),
+        false => String::new(),
+    }
+}
+
 pub(crate) fn legend<'a, DB: DrawingBackend + 'a, CT: CoordTranslate>(
     chart: &mut ChartContext<'a, DB, CT>,
     position: SeriesLabelPosition,

@@ -8,7 +8,9 @@ use crate::{Result, save};
 
 const SORT: &str = include_str!("../page/sort.js");
 const MORE: &str = "table.sortable th{cursor:pointer;user-select:none}th[aria-sort=ascending]::after{content:' \\2191'}\
-th[aria-sort=descending]::after{content:' \\2193'}td.text,th.text{text-align:left}";
+th[aria-sort=descending]::after{content:' \\2193'}td.text,th.text{text-align:left}\
+body{max-width:84rem}p{max-width:62rem}figure{margin:0}\
+.figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(28rem,1fr));gap:1rem}";
 
 /// A cell of a table.
 #[derive(Debug, Clone)]
@@ -28,6 +30,8 @@ pub struct PageTable {
     pub heads: Vec<&'static str>,
     /// Cells by row.
     pub rows: Vec<Vec<Cell>>,
+    /// Whether it stands before the figures.
+    pub first: bool,
 }
 
 /// What a page has.
@@ -65,10 +69,13 @@ impl SweepPage {
              <style>{STYLE}{MORE}</style></head><body><h1>{title}</h1>"
         ));
         self.findings.iter().for_each(|f| add(&format!("<p>{}</p>", escape(f))));
+        self.tables.iter().filter(|t| t.first).for_each(|t| add(&table(t)));
+        add("<h2>Figures</h2><div class=\"figures\">");
         for (name, svg) in &self.figures {
-            add(&format!("<h2>{}</h2><div class=\"wide\">{svg}</div>", escape(name)));
+            add(&format!("<figure aria-label=\"{}\">{svg}</figure>", escape(name).replace('"', "&quot;")));
         }
-        self.tables.iter().for_each(|t| add(&table(t)));
+        add("</div>");
+        self.tables.iter().filter(|t| !t.first).for_each(|t| add(&table(t)));
         add("<h2>Where it comes from</h2><table>");
         for (name, value) in &self.provenance {
             add(&format!("<tr><th class=\"text\">{}</th><td class=\"text\">{}</td></tr>", escape(name), escape(value)));
@@ -108,7 +115,12 @@ mod tests {
     fn pages_need_nothing_from_outside_and_escape_what_they_show() {
         let cells =
             vec![Cell::Text("<b>".into()), Cell::Figure("1.5".into(), Some(1.5)), Cell::Figure(String::new(), None)];
-        let table = PageTable { caption: "points & runs".into(), heads: vec!["run", "bits", "KL"], rows: vec![cells] };
+        let table = PageTable {
+            caption: "points & runs".into(),
+            heads: vec!["run", "bits", "KL"],
+            rows: vec![cells],
+            first: false,
+        };
         let page = SweepPage {
             title: "a<b".into(),
             findings: vec!["less & less".into()],

@@ -58,7 +58,7 @@ pub(crate) fn label(r: &Record) -> String {
 }
 
 /// The same beside runs of the same model.
-fn short(r: &Record) -> String {
+pub(crate) fn short(r: &Record) -> String {
     let label = label(r);
     label.strip_prefix(&format!("{}: ", r.output.model)).map(String::from).unwrap_or(label)
 }

@@ -17,7 +17,7 @@ use serde_json::Value;
 pub(crate) use agreement::{agreements, write as write_agreements};
 pub use collect::{Garbage, collect};
 pub use differences::{Differences, differences};
-pub(crate) use figures::figures;
+pub(crate) use figures::{by_model, figures, short};
 pub use list::{Filter, list};
 pub(crate) use page::write_page;
 pub use tables::{export_notebook, write_tables, write_tile_table};

@@ -8,10 +8,11 @@ use waterfill_report::{Cell, PageTable, StageCost, SweepPage};
 use super::Record;
 use super::agreement::Agreement;
 use super::figures::{SweepFigure, by_model, costs, label};
-use crate::closed_loop::Attempt;
+use crate::closed_loop::{Allocated, Attempt};
 use crate::compare::compare;
 use crate::error::Result;
 use crate::run::PointOutput;
+use crate::targets::Reached;
 
 /// Most by which perplexity may grow in files that count as good.
 const GOOD: f64 = 1.005;
@@ -22,7 +23,7 @@ const GOOD: f64 = 1.005;
 /// Figures that cannot be drawn, files that cannot be written.
 pub(crate) fn write_page(
     name: &str,
-    (records, calibrations): (&[Record], &[Agreement]),
+    (records, calibrations, targets): (&[Record], &[Agreement], &[Reached]),
     figures: &[SweepFigure],
     path: &Path,
 ) -> Result<PathBuf> {
@@ -30,10 +31,16 @@ pub(crate) fn write_page(
     let page = SweepPage {
         title: name.into(),
         findings: findings(records),
-        tables: [Some(points(records)), closed_loops(records), agreement(calibrations), Some(stages(records))]
-            .into_iter()
-            .flatten()
-            .collect(),
+        tables: [
+            reached(targets),
+            Some(points(records)),
+            closed_loops(records),
+            agreement(calibrations),
+            Some(stages(records)),
+        ]
+        .into_iter()
+        .flatten()
+        .collect(),
         figures,
         provenance: provenance(records),
         configurations: records
@@ -81,7 +88,37 @@ fn points(records: &[Record]) -> PageTable {
         "top-1 %",
         "accuracy %",
     ];
-    PageTable { caption: "All points (a click on a head sorts)".into(), heads, rows: rows.map(row).collect() }
+    PageTable {
+        caption: "All points (a click on a head sorts)".into(),
+        heads,
+        rows: rows.map(row).collect(),
+        first: false,
+    }
+}
+
+/// What became of targets, where there are some.
+fn reached(all: &[Reached]) -> Option<PageTable> {
+    let limit = |r: &Reached| match (r.at_least, r.at_most) {
+        (Some(least), Some(most)) => format!("{least} to {most}"),
+        (Some(least), None) => format!("at least {least}"),
+        (None, most) => format!("at most {}", most.unwrap_or(f64::NAN)),
+    };
+    let row = |r: &Reached| {
+        vec![
+            Cell::Text(r.name.clone()),
+            Cell::Figure(r.value.map_or(String::new(), |v| format!("{v:.4}")), r.value),
+            Cell::Text(limit(r)),
+            Cell::Text(if r.met { "met" } else { "not met" }.into()),
+            Cell::Text(r.detail.clone()),
+        ]
+    };
+    let heads = vec!["target", "found", "limit", "", "of"];
+    (!all.is_empty()).then(|| PageTable {
+        caption: "Targets".into(),
+        heads,
+        rows: all.iter().map(row).collect(),
+        first: true,
+    })
 }
 
 /// How calibrations agree, where there are several.
@@ -108,7 +145,7 @@ fn agreement(all: &[Agreement]) -> Option<PageTable> {
         "bits/weight from the largest",
     ];
     let caption = "Calibrations: rank correlation of tile sensitivities, and change of tiles' bits".into();
-    (!all.is_empty()).then(|| PageTable { caption, heads, rows: all.iter().map(row).collect() })
+    (!all.is_empty()).then(|| PageTable { caption, heads, rows: all.iter().map(row).collect(), first: false })
 }
 
 /// All allocations of closed loops, where there are some.
@@ -132,7 +169,7 @@ fn closed_loops(records: &[Record]) -> Option<PageTable> {
     };
     let rows: Vec<Vec<Cell>> = attempts.map(row).collect();
     let heads = vec!["model", "run", "allocation", "bytes", "KL, held out", "± se", "KL, evaluated", "± se", ""];
-    (!rows.is_empty()).then(|| PageTable { caption: "Closed loops".into(), heads, rows })
+    (!rows.is_empty()).then(|| PageTable { caption: "Closed loops".into(), heads, rows, first: false })
 }
 
 /// What was computed for all runs.
@@ -151,6 +188,7 @@ fn stages(records: &[Record]) -> PageTable {
         caption: "Seconds and memory by stage".into(),
         heads,
         rows: costs(records).into_iter().map(row).collect(),
+        first: false,
     }
 }
 
@@ -176,6 +214,7 @@ fn findings(records: &[Record]) -> Vec<String> {
                 (ratios[count - 1] - 1.0) * 100.0,
             ));
         }
+        found.extend(own.iter().filter_map(|r| loop_finding(model, r)));
         let base = own.iter().find_map(|r| r.output.base.as_ref());
         let all = own.iter().flat_map(|r| r.output.points.iter().map(move |p| (r, p)));
         let good = |p: &PointOutput| p.perplexity.zip(base).is_some_and(|(ppl, b)| ppl <= b.perplexity * GOOD);
@@ -195,6 +234,30 @@ fn findings(records: &[Record]) -> Vec<String> {
         }
     }
     found
+}
+
+/// What the second and the uniform allocations of a run's closed loops lose beside the first.
+fn loop_finding(model: &str, r: &Record) -> Option<String> {
+    let loops = r.output.points.iter().filter(|p| !p.closed_loop.is_empty());
+    let ratio = |p: &&PointOutput, allocated: Allocated| {
+        let kl = |a: Allocated| p.closed_loop.iter().find(|x| x.allocated == a).and_then(|x| x.kl).map(|kl| kl.mean);
+        Some(kl(allocated)? / kl(Allocated::First)?)
+    };
+    let median = |allocated: Allocated| {
+        let mut ratios: Vec<f64> = loops.clone().filter_map(|p| ratio(&p, allocated)).collect();
+        ratios.sort_by(f64::total_cmp);
+        ratios.get(ratios.len() / 2).copied()
+    };
+    let (second, uniform) = (median(Allocated::Second)?, median(Allocated::Uniform)?);
+    let kept = |a: Allocated| loops.clone().flat_map(|p| &p.closed_loop).filter(|x| x.kept && x.allocated == a).count();
+    Some(format!(
+        "{model}, {}: with the bytes of the first allocation, the second has {second:.2} of its KL and the uniform one {uniform:.2} \
+         (medians); kept were {} first, {} second and {} uniform ones.",
+        label(r),
+        kept(Allocated::First),
+        kept(Allocated::Second),
+        kept(Allocated::Uniform),
+    ))
 }
 
 /// Program, models, seeds, dates: each with the values that occur.

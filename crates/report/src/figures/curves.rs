@@ -9,12 +9,16 @@ use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use crate::Result;
 use crate::style::{
-    COLOURS, DESCRIPTION, Drawn, FONT, Figure, GREY, LABEL, MESH, NOTE, TITLE, above_note, decades, legend, note,
-    plain, range, scientific, text_error,
+    COLOURS, DESCRIPTION, Drawn, FONT, Figure, GREY, LABEL, MESH, NOTE, SIZE, TITLE, above_note, decades, legend, note,
+    plain, range, round, scientific, text_error, words,
 };
 
-/// Curves that the legend names.
-const NAMED: usize = 12;
+/// Curves that the legend names, and how many of them fit into the figure: more stand beside it.
+const NAMED: usize = 18;
+const INSIDE: usize = 6;
+/// Pixels beside the figure, and between two names there.
+const SIDE: u32 = 300;
+const ROW: i32 = 22;
 /// Points of a curve whose marks are small.
 const MANY: usize = 40;
 /// Characters of a label that the legend has room for.
@@ -131,6 +135,11 @@ impl Curves {
         Figure::svg(self, &self.title)
     }
 
+    /// Whether names stand beside the figure.
+    fn beside(&self) -> bool {
+        self.curves.len() > INSIDE
+    }
+
     fn plot<'a, DB, X, Y>(
         &self,
         mut chart: ChartContext<'a, DB, Cartesian2d<X, Y>>,
@@ -142,12 +151,14 @@ impl Curves {
         X: Ranged<ValueType = f64> + ValueFormatter<f64>,
         Y: Ranged<ValueType = f64> + ValueFormatter<f64>,
     {
+        let sizes: &dyn Fn(&f64) -> String = if self.log_size { &round } else { &plain };
         chart
             .configure_mesh()
             .x_desc(&self.size)
             .y_desc(self.quality.description())
-            .x_label_formatter(&plain)
+            .x_label_formatter(&sizes)
             .y_label_formatter(&marks)
+            .x_max_light_lines(if self.log_size { 1 } else { 10 })
             .label_style((FONT, LABEL))
             .axis_desc_style((FONT, DESCRIPTION))
             .light_line_style(MESH)
@@ -180,21 +191,24 @@ impl Curves {
                 Line::None => chart.draw_series(LineSeries::new([], style)),
             };
             let series = series.map_err(text_error)?;
-            if n < NAMED {
-                series.label(label);
-            }
-            // Beyond the palette, marks tell series apart.
-            let square = curve.line == Line::None || n / COLOURS.len() % 2 == 1;
+            // Beyond the palette, and of points that are not joined, marks are squares.
+            let square = is_square(n, curve);
             match square {
-                false => series.legend(move |(x, y)| {
-                    EmptyElement::at((x, y))
-                        + PathElement::new(vec![(0, 0), (18, 0)], colour.stroke_width(2))
-                        + Circle::new((9, 0), 4, colour.filled())
-                }),
-                true => series.legend(move |(x, y)| {
-                    EmptyElement::at((x, y)) + Rectangle::new([(5, -4), (13, 4)], colour.filled())
-                }),
-            };
+                _ if self.beside() => {}
+                true => {
+                    let mark = move |at: (i32, i32)| {
+                        EmptyElement::at(at) + Rectangle::new([(5, -4), (13, 4)], colour.filled())
+                    };
+                    series.label(label).legend(mark);
+                }
+                false => {
+                    series.label(label).legend(move |at: (i32, i32)| {
+                        EmptyElement::at(at)
+                            + PathElement::new(vec![(0, 0), (18, 0)], colour.stroke_width(2))
+                            + Circle::new((9, 0), 4, colour.filled())
+                    });
+                }
+            }
             if square {
                 let mark = |p| EmptyElement::at(p) + Rectangle::new([(-4, -4), (4, 4)], colour.filled());
                 chart.draw_series(line().map(mark)).map_err(text_error)?;
@@ -223,8 +237,31 @@ impl Curves {
     }
 }
 
+/// Marks beyond the palette, and of points that are not joined, are squares.
+fn is_square(n: usize, curve: &Curve) -> bool {
+    curve.line == Line::None || n / COLOURS.len() % 2 == 1
+}
+
 impl Figure for Curves {
+    fn size(&self) -> (u32, u32) {
+        if self.beside() { (SIZE.0 + SIDE, SIZE.1) } else { SIZE }
+    }
+
     fn draw<DB: DrawingBackend>(&self, area: &DrawingArea<DB, Shift>) -> Drawn {
+        let (area, side) = area.split_horizontally(SIZE.0);
+        let area = &area;
+        if self.beside() {
+            for (n, curve) in self.curves.iter().enumerate().take(NAMED) {
+                let (y, colour) = (40 + ROW * n as i32, COLOURS[n % COLOURS.len()]);
+                match is_square(n, curve) {
+                    true => side.draw(&Rectangle::new([(5, y - 5), (15, y + 5)], colour.filled())),
+                    false => side.draw(&Circle::new((10, y), 5, colour.filled())),
+                }
+                .map_err(text_error)?;
+                let label: String = curve.label.chars().take(LABEL_LENGTH).collect();
+                words(&side, &label, (22, y), NOTE, &BLACK, HPos::Left)?;
+            }
+        }
         let all = || self.curves.iter().flat_map(|c| &c.points);
         let (least, most) = all().fold((f64::INFINITY, 0.0f64), |(low, high), p| (low.min(p.size), high.max(p.size)));
         let whole = least.min(most).floor()..most.max(least.min(1.0)).ceil();

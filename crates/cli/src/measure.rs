@@ -1,0 +1,61 @@
+//! What sweeps' targets ask this program to measure.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use waterfill_bench::{LoadRow, Source, bench_load, xor_bytes};
+use waterfill_pipeline::{Console, Measure, Mode, write_delta};
+
+/// Starts of a measured checkpoint.
+const REPEATS: usize = 5;
+/// What they continue.
+const PROMPT: &str = "The";
+
+/// Measures with this program, each start in a process of its own.
+pub struct Measured {
+    pub program: PathBuf,
+    pub threads: Option<u16>,
+}
+
+impl Measured {
+    pub fn new(threads: Option<u16>) -> std::io::Result<Self> {
+        Ok(Self { program: std::env::current_exe()?, threads })
+    }
+
+    /// Starts of a checkpoint from every source that it has.
+    pub fn load(
+        &self,
+        checkpoint: &Path,
+        prompt: &str,
+        repeats: usize,
+        console: &Console,
+    ) -> Result<Vec<LoadRow>, waterfill_bench::BenchError> {
+        let again = |source: Source, dir: &Path| {
+            let mut command = Command::new(&self.program);
+            command.args(["bench", "load", "--prompt", prompt, "--once", &source.name()]).arg(dir);
+            command.args(self.threads.iter().flat_map(|n| ["--threads".to_string(), n.to_string()]));
+            command
+        };
+        bench_load(checkpoint, repeats, &again, console)
+    }
+}
+
+impl Measure for Measured {
+    fn start(&self, checkpoint: &Path) -> Result<[f64; 2], String> {
+        let quiet = Console::new(Mode::Quiet);
+        let rows = self.load(checkpoint, PROMPT, REPEATS, &quiet).map_err(|e| e.to_string())?;
+        let median = |source: Source| {
+            let row = rows.iter().find(|r| r.source == source);
+            row.map(|r| r.cold[0]).ok_or_else(|| format!("no start from {}", source.name()))
+        };
+        Ok([median(Source::Tuned)?, median(Source::FlatInt8)?])
+    }
+
+    fn delta(&self, base: &Path, tuned: &Path) -> Result<[u64; 3], String> {
+        let place = tempfile::tempdir().map_err(|e| e.to_string())?;
+        let quiet = Console::new(Mode::Quiet);
+        let s = write_delta(base, tuned, &place.path().join("delta"), &quiet).map_err(|e| e.to_string())?;
+        let xor = xor_bytes(base, tuned).map_err(|e| e.to_string())?;
+        Ok([s.delta, xor, s.tuned])
+    }
+}
