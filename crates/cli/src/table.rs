@@ -242,10 +242,8 @@ pub fn render_sweep(output: &SweepOutput) -> String {
     }
     for t in &output.targets {
         let value = t.value.map_or("nothing".to_string(), |v| format!("{v:.4}"));
-        let limits = [t.at_least.map(|v| format!("at least {v}")), t.at_most.map(|v| format!("at most {v}"))];
-        let limits = limits.into_iter().flatten().collect::<Vec<_>>().join(", ");
-        let met = if t.met { "met" } else { "not met" };
-        line(format!("{met:8} {}: {value}, {limits} ({})", t.name, t.detail));
+        let limits = if t.limits().is_empty() { String::new() } else { format!(", {}", t.limits()) };
+        line(format!("{:8} {}: {value}{limits} ({})", t.outcome(), t.name, t.detail));
     }
     let failed: Vec<_> = output.runs.iter().filter_map(|r| Some((&r.label, r.error.as_ref()?))).collect();
     if !failed.is_empty() {

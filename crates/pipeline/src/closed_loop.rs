@@ -1,7 +1,7 @@
 //! The closed loop: groups of a tuned checkpoint's tensors are measured alone on held-out text, a second allocation of
 //! the same bytes goes by what they lose, and the best on that text is kept.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -13,7 +13,7 @@ use waterfill_evaluate::{Estimate, SEQUENCES, Sequences, TextResult};
 use waterfill_model::Windows;
 
 use crate::error::Result;
-use crate::probe::{Probe, Probed};
+use crate::probe::Probed;
 use crate::results::{read_json, write_json};
 use crate::session::{Goal, Session};
 use crate::stages::Calibration;
@@ -147,16 +147,7 @@ impl Session<'_> {
         let identity = self.measured_identity(parts.iter().map(Artifact::digest).collect());
         self.stage("weigh groups by what they lose", &identity, |work| {
             let summary: EncodeSummary = read_json(&encoded.path("summary.json"))?;
-            let (mut probes, mut corrections) = (Vec::new(), BTreeMap::new());
-            for ((group, names), part) in groups.iter().zip(&parts) {
-                let result: TextResult = read_json(&part.path("result.json"))?;
-                let predicted: f64 = names.iter().filter_map(|n| summary.losses.get(n)).sum();
-                let ratio = (result.kl.mean / predicted.max(f64::MIN_POSITIVE)).clamp(RANGE.0, RANGE.1);
-                corrections.extend(names.iter().map(|n| (n.clone(), ratio)));
-                probes.push(Probe { group: group.clone(), predicted, measured: result.kl });
-            }
-            let lambda = first.allocation.lambda;
-            let probed = Probed { lambda, groups: probes, together: Vec::new(), corrections };
+            let probed = Probed::of(first.allocation.lambda, &groups, &parts, &summary.losses, RANGE)?;
             write_json(&work.path("probes.json"), &probed)
         })
     }

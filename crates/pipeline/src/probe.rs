@@ -53,6 +53,25 @@ pub(crate) struct Probed {
 }
 
 impl Probed {
+    /// What groups have lost alone, `parts` being their evaluations, over what was predicted for their tensors.
+    pub fn of(
+        lambda: f64,
+        groups: &BTreeMap<String, BTreeSet<String>>,
+        parts: &[Artifact],
+        losses: &BTreeMap<String, f64>,
+        (least, most): (f64, f64),
+    ) -> Result<Self> {
+        let (mut probes, mut corrections) = (Vec::new(), BTreeMap::new());
+        for ((group, names), part) in groups.iter().zip(parts) {
+            let result: eval::TextResult = read_json(&part.path("result.json"))?;
+            let predicted: f64 = names.iter().filter_map(|n| losses.get(n)).sum();
+            let ratio = (result.kl.mean / predicted.max(f64::MIN_POSITIVE)).clamp(least, most);
+            corrections.extend(names.iter().map(|n| (n.clone(), ratio)));
+            probes.push(Probe { group: group.clone(), predicted, measured: result.kl });
+        }
+        Ok(Self { lambda, groups: probes, together: Vec::new(), corrections })
+    }
+
     /// What decoded weights of these predicted losses are expected to cost together: on a line through
     /// the logarithms of what was measured.
     pub fn expected(&self, losses: &BTreeMap<String, f64>) -> f64 {
@@ -137,15 +156,7 @@ impl Session<'_> {
         let identity = self.probe_identity("probe-alone", parts.iter().map(Artifact::digest).collect());
         self.stage("probe-alone", &identity, |work| {
             let summary: EncodeSummary = read_json(&encoded.path("summary.json"))?;
-            let (mut probes, mut corrections) = (Vec::new(), BTreeMap::new());
-            for ((group, names), part) in groups.iter().zip(&parts) {
-                let result: eval::TextResult = read_json(&part.path("result.json"))?;
-                let predicted: f64 = names.iter().filter_map(|n| summary.losses.get(n)).sum();
-                let ratio = result.kl.mean / predicted.max(f64::MIN_POSITIVE);
-                corrections.extend(names.iter().map(|n| (n.clone(), ratio.clamp(LEAST, MOST))));
-                probes.push(Probe { group: group.clone(), predicted, measured: result.kl });
-            }
-            let probed = Probed { lambda, groups: probes, together: Vec::new(), corrections };
+            let probed = Probed::of(lambda, &groups, &parts, &summary.losses, (LEAST, MOST))?;
             write_json(&work.path("probes.json"), &probed)
         })
     }

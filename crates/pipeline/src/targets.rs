@@ -4,18 +4,16 @@ use std::path::Path;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use waterfill_evaluate::{Estimate, QuestionResult};
 
 use crate::compare::compare;
 use crate::error::Result;
-use crate::results::read_json;
 use crate::run::PointOutput;
-use crate::runs::{Record, by_model, short};
+use crate::runs::{Record, accuracy_change, by_model, short};
 
 /// Half width of a 95 % interval in standard errors.
 const Z: f64 = 1.96;
 
-/// A figure of a sweep's results and its limit.
+/// A figure of a sweep's results and its limit; without one it is only told.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Target {
@@ -107,7 +105,7 @@ pub struct Reached {
     pub at_most: Option<f64>,
     /// The other one.
     pub at_least: Option<f64>,
-    /// Whether the value is within them.
+    /// Whether there is a value within them.
     pub met: bool,
     /// Which files these are and what they lose, or why there is no value.
     pub detail: String,
@@ -127,6 +125,23 @@ pub trait Measure {
     fn delta(&self, base: &Path, tuned: &Path) -> std::result::Result<[u64; 3], String>;
 }
 
+impl Reached {
+    /// Met, not met, or measured where there is no limit.
+    pub fn outcome(&self) -> &'static str {
+        match (self.met, self.at_most.or(self.at_least)) {
+            (true, Some(_)) => "met",
+            (true, None) => "measured",
+            (false, _) => "not met",
+        }
+    }
+
+    /// Limits in words.
+    pub fn limits(&self) -> String {
+        let limits = [self.at_least.map(|v| format!("at least {v}")), self.at_most.map(|v| format!("at most {v}"))];
+        limits.into_iter().flatten().collect::<Vec<_>>().join(", ")
+    }
+}
+
 impl Target {
     /// What is wrong with it, if anything.
     pub(crate) fn problem(&self, labels: &[String]) -> Option<String> {
@@ -135,9 +150,6 @@ impl Target {
             TargetFigure::Bytes | TargetFigure::Resident | TargetFigure::BytesAtKl | TargetFigure::BaseBytesAtKl
         );
         let known = |label: &String| labels.iter().any(|l| l == label || l.ends_with(&format!(": {label}")));
-        if self.at_most.is_none() && self.at_least.is_none() {
-            return Some(format!("target {:?} has no limit: give at_most or at_least", self.name));
-        }
         if needs_other && self.against.is_none() {
             return Some(format!("target {:?} compares: give against", self.name));
         }
@@ -253,15 +265,6 @@ impl Losing {
     }
 }
 
-/// Right answers of a point less those of another, paired.
-fn accuracy_change(from: &PointOutput, to: &PointOutput) -> Option<Estimate> {
-    let answers = |p: &PointOutput| read_json::<Vec<QuestionResult>>(&p.benchmarks.first()?.answers).ok();
-    let (a, b) = (answers(from)?, answers(to)?);
-    let right = |r: &QuestionResult| f64::from(u8::from(r.correct));
-    (a.len() == b.len() && !a.is_empty())
-        .then(|| Estimate::of(&b.iter().zip(&a).map(|(b, a)| right(b) - right(a)).collect::<Vec<_>>()))
-}
-
 fn words(p: &PointOutput) -> String {
     let kl = p.kl.map_or(String::new(), |kl| format!(", KL {kl:.2e}"));
     let perplexity = p.perplexity.map_or(String::new(), |v| format!(", perplexity {v:.3}"));
@@ -317,7 +320,6 @@ mod tests {
             Target { against: Some("c".into()), ..compares }.problem(&labels).unwrap().contains("\"c\"; there are a")
         );
         assert!(target(TargetFigure::DeltaOfXor).problem(&labels).unwrap().contains("needs delta"));
-        assert!(Target { at_most: None, ..target(TargetFigure::Kl) }.problem(&labels).unwrap().contains("no limit"));
     }
 
     #[test]
@@ -325,6 +327,9 @@ mod tests {
         let target = Target { at_least: Some(0.5), ..target(TargetFigure::Kl) };
         let met = |v: f64| target.reached("t".into(), Ok((v, String::new()))).met;
         assert!(met(0.7) && met(0.5) && !met(0.71) && !met(0.49));
+        let told = Target { at_most: None, ..super::tests::target(TargetFigure::Kl) }
+            .reached("t".into(), Ok((9.0, String::new())));
+        assert_eq!((told.outcome(), told.limits().as_str()), ("measured", ""));
         let missing = target.reached("t".into(), Err("nothing".into()));
         assert!(!missing.met && missing.value.is_none() && missing.detail == "nothing");
     }

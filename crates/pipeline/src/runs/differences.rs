@@ -109,21 +109,24 @@ fn pair(
         (same_text && a.len() == b.len())
             .then(|| Estimate::of(&b.iter().zip(a).map(|(b, a)| b - a).collect::<Vec<_>>()))
     };
-    let answers = |p: &PointOutput| read_json::<Vec<QuestionResult>>(&p.benchmarks.first()?.answers).ok();
-    let accuracy = || {
-        let (a, b) = (answers(first)?, answers(second)?);
-        let point = |r: &QuestionResult| f64::from(u8::from(r.correct));
-        (same_questions && a.len() == b.len())
-            .then(|| Estimate::of(&b.iter().zip(&a).map(|(b, a)| point(b) - point(a)).collect::<Vec<_>>()))
-    };
     PointPair {
         bits_per_weight: [first.bits_per_weight, second.bits_per_weight],
         kl: [first.kl, second.kl],
         kl_change: paired(|s| &s.kl),
         nll_change: paired(|s| &s.nll),
-        accuracy_change: accuracy(),
+        accuracy_change: accuracy_change(first, second).filter(|_| same_questions),
         bytes,
     }
+}
+
+/// Right answers to the first benchmark of one point less those of another, paired over questions; none where their numbers
+/// differ.
+pub(crate) fn accuracy_change(from: &PointOutput, to: &PointOutput) -> Option<Estimate> {
+    let answers = |p: &PointOutput| read_json::<Vec<QuestionResult>>(&p.benchmarks.first()?.answers).ok();
+    let (a, b) = (answers(from)?, answers(to)?);
+    let right = |r: &QuestionResult| f64::from(u8::from(r.correct));
+    let changes: Vec<f64> = b.iter().zip(&a).map(|(b, a)| right(b) - right(a)).collect();
+    (a.len() == b.len() && !a.is_empty()).then(|| Estimate::of(&changes))
 }
 
 fn tensors(first: Option<&Vec<TensorSummary>>, second: Option<&Vec<TensorSummary>>) -> Vec<TensorPair> {

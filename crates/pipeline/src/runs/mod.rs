@@ -16,6 +16,7 @@ use serde_json::Value;
 
 pub(crate) use agreement::{agreements, write as write_agreements};
 pub use collect::{Garbage, collect};
+pub(crate) use differences::accuracy_change;
 pub use differences::{Differences, differences};
 pub(crate) use figures::{by_model, figures, short};
 pub use list::{Filter, list};

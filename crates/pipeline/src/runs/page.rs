@@ -98,17 +98,12 @@ fn points(records: &[Record]) -> PageTable {
 
 /// What became of targets, where there are some.
 fn reached(all: &[Reached]) -> Option<PageTable> {
-    let limit = |r: &Reached| match (r.at_least, r.at_most) {
-        (Some(least), Some(most)) => format!("{least} to {most}"),
-        (Some(least), None) => format!("at least {least}"),
-        (None, most) => format!("at most {}", most.unwrap_or(f64::NAN)),
-    };
     let row = |r: &Reached| {
         vec![
             Cell::Text(r.name.clone()),
             Cell::Figure(r.value.map_or(String::new(), |v| format!("{v:.4}")), r.value),
-            Cell::Text(limit(r)),
-            Cell::Text(if r.met { "met" } else { "not met" }.into()),
+            Cell::Text(r.limits()),
+            Cell::Text(r.outcome().into()),
             Cell::Text(r.detail.clone()),
         ]
     };
