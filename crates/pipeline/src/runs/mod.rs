@@ -147,7 +147,10 @@ impl Record {
             let reason = format!("{reason}; a run again makes a new one, and without this file the run is forgotten");
             PipelineError::Artifact { path: path.into(), reason }
         };
-        let record: Self = read_json(path).map_err(|e| failed(e.to_string()))?;
+        let record: Self = read_json(path).map_err(|e| match e {
+            PipelineError::Artifact { reason, .. } => failed(reason),
+            other => other,
+        })?;
         match record.version {
             VERSION => Ok(record),
             version => Err(failed(format!("version {version}, this build reads {VERSION}"))),

@@ -223,9 +223,23 @@ impl Curves {
             });
             chart.draw_series(bars).map_err(text_error)?;
             let style = (FONT, NOTE).into_font().color(&colour).pos(Pos::new(HPos::Left, VPos::Bottom));
-            let named = curve.points.iter().filter_map(|p| Some((p, p.name.clone()?)));
-            let names =
-                named.map(|(p, name)| EmptyElement::at((p.size, p.value)) + Text::new(name, (6, -2), style.clone()));
+            // Names that would lie over one another are left out.
+            let mut taken: Vec<(i32, i32, i32)> = Vec::new();
+            let mut named: Vec<(&CurvePoint, &String)> = Vec::new();
+            for (p, name) in curve.points.iter().filter_map(|p| Some((p, p.name.as_ref()?))) {
+                let (x, y) = chart.plotting_area().map_coordinate(&(p.size, p.value));
+                let end = x + name.chars().count() as i32 * NOTE as i32 * 6 / 10;
+                let free = |&(left, right, height): &(i32, i32, i32)| {
+                    x > right || end < left || (y - height).abs() > NOTE as i32
+                };
+                if taken.iter().all(free) {
+                    taken.push((x, end, y));
+                    named.push((p, name));
+                }
+            }
+            let names = named
+                .into_iter()
+                .map(|(p, name)| EmptyElement::at((p.size, p.value)) + Text::new(name.clone(), (6, -2), style.clone()));
             chart.draw_series(names).map_err(text_error)?;
         }
         let upper = if matches!(self.quality, Quality::High(..)) {
