@@ -29,14 +29,14 @@ impl Measured {
         prompt: &str,
         repeats: usize,
         console: &Console,
-    ) -> Result<Vec<LoadRow>, waterfill_bench::BenchError> {
+    ) -> anyhow::Result<Vec<LoadRow>> {
         let again = |source: Source, dir: &Path| {
             let mut command = Command::new(&self.program);
             command.args(["bench", "load", "--prompt", prompt, "--once", &source.name()]).arg(dir);
             command.args(self.threads.iter().flat_map(|n| ["--threads".to_string(), n.to_string()]));
             command
         };
-        bench_load(checkpoint, repeats, &again, console)
+        Ok(bench_load(checkpoint, repeats, &again, console)?)
     }
 }
 

@@ -12,6 +12,7 @@ mod tidy;
 use std::path::{Path, PathBuf};
 
 pub use data::{Point, Report, Sensitivity, Tensor, place};
+pub use figures::bars::{Bar, Bars};
 pub use figures::curves::{Curve, CurvePoint, Curves, Line, Quality};
 pub use figures::levels::Levels;
 pub use figures::scatter::{Predictions, Scatter};

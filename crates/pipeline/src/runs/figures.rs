@@ -4,10 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use waterfill_artifacts::Artifact;
-use waterfill_report::{Curve, CurvePoint, Curves, Line, Predictions, Quality, Scatter, StageCost, Stages};
+use waterfill_report::{Bar, Bars, Curve, CurvePoint, Curves, Line, Predictions, Quality, Scatter, StageCost, Stages};
 
 use super::Record;
 use super::agreement::Agreement;
+use crate::compare::compare;
 use crate::curves::{Size, Value, attempts_of, curves_of, kl};
 use crate::error::Result;
 use crate::peers::Peers;
@@ -27,6 +28,7 @@ pub(crate) struct SweepFigure {
 }
 
 enum Drawing {
+    Bars(Bars),
     Curves(Curves),
     Scatter(Scatter),
     Stages(Stages),
@@ -36,6 +38,7 @@ impl SweepFigure {
     /// Writes `NAME.svg` and `NAME.png` into a directory; the path of the latter.
     pub fn write(&self, dir: &Path) -> Result<PathBuf> {
         Ok(match &self.drawing {
+            Drawing::Bars(bars) => bars.write(dir, &self.name)?,
             Drawing::Curves(curves) => curves.write(dir, &self.name)?,
             Drawing::Scatter(scatter) => scatter.write(dir, &self.name)?,
             Drawing::Stages(stages) => stages.write(dir, &self.name)?,
@@ -45,6 +48,7 @@ impl SweepFigure {
     /// As SVG text.
     pub fn svg(&self) -> Result<String> {
         Ok(match &self.drawing {
+            Drawing::Bars(bars) => bars.svg()?,
             Drawing::Curves(curves) => curves.svg()?,
             Drawing::Scatter(scatter) => scatter.svg()?,
             Drawing::Stages(stages) => stages.svg()?,
@@ -157,6 +161,7 @@ pub(crate) fn figures(records: &[Record], peers: Option<&Peers>, calibrations: &
         let curves = records.iter().flat_map(|r| curves_of(&named(r), &r.output.points, files, kl)).collect();
         add(MODELS_NAME.into(), format!("KL against {of_files}"), of_files, loss(), curves);
     }
+    found.extend(models.iter().filter_map(|(model, runs)| against_first(model, runs)));
     found.extend(models.iter().filter_map(|(model, runs)| predictions(model, runs)));
     let tokens = "tokens of calibration";
     for model in models.keys() {
@@ -184,6 +189,31 @@ pub(crate) fn figures(records: &[Record], peers: Option<&Peers>, calibrations: &
         found.push(SweepFigure { name, title, drawing: Drawing::Stages(stages) });
     }
     found
+}
+
+/// Least, median and greatest of what a run's files have of the bytes of another's at equal KL, and of how many points.
+pub(crate) fn bytes_at_kl(run: &Record, first: &Record) -> Option<([f64; 3], usize)> {
+    let compared = compare(&run.output.points, &first.output.points);
+    let mut ratios: Vec<f64> = compared.iter().filter_map(|c| c.at_kl).collect();
+    ratios.sort_by(f64::total_cmp);
+    Some(([*ratios.first()?, ratios[ratios.len() / 2], *ratios.last()?], ratios.len()))
+}
+
+/// Bytes of runs at the KL of the first.
+fn against_first(model: &str, runs: &[&Record]) -> Option<SweepFigure> {
+    let (first, others) = runs.split_first()?;
+    let bar = |r: &&Record| {
+        let (ratios, _) = bytes_at_kl(r, first)?;
+        Some(Bar { label: short(r), percent: ratios.map(|ratio| 100.0 * (ratio - 1.0)) })
+    };
+    let bars: Vec<Bar> = others.iter().filter_map(bar).collect();
+    if bars.is_empty() {
+        return None;
+    }
+    let title = format!("{model}: bytes at equal KL");
+    let note = format!("more or less than {}: median over points, from the least to the most", short(first));
+    let bars = Bars { title: title.clone(), note, bars };
+    Some(SweepFigure { name: format!("bytes-{model}"), title, drawing: Drawing::Bars(bars) })
 }
 
 /// Predicted against measured loss of runs that predict one.

@@ -7,9 +7,8 @@ use waterfill_report::{Cell, PageTable, StageCost, SweepPage};
 
 use super::Record;
 use super::agreement::Agreement;
-use super::figures::{SweepFigure, by_model, costs, label};
+use super::figures::{SweepFigure, by_model, bytes_at_kl, costs, label};
 use crate::closed_loop::{Allocated, Attempt};
-use crate::compare::compare;
 use crate::error::Result;
 use crate::run::PointOutput;
 use crate::targets::Reached;
@@ -193,11 +192,8 @@ fn findings(records: &[Record]) -> Vec<String> {
     for (model, own) in by_model(records) {
         let Some((first, others)) = own.split_first() else { continue };
         for other in others {
-            let mut ratios: Vec<f64> =
-                compare(&other.output.points, &first.output.points).iter().filter_map(|c| c.at_kl).collect();
-            ratios.sort_by(f64::total_cmp);
-            let Some(&median) = ratios.get(ratios.len() / 2) else { continue };
-            let (more, count) = ((median - 1.0) * 100.0, ratios.len());
+            let Some(([least, median, most], count)) = bytes_at_kl(other, first) else { continue };
+            let more = (median - 1.0) * 100.0;
             let way = if more < 0.0 { "smaller" } else { "larger" };
             found.push(format!(
                 "{model}: at equal KL files of {} are {:.1} % {way} than those of {} (median of {count} {}, {:+.1} to {:+.1} %).",
@@ -205,8 +201,8 @@ fn findings(records: &[Record]) -> Vec<String> {
                 more.abs(),
                 label(first),
                 if count == 1 { "point" } else { "points" },
-                (ratios[0] - 1.0) * 100.0,
-                (ratios[count - 1] - 1.0) * 100.0,
+                (least - 1.0) * 100.0,
+                (most - 1.0) * 100.0,
             ));
         }
         found.extend(own.iter().filter_map(|r| loop_finding(model, r)));

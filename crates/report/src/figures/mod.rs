@@ -1,5 +1,6 @@
 //! Figures. Those of one run are drawn from its report here.
 
+pub(crate) mod bars;
 pub(crate) mod curves;
 mod formats;
 mod heat;
