@@ -25,6 +25,7 @@ mod peers;
 mod pictures;
 mod plan;
 mod probe;
+mod report;
 mod results;
 mod run;
 mod runs;

@@ -129,10 +129,14 @@ fn mode_of(tile: &TilePlan) -> String {
     std::iter::once(tile.format.name()).chain(tools).collect::<Vec<_>>().join(" ")
 }
 
+/// Levels beyond this count as it.
+const MOST_LEVEL: i32 = 512;
+
 /// Levels by class of their spread.
 #[derive(Default)]
 struct Counts {
-    classes: BTreeMap<usize, BTreeMap<i32, u64>>,
+    /// By class and level, from the least on; none of classes that do not occur.
+    classes: BTreeMap<usize, Vec<u64>>,
     samples: u64,
 }
 
@@ -140,6 +144,7 @@ impl Counts {
     /// Adds the levels of a slice that begins at `first`; those that stand for a residual or a coefficient are left out.
     fn add(&mut self, plan: &TensorPlan, first: usize, tiles: &[TilePlan], plane: &[i32]) {
         let across = plan.cols.div_ceil(plan.tile);
+        let mut classes = vec![Vec::new(); CLASSES];
         for (n, &level) in plane.iter().enumerate() {
             let (row, col) = (n / plan.cols, n % plan.cols);
             let tile = &tiles[row / plan.tile * across + col / plan.tile];
@@ -150,16 +155,22 @@ impl Counts {
                 && tile.coarse == 0
                 && matches!(tile.format, Format::Int2 | Format::Int3 | Format::Int4 | Format::Int8);
             if plain {
-                let class = plan.level_class(tile, first + row, col);
-                *self.classes.entry(class).or_default().entry(level).or_default() += 1;
+                let counts: &mut Vec<u64> = &mut classes[plan.level_class(tile, first + row, col)];
+                counts.resize(2 * MOST_LEVEL as usize + 1, 0);
+                counts[(level.clamp(-MOST_LEVEL, MOST_LEVEL) + MOST_LEVEL) as usize] += 1;
             }
+        }
+        for (class, counts) in classes.into_iter().enumerate().filter(|(_, counts)| !counts.is_empty()) {
+            let sum = self.classes.entry(class).or_insert_with(|| vec![0; counts.len()]);
+            sum.iter_mut().zip(counts).for_each(|(sum, count)| *sum += count);
         }
     }
 
     /// The class that most levels have, beside its table.
     fn commonest(self, tensor: &str, plan: &TensorPlan) -> Option<Levels> {
-        let (class, counts) = self.classes.into_iter().max_by_key(|(_, counts)| counts.values().sum::<u64>())?;
-        let total: u64 = counts.values().sum();
+        let (class, counts) = self.classes.into_iter().max_by_key(|(_, counts)| counts.iter().sum::<u64>())?;
+        let total: u64 = counts.iter().sum();
+        let count = |level: i32| counts[(level + MOST_LEVEL) as usize];
         let costs = LevelCosts::get();
         let bits = |level: i32| match plan.parameters.trellis {
             None => costs.cost(class, level),
@@ -169,8 +180,8 @@ impl Counts {
                 1.0 + costs.index_cost(parity as usize, class, (level - parity) >> 1)
             }
         };
-        let most = counts.keys().map(|l| l.abs()).max().unwrap_or(0).clamp(1, 127);
-        let share = |level: i32| counts.get(&level).copied().unwrap_or(0) as f64 / total as f64;
+        let most = (1..=MOST_LEVEL).rev().find(|&l| count(l) + count(-l) > 0).unwrap_or(0).clamp(1, 127);
+        let share = |level: i32| count(level) as f64 / total as f64;
         let levels: Vec<(i32, f64, f64)> =
             (-most..=most).map(|level| (level, share(level), (-f64::from(bits(level))).exp2())).collect();
         // What a trellis' path chooses is known by one bit.

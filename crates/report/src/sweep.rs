@@ -8,7 +8,7 @@ use crate::{Result, save};
 
 const SORT: &str = include_str!("../page/sort.js");
 const MORE: &str = "table.sortable th{cursor:pointer;user-select:none}th[aria-sort=ascending]::after{content:' \\2191'}\
-th[aria-sort=descending]::after{content:' \\2193'}td.text,th.text{text-align:left}\
+th[aria-sort=descending]::after{content:' \\2193'}td.text,th.text{text-align:left}td.text{white-space:normal}\
 body{max-width:84rem}p{max-width:62rem}figure{margin:0}\
 .figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(28rem,1fr));gap:1rem}";
 

@@ -191,10 +191,16 @@ pub(crate) fn figures(records: &[Record], peers: Option<&Peers>, calibrations: &
     found
 }
 
-/// Least, median and greatest of what a run's files have of the bytes of another's at equal KL, and of how many points.
+/// Least, median and greatest of what a run's files have of the bytes of another's at equal KL, and of how many points: the
+/// run's on the curve of the other or, where none lies on that, the other's on the run's.
 pub(crate) fn bytes_at_kl(run: &Record, first: &Record) -> Option<([f64; 3], usize)> {
-    let compared = compare(&run.output.points, &first.output.points);
-    let mut ratios: Vec<f64> = compared.iter().filter_map(|c| c.at_kl).collect();
+    let compared = |a: &Record, b: &Record| -> Vec<f64> {
+        compare(&a.output.points, &b.output.points).iter().filter_map(|c| c.at_kl).collect()
+    };
+    let mut ratios = compared(run, first);
+    if ratios.is_empty() {
+        ratios = compared(first, run).into_iter().map(f64::recip).collect();
+    }
     ratios.sort_by(f64::total_cmp);
     Some(([*ratios.first()?, ratios[ratios.len() / 2], *ratios.last()?], ratios.len()))
 }
