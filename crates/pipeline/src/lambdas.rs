@@ -43,12 +43,17 @@ impl Range {
 }
 
 pub(crate) fn read<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<f64>, D::Error> {
+    let failed = |reason: String| {
+        serde::de::Error::custom(format!(
+            "lambdas: {reason}; expected numbers, or {{from: 1e-8, to: 1e-12, points: 100}}"
+        ))
+    };
     match serde_json::Value::deserialize(deserializer)? {
         range @ serde_json::Value::Object(_) => {
-            let range: Range = serde_json::from_value(range).map_err(serde::de::Error::custom)?;
+            let range: Range = serde_json::from_value(range).map_err(|e| failed(e.to_string()))?;
             range.values().map_err(serde::de::Error::custom)
         }
-        list => serde_json::from_value(list).map_err(serde::de::Error::custom),
+        list => serde_json::from_value(list).map_err(|e| failed(e.to_string())),
     }
 }
 

@@ -21,6 +21,7 @@ pub use differences::{Differences, differences};
 pub(crate) use figures::{by_model, figures, short};
 pub use list::{Filter, list};
 pub(crate) use page::write_page;
+pub(crate) use tables::write_targets;
 pub use tables::{export_notebook, write_tables, write_tile_table};
 
 use crate::config::Config;

@@ -5,9 +5,11 @@ use std::path::Path;
 use waterfill_report::{Cells, Table, Tiles, place, write_notebook, write_tiles};
 
 use super::Record;
+use crate::closed_loop::Attempt;
 use crate::error::{PipelineError, Result};
 use crate::results::TensorSummary;
 use crate::run::PointOutput;
+use crate::targets::Reached;
 
 /// Formats whose shares tables have.
 const FORMATS: [(&str, &str); 4] =
@@ -22,7 +24,17 @@ type Numbered<'a> = (&'a str, u64, &'a PointOutput);
 /// Files that cannot be written.
 pub fn write_tables(records: &[Record], dir: &Path) -> Result<()> {
     std::fs::create_dir_all(dir).map_err(|source| PipelineError::Io { path: dir.into(), source })?;
-    [runs(records), points(records), tensors(records)].iter().try_for_each(|table| Ok(table.write(dir)?))
+    [runs(records), points(records), tensors(records)].iter().try_for_each(|table| table.write(dir))?;
+    let looped = records.iter().flat_map(|r| &r.output.points).any(|p| !p.closed_loop.is_empty());
+    if looped { Ok(attempts(records).write(dir)?) } else { Ok(()) }
+}
+
+/// Writes what became of targets into a directory, which is there.
+///
+/// # Errors
+/// Files that cannot be written.
+pub(crate) fn write_targets(all: &[Reached], dir: &Path) -> Result<()> {
+    if all.is_empty() { Ok(()) } else { Ok(targets(all).write(dir)?) }
 }
 
 /// Writes `tiles.parquet` into a directory, streamed from the allocations of all points; returns the number of tiles.
@@ -133,6 +145,42 @@ fn tensors(records: &[Record]) -> Table {
     Table { name: "tensors", columns }
 }
 
+/// Allocations of closed loops.
+fn attempts(records: &[Record]) -> Table {
+    let all: Vec<(&str, u64, &Attempt)> =
+        all_points(records).flat_map(|(run, n, p)| p.closed_loop.iter().map(move |a| (run, n, a))).collect();
+    let text = |f: fn(&Attempt) -> String| Cells::Text(all.iter().map(|a| f(a.2)).collect());
+    let number = |f: fn(&Attempt) -> Option<f64>| Cells::Number(all.iter().map(|a| f(a.2)).collect());
+    let columns = vec![
+        ("run", Cells::Text(all.iter().map(|a| a.0.to_string()).collect())),
+        ("point", Cells::Whole(all.iter().map(|a| a.1).collect())),
+        ("allocation", text(|a| a.allocated.name().into())),
+        ("kept", Cells::Whole(all.iter().map(|a| a.2.kept.into()).collect())),
+        ("bytes", Cells::Whole(all.iter().map(|a| a.2.bytes).collect())),
+        ("bits_per_weight", number(|a| Some(a.bits_per_weight))),
+        ("held_out_kl", number(|a| Some(a.held_out.mean))),
+        ("held_out_kl_se", number(|a| Some(a.held_out.se))),
+        ("kl", number(|a| a.kl.map(|kl| kl.mean))),
+        ("kl_se", number(|a| a.kl.map(|kl| kl.se))),
+        ("checkpoint", text(|a| a.checkpoint.display().to_string())),
+    ];
+    Table { name: "loops", columns }
+}
+
+fn targets(all: &[Reached]) -> Table {
+    let text = |f: fn(&Reached) -> String| Cells::Text(all.iter().map(f).collect());
+    let number = |f: fn(&Reached) -> Option<f64>| Cells::Number(all.iter().map(f).collect());
+    let columns = vec![
+        ("target", text(|r| r.name.clone())),
+        ("value", number(|r| r.value)),
+        ("at_least", number(|r| r.at_least)),
+        ("at_most", number(|r| r.at_most)),
+        ("outcome", text(|r| r.outcome().into())),
+        ("detail", text(|r| r.detail.clone())),
+    ];
+    Table { name: "targets", columns }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -140,7 +188,8 @@ mod tests {
     #[test]
     fn every_column_is_documented() {
         let text = include_str!("../../../../docs/TABLES.md");
-        for table in [runs(&[]), points(&[]), tensors(&[]), super::super::agreement::table(&[])] {
+        let agreement = super::super::agreement::table(&[]);
+        for table in [runs(&[]), points(&[]), tensors(&[]), attempts(&[]), targets(&[]), agreement] {
             let section = text.split("\n## ").find(|s| s.starts_with(table.name)).expect("a section of the table");
             for (column, _) in &table.columns {
                 assert!(section.contains(&format!("`{column}`")), "{}: {column}", table.name);

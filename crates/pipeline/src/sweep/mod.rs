@@ -23,7 +23,7 @@ use crate::estimate;
 use crate::peers::{Peers, Reach};
 use crate::plan::{PlannedStage, plan};
 use crate::run::{RunOutput, run};
-use crate::runs::{Place, Record, agreements, figures, write_agreements, write_page, write_tables};
+use crate::runs::{Place, Record, agreements, figures, write_agreements, write_page, write_tables, write_targets};
 use crate::session::Session;
 use crate::stages::Until;
 use crate::targets::{Measure, Reached, check};
@@ -176,6 +176,7 @@ fn write_results(sweep: &Sweep, peers: Option<&Peers>, measure: &dyn Measure) ->
     write_tables(&records, &dir.join("tables"))?;
     let calibrations = agreements(&records);
     write_agreements(&calibrations, &dir.join("tables"))?;
+    write_targets(&targets, &dir.join("tables"))?;
     let figures = figures(&records, peers, &calibrations);
     let images = figures.iter().map(|f| f.write(&dir)).collect::<Result<_>>()?;
     let page = write_page(&sweep.name, (&records, &calibrations, &targets), &figures, &dir.join("report.html"))?;
