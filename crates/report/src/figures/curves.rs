@@ -15,7 +15,7 @@ use crate::style::{
 
 /// Curves that the legend names, and how many of them fit into the figure: more stand beside it.
 const NAMED: usize = 18;
-const INSIDE: usize = 6;
+const INSIDE: usize = 5;
 /// Pixels beside the figure, and between two names there.
 const SIDE: u32 = 300;
 const ROW: i32 = 22;
@@ -281,7 +281,12 @@ impl Figure for Curves {
         let whole = least.min(most).floor()..most.max(least.min(1.0)).ceil();
         let above = above_note(area);
         let mut builder = ChartBuilder::on(&above);
-        builder.caption(&self.title, (FONT, TITLE)).margin(12).x_label_area_size(52).y_label_area_size(72);
+        builder
+            .caption(&self.title, (FONT, TITLE))
+            .margin(12)
+            .margin_right(28)
+            .x_label_area_size(52)
+            .y_label_area_size(72);
         let ends = |p: &CurvePoint| [p.value, p.interval.map_or(p.value, |i| i.0), p.interval.map_or(p.value, |i| i.1)];
         let loss = matches!(self.quality, Quality::Loss(_));
         let (low, high) = match loss {
@@ -289,7 +294,9 @@ impl Figure for Curves {
             false => range(all().flat_map(ends).chain(self.quality.original())),
         };
         let marks: &dyn Fn(&f64) -> String = if loss { &scientific } else { &plain };
-        let sizes = least * 0.9..most * 1.1;
+        // Whole decades, so that there are marks.
+        let decade = |v: f64, up: fn(f64) -> f64| 10f64.powf(up(v.max(f64::MIN_POSITIVE).log10()));
+        let sizes = decade(least, f64::floor)..decade(most * 1.01, f64::ceil);
         match (self.log_size, loss) {
             (false, true) => {
                 let chart = builder.build_cartesian_2d(whole, (low..high).log_scale()).map_err(text_error)?;

@@ -90,7 +90,7 @@ impl Figure for Scatter {
                 .label(run.label.as_str())
                 .legend(move |(x, y)| Circle::new((x + 9, y), 4, colour.filled()));
         }
-        legend(&mut chart, SeriesLabelPosition::UpperLeft)?;
+        legend(&mut chart, SeriesLabelPosition::LowerRight)?;
         note(area, &self.note)
     }
 }
