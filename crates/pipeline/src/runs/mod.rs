@@ -51,7 +51,8 @@ pub struct Record {
     pub label: Option<String>,
     /// Words of the configuration to find it by.
     pub tags: Vec<String>,
-    /// The last stage that it ran.
+    /// The last stage that it ran; the last of all in records from before that was kept.
+    #[serde(default = "last")]
     pub until: Until,
     /// The whole configuration.
     pub config: Value,
@@ -65,6 +66,10 @@ pub struct Record {
     pub tensors: Vec<Vec<TensorSummary>>,
     /// Artifacts that it used, as folders in the store.
     pub artifacts: BTreeSet<PathBuf>,
+}
+
+fn last() -> Until {
+    Until::Report
 }
 
 /// Which run of a sweep it is.
