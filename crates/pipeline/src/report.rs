@@ -93,6 +93,8 @@ pub(crate) fn write_report(
     let digest = blake3::hash(serde_json::to_string(&data).expect("plain data").as_bytes()).to_hex().to_string();
     let (calibration, pictured) = (output.artifacts.get("calibrate").cloned(), pictured(made, output));
     let mut inputs = BTreeMap::from([("data".to_string(), digest)]);
+    let calibrated = calibration.as_deref().map(Artifact::open).transpose()?;
+    inputs.extend(calibrated.map(|artifact| ("calibrate".to_string(), artifact.digest())));
     if let Some((made, _, tensor)) = &pictured {
         let coded = made.encoded.as_ref().map(|(artifact, _)| artifact.digest());
         inputs.extend(coded.map(|digest| ("pictured".to_string(), format!("{tensor} of {digest}"))));

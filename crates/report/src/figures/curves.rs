@@ -19,6 +19,8 @@ const INSIDE: usize = 5;
 /// Pixels beside the figure, and between two names there.
 const SIDE: u32 = 300;
 const ROW: i32 = 22;
+/// Values of which the largest is more than so many times the least go by their logarithms where less is better.
+const WIDE: f64 = 4.0;
 /// Points of a curve whose marks are small.
 const MANY: usize = 40;
 /// Characters of a label that the legend has room for.
@@ -64,7 +66,7 @@ pub struct Curve {
 pub enum Quality {
     /// Less is better, by its logarithm: KL.
     Loss(String),
-    /// Less is better; the original's value is a line.
+    /// Less is better, by its logarithm where values are far apart; the original's value is a line.
     Low(String, Option<f64>),
     /// More is better; the original's value is a line.
     High(String, Option<f64>),
@@ -288,9 +290,16 @@ impl Figure for Curves {
             .x_label_area_size(52)
             .y_label_area_size(72);
         let ends = |p: &CurvePoint| [p.value, p.interval.map_or(p.value, |i| i.0), p.interval.map_or(p.value, |i| i.1)];
-        let loss = matches!(self.quality, Quality::Loss(_));
+        let values = || all().map(|p| p.value).chain(self.quality.original());
+        let (worst, best) = values().fold((0f64, f64::INFINITY), |(most, least), v| (most.max(v), least.min(v)));
+        let loss = match self.quality {
+            Quality::Loss(_) => true,
+            // One bad file would flatten all others.
+            Quality::Low(..) => best > 0.0 && worst > WIDE * best,
+            Quality::High(..) => false,
+        };
         let (low, high) = match loss {
-            true => decades(all().map(|p| p.value)),
+            true => decades(values()),
             false => range(all().flat_map(ends).chain(self.quality.original())),
         };
         let marks: &dyn Fn(&f64) -> String = if loss { &scientific } else { &plain };
@@ -332,6 +341,24 @@ impl Figure for Curves {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_bad_file_does_not_flatten_the_others() {
+        let marks = |worst: f64| {
+            let point = |size: f64, value: f64| CurvePoint { size, value, interval: None, name: None };
+            let points = vec![point(2.0, worst), point(3.0, 42.0), point(4.0, 41.7)];
+            let curves = Curves {
+                title: "t".into(),
+                size: "bits".into(),
+                log_size: false,
+                quality: Quality::Low("perplexity".into(), Some(41.6)),
+                curves: vec![Curve { label: "a".into(), points, line: Line::Solid }],
+                front: false,
+            };
+            curves.svg().unwrap()
+        };
+        assert!(marks(2300.0).contains("1e3") && !marks(50.0).contains("1e1"));
+    }
 
     #[test]
     fn the_front_has_what_nothing_smaller_is_better_than() {
