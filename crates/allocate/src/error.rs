@@ -16,7 +16,7 @@ pub enum AllocateError {
     Calibrate(#[from] waterfill_calibrate::CalibrateError),
     /// The store.
     #[error(transparent)]
-    Artifact(#[from] waterfill_artifacts::ArtifactError),
+    Artifact(#[from] waterfill_store::ArtifactError),
     /// A plan that the codec refuses.
     #[error("{weight}: {source}")]
     Codec {

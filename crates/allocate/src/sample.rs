@@ -3,9 +3,9 @@
 use std::ops::Range;
 use std::path::PathBuf;
 
-use waterfill_artifacts::in_groups;
 use waterfill_checkpoint::Checkpoint;
 use waterfill_codec::{CodecError, Format, Lambda, TILE, TensorPlan};
+use waterfill_store::in_groups;
 
 use crate::candidates::Candidates;
 use crate::error::{AllocateError, Result};

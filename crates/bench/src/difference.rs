@@ -8,7 +8,7 @@ use waterfill_checkpoint::Checkpoint;
 use waterfill_codec::Dtype;
 use waterfill_codec::difference::{SLICE, decode_difference, difference_entropy, encode_difference};
 
-use waterfill_encode::find_factors;
+use waterfill_quantize::find_factors;
 
 use crate::BenchError;
 use crate::source::Gaussians;

@@ -25,7 +25,7 @@ pub enum BenchError {
     Runtime(#[from] waterfill_runtime::RuntimeError),
     /// The dense checkpoint to compare with.
     #[error(transparent)]
-    Encode(#[from] waterfill_encode::EncodeError),
+    Encode(#[from] waterfill_quantize::EncodeError),
     /// A process that was to load a checkpoint.
     #[error("a start in a process of its own failed: {reason}")]
     Process {

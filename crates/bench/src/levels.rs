@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use waterfill_allocate::{Importance, PlannedWeight};
 use waterfill_codec::spread::{fit_spread, rms, spread_vector};
 use waterfill_codec::{CodecError, CodedTensor, Dtype, Format, Kernel, Lambda, TensorPlan, TilePlan, Transform, scale};
-use waterfill_encode::search::{Preset, Tool, encode_searched};
+use waterfill_quantize::search::{Preset, Tool, encode_searched};
 
 use crate::{AT_ONCE, Timing, decode_with, source, time_together};
 

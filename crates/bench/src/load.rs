@@ -8,12 +8,12 @@ use std::time::Instant;
 
 use rustix::fs::{Advice, fadvise};
 use serde::{Deserialize, Serialize};
-use waterfill_artifacts::{Progress, peak_memory_bytes};
 use waterfill_checkpoint::writer::{Data, Entry, write_companions, write_shards};
 use waterfill_checkpoint::{Checkpoint, CheckpointError, Element, Prefix, SafetensorsFile};
 use waterfill_codec::Dtype;
 use waterfill_model::Model;
 use waterfill_runtime::{Form, Runtime};
+use waterfill_store::{Progress, peak_memory_bytes};
 
 use crate::error::BenchError;
 
@@ -117,7 +117,7 @@ pub fn bench_load(
     let place = tempfile::tempdir().map_err(CheckpointError::io("temporary folder"))?;
     let (bf16, flat) = (place.path().join("bf16"), place.path().join("int8"));
     let checkpoint = Checkpoint::open(dir)?;
-    waterfill_encode::write_dense(&checkpoint, &bf16, Some(Dtype::Bf16), progress)?;
+    waterfill_quantize::write_dense(&checkpoint, &bf16, Some(Dtype::Bf16), progress)?;
     write_flat(&checkpoint, &flat)?;
     let layered = checkpoint.layers() > 1;
     let sources: Vec<Source> = Source::ALL

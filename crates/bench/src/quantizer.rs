@@ -9,7 +9,7 @@ use serde::Serialize;
 use waterfill_allocate::{Factor, Importance, PlannedWeight};
 use waterfill_calibrate::SecondMomentMatrix;
 use waterfill_codec::{CodecError, CodedTensor, Dtype, Format, Lambda, TensorPlan, TilePlan, Trellis};
-use waterfill_encode::feedback::{
+use waterfill_quantize::feedback::{
     FeedbackInput, FeedbackOptions, SecondMoments, encode_with_feedback, quantize_with_feedback,
 };
 

@@ -15,7 +15,7 @@ use waterfill_allocate::{Allocation, Importance, PlannedWeight, read_plan};
 use waterfill_calibrate::{SecondMomentMatrix, Sensitivities};
 use waterfill_checkpoint::Checkpoint;
 use waterfill_codec::{CodedTensor, Dtype, TILE, TensorPlan, Trellis};
-use waterfill_encode::feedback::{FeedbackOptions, QuadraticLoss, SecondMoments, encode_with_feedback};
+use waterfill_quantize::feedback::{FeedbackOptions, QuadraticLoss, SecondMoments, encode_with_feedback};
 
 use crate::BenchError;
 use crate::source::Gaussians;

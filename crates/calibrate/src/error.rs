@@ -15,7 +15,7 @@ pub enum CalibrateError {
     Model(#[from] ModelError),
     /// The store.
     #[error(transparent)]
-    Artifact(#[from] waterfill_artifacts::ArtifactError),
+    Artifact(#[from] waterfill_store::ArtifactError),
     /// A sensitivity is not a number: the model's activations overflow on this text.
     #[error("{weight}: {statistic} is not finite; the model overflows on the calibration text")]
     NotFinite {

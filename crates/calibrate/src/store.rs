@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 use ndarray::{Array1, Array2};
 use safetensors::SafeTensorError;
 use safetensors::tensor::{Dtype, TensorView};
-use waterfill_artifacts::Work;
 use waterfill_checkpoint::SafetensorsFile;
 use waterfill_model::ModelError;
+use waterfill_store::Work;
 
 use crate::error::{CalibrateError, Result};
 use crate::moments::{Moments, SecondMomentMatrix};

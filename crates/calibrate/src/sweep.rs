@@ -5,10 +5,10 @@ use std::ops::Range;
 
 use candle_core::Tensor;
 use rayon::prelude::*;
-use waterfill_artifacts::{Pace, Progress, Work};
 use waterfill_model::{
     EMBEDDING, LINEARS, LinearTrace, Model, Windows, linear_name, lm_head_name, pack, side_by_side, unpack,
 };
+use waterfill_store::{Pace, Progress, Work};
 
 use crate::error::{CalibrateError, Result};
 use crate::head::{head_batch, head_bytes};

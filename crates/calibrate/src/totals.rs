@@ -1,6 +1,6 @@
 //! Sums over the first batches of a phase, which survive the process.
 
-use waterfill_artifacts::Work;
+use waterfill_store::Work;
 
 use crate::error::Result;
 use crate::moments::Moments;

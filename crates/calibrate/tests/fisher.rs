@@ -3,10 +3,10 @@
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
-use waterfill_artifacts::{Silent, Work};
 use waterfill_calibrate::{Labels, MomentKind, SecondMoment, Sensitivities, Settings, Weighting, calibrate};
 use waterfill_fixture::{Fixture, Shape, generate};
 use waterfill_model::{EMBEDDING, LINEARS, Model, Text, Windows, lm_head_name, tokens::Layout};
+use waterfill_store::{Silent, Work};
 
 fn settings() -> Settings {
     Settings {
@@ -247,7 +247,7 @@ fn other_batches_give_the_same_up_to_rounding() {
 /// Progress that stops the process, as it were, at a unit.
 struct Until(std::sync::atomic::AtomicI64);
 
-impl waterfill_artifacts::Progress for Until {
+impl waterfill_store::Progress for Until {
     fn start(&self, _: &str, _: u64) {}
     fn advance(&self, _: u64) {
         let left = self.0.fetch_sub(1, std::sync::atomic::Ordering::SeqCst);

@@ -4,9 +4,9 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
-use waterfill_artifacts::{Progress, Work};
 use waterfill_model::other::OtherModel;
 use waterfill_model::{Model, Text};
+use waterfill_store::{Progress, Work};
 
 use crate::error::Result;
 use crate::likelihood::{Cut, Sequence, score, tokens_of};

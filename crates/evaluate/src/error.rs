@@ -16,7 +16,7 @@ pub enum EvaluateError {
     Checkpoint(#[from] waterfill_checkpoint::CheckpointError),
     /// The store.
     #[error(transparent)]
-    Artifact(#[from] waterfill_artifacts::ArtifactError),
+    Artifact(#[from] waterfill_store::ArtifactError),
     /// A question file or directory is unusable.
     #[error("{path}: {reason}")]
     Questions {

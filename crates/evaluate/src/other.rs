@@ -2,9 +2,9 @@
 
 use candle_core::{DType, Device};
 use rayon::prelude::*;
-use waterfill_artifacts::{Progress, Work};
 use waterfill_model::Windows;
 use waterfill_model::other::OtherModel;
+use waterfill_store::{Progress, Work};
 
 use crate::error::Result;
 use crate::statistics::Estimate;

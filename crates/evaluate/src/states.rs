@@ -6,9 +6,9 @@ use std::path::Path;
 
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
-use waterfill_artifacts::{Pace, Progress, Work};
 use waterfill_checkpoint::SafetensorsFile;
 use waterfill_model::{Model, ModelConfig, pack, side_by_side, unpack};
+use waterfill_store::{Pace, Progress, Work};
 
 use crate::error::{EvaluateError, Result};
 

@@ -5,8 +5,8 @@ use std::path::Path;
 use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
-use waterfill_artifacts::{ArtifactError, Progress, Work};
 use waterfill_model::{Head, Model, Windows, side_by_side};
+use waterfill_store::{ArtifactError, Progress, Work};
 
 use crate::error::Result;
 use crate::states::{States, blocks, final_states, write_states};

@@ -1,9 +1,9 @@
 //! What a model writes after a prompt.
 
 use rayon::prelude::*;
-use waterfill_artifacts::{Progress, Work};
 use waterfill_model::other::OtherModel;
 use waterfill_model::{Generator, Reader, Text, greedy};
+use waterfill_store::{Progress, Work};
 
 use crate::choice::Answering;
 use crate::error::Result;

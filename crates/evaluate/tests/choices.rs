@@ -1,12 +1,12 @@
 //! Likelihoods of choices against a forward pass of each alone.
 
 use candle_core::{DType, Device, Tensor};
-use waterfill_artifacts::{Silent, Work};
 use waterfill_evaluate::tasks::{Items, Question, Task};
 use waterfill_evaluate::{Answering, Asked, EvaluateError, QuestionResult, evaluate_choices};
 use waterfill_fixture::{CONTEXT, Fixture, Shape, generate};
 use waterfill_model::other::OtherModel;
 use waterfill_model::{Model, Text};
+use waterfill_store::{Silent, Work};
 
 struct Place {
     _dir: tempfile::TempDir,

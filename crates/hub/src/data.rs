@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use hf_hub::Cache;
-use waterfill_artifacts::{Progress, matching_files};
+use waterfill_store::{Progress, matching_files};
 
 use crate::error::Result;
 use crate::id::HubId;

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use hf_hub::api::sync::{Api, ApiBuilder, ApiError, ApiRepo};
 use hf_hub::{Cache, Repo};
-use waterfill_artifacts::{Progress, matching};
+use waterfill_store::{Progress, matching};
 
 use crate::error::{HubError, Result};
 use crate::id::HubId;

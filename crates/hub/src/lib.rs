@@ -13,7 +13,7 @@ mod settings;
 use std::path::{Path, PathBuf};
 
 use hf_hub::{Cache, Repo, RepoType};
-use waterfill_artifacts::Progress;
+use waterfill_store::Progress;
 
 pub use data::fetch_data;
 pub use error::{HubError, Result};

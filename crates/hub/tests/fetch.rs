@@ -7,8 +7,8 @@ use std::path::Path;
 use std::sync::Mutex;
 
 use common::{COMMIT, ID, Server};
-use waterfill_artifacts::{Progress, Silent};
 use waterfill_hub::{HubId, Kind, Settings, fetch, fetch_data};
+use waterfill_store::{Progress, Silent};
 
 fn model() -> BTreeMap<String, Vec<u8>> {
     let shard = |seed: usize| (0..200_000).map(|i| (i * seed % 251) as u8).collect::<Vec<u8>>();

@@ -6,11 +6,11 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use waterfill_allocate as alloc;
-use waterfill_artifacts::{Artifact, Identity};
 use waterfill_codec::{BitsPerWeight, Lambda};
-use waterfill_encode::EncodeSummary;
 use waterfill_evaluate::{Estimate, SEQUENCES, Sequences, TextResult};
 use waterfill_model::Windows;
+use waterfill_quantize::EncodeSummary;
+use waterfill_store::{Artifact, Identity};
 
 use crate::error::Result;
 use crate::probe::Probed;

@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use waterfill_codec::Trellis;
-use waterfill_encode::search::{Preset, Tool};
 use waterfill_evaluate::tasks::{Retrieval, Scoring, Task};
+use waterfill_quantize::search::{Preset, Tool};
 
 pub use crate::granularity::Granularity;
 pub use crate::layers::Layers;

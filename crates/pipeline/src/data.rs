@@ -36,7 +36,7 @@ pub(crate) fn on_hub(text: &str, key: &str) -> Result<Option<OnHub>> {
 
 /// The one file below `dir` that matches.
 pub(crate) fn only_file(dir: &Path, pattern: &str) -> Result<PathBuf> {
-    let mut files = waterfill_artifacts::matching_files(dir, &[pattern.to_string()]);
+    let mut files = waterfill_store::matching_files(dir, &[pattern.to_string()]);
     match (files.pop(), files.len()) {
         (Some(file), 0) => Ok(file),
         (_, more) => {

@@ -4,11 +4,11 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use waterfill_allocate::Allocation;
-use waterfill_artifacts::{Artifact, Progress};
 use waterfill_checkpoint::delta::{self, Coders, Counts, DeltaSummary};
 use waterfill_checkpoint::{Checkpoint, CheckpointError, Prefix};
 use waterfill_codec::BitsPerWeight;
-use waterfill_encode::{EncodeError, code_given, find_factors};
+use waterfill_quantize::{EncodeError, code_given, find_factors};
+use waterfill_store::{Artifact, Progress};
 
 use crate::error::{PipelineError, Result};
 use crate::evaluation::Whose;

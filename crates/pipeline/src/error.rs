@@ -53,7 +53,7 @@ pub enum PipelineError {
     },
     /// The store.
     #[error(transparent)]
-    Store(#[from] waterfill_artifacts::ArtifactError),
+    Store(#[from] waterfill_store::ArtifactError),
     /// The checkpoint.
     #[error(transparent)]
     Checkpoint(#[from] waterfill_checkpoint::CheckpointError),
@@ -68,7 +68,7 @@ pub enum PipelineError {
     Allocate(#[from] waterfill_allocate::AllocateError),
     /// Encoding.
     #[error(transparent)]
-    Encode(#[from] waterfill_encode::EncodeError),
+    Encode(#[from] waterfill_quantize::EncodeError),
     /// Evaluation.
     #[error(transparent)]
     Evaluate(#[from] waterfill_evaluate::EvaluateError),

@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use waterfill_artifacts::Artifact;
 use waterfill_calibrate::head_bytes;
-use waterfill_encode::encode_bytes;
 use waterfill_evaluate::{block_tokens, comparison_bytes};
 use waterfill_model::side_by_side;
+use waterfill_quantize::encode_bytes;
+use waterfill_store::Artifact;
 
 use crate::config::{MultipleChoice, SecondMoment, Weighting};
 use crate::session::Session;

@@ -5,11 +5,11 @@ use std::path::Path;
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
-use waterfill_artifacts::{Artifact, Identity, Progress, Work, hash_file};
 use waterfill_checkpoint::Prefix;
 use waterfill_evaluate as eval;
 use waterfill_evaluate::tasks::{Items, Task};
 use waterfill_model::{Model, Text, Windows};
+use waterfill_store::{Artifact, Identity, Progress, Work, hash_file};
 
 use crate::config::{Config, MultipleChoice};
 use crate::console::Console;

@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
-use waterfill_artifacts::Artifact;
 use waterfill_checkpoint::delta::{apply, is_delta};
 use waterfill_checkpoint::pack::{is_packed, verify_packed};
 use waterfill_checkpoint::{Checkpoint, Storage, Values};
 use waterfill_codec::{CodedTensor, Format};
-use waterfill_encode::kind_of;
-use waterfill_encode::search::Usage;
+use waterfill_quantize::kind_of;
+use waterfill_quantize::search::Usage;
+use waterfill_store::Artifact;
 
 use crate::error::{PipelineError, Result};
 

@@ -62,9 +62,9 @@ pub use stages::Until;
 pub use sweep::{DryRun, Sweep, SweepOutput, SweepRunOutput, dry_run, load_sweep, run_sweep};
 pub use targets::{Measure, Reached, Target};
 pub use training::{TrainConfig, TrainOutput, load_train, train, train_schema};
-pub use waterfill_artifacts::Store;
 pub use waterfill_checkpoint::Prefix;
 pub use waterfill_evaluate::{Band, Share};
+pub use waterfill_store::Store;
 
 /// Decodes the checkpoint in `from`, or a prefix of it, to a dense Hugging Face directory `to`; `dtype` is `bf16`,
 /// `f32` or `None` to keep each tensor's own. Returns the layers and bytes that were used.
@@ -83,6 +83,6 @@ pub fn decode(
         _ => None,
     };
     let checkpoint = waterfill_checkpoint::Checkpoint::open_prefix(from, prefix)?;
-    waterfill_encode::write_dense(&checkpoint, to, dtype, console)?;
+    waterfill_quantize::write_dense(&checkpoint, to, dtype, console)?;
     Ok((checkpoint.layers(), checkpoint.bytes()))
 }

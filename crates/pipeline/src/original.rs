@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::Serialize;
-use waterfill_artifacts::{Identity, Progress, Store, Work};
 use waterfill_checkpoint::Checkpoint;
 use waterfill_evaluate as eval;
 use waterfill_evaluate::tasks::Items;
 use waterfill_model::other::{self, OtherModel};
 use waterfill_model::{Text, architectures, device};
+use waterfill_store::{Identity, Progress, Store, Work};
 
 use crate::config::{Config, MultipleChoice};
 use crate::console::Console;

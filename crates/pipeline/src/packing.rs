@@ -3,13 +3,13 @@
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use waterfill_artifacts::Progress;
 use waterfill_checkpoint::delta::{self as deltas, Coders, DeltaSummary};
 use waterfill_checkpoint::pack::{self, OnBytes, PackSummary};
+use waterfill_store::Progress;
 
 use crate::console::Console;
 use crate::error::Result;
-use waterfill_encode::find_factors;
+use waterfill_quantize::find_factors;
 
 /// Packs the safetensors file `from` into `to`; returns sizes in words.
 ///

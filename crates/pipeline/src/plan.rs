@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 
 use serde::Serialize;
-use waterfill_artifacts::{Artifact, Identity};
 use waterfill_checkpoint::Prefix;
-use waterfill_encode::EncodeSummary;
 use waterfill_model::Windows;
+use waterfill_quantize::EncodeSummary;
+use waterfill_store::{Artifact, Identity};
 
 use crate::closed_loop::Allocated;
 use crate::config::{Probes, Sequential};

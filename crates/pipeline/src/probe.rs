@@ -4,11 +4,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
-use waterfill_artifacts::{Artifact, Identity};
 use waterfill_checkpoint::Checkpoint;
-use waterfill_encode::{EncodeSummary, kind_of};
 use waterfill_evaluate as eval;
 use waterfill_model::{Model, Windows};
+use waterfill_quantize::{EncodeSummary, kind_of};
+use waterfill_store::{Artifact, Identity};
 
 use crate::config::Probes;
 use crate::error::Result;

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use waterfill_artifacts::{Artifact, Identity};
 use waterfill_model::fused;
 use waterfill_report as report;
+use waterfill_store::{Artifact, Identity};
 
 use crate::error::Result;
 use crate::pictures::{of_matrix, parts_of, sensitivities};

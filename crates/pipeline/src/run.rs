@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
-use waterfill_artifacts::{Artifact, Progress};
 use waterfill_checkpoint::Prefix;
 use waterfill_codec::BitsPerWeight;
-use waterfill_encode::EncodeSummary;
-use waterfill_encode::search::Usage;
 use waterfill_evaluate::tasks::Task;
 use waterfill_evaluate::{Band, ChoiceResult, Estimate, TextResult};
+use waterfill_quantize::EncodeSummary;
+use waterfill_quantize::search::Usage;
+use waterfill_store::{Artifact, Progress};
 
 use crate::closed_loop::{Attempt, kept};
 use crate::config::Probes;

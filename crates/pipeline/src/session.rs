@@ -6,9 +6,9 @@ use std::sync::Mutex;
 use std::time::Instant;
 
 use serde::Serialize;
-use waterfill_artifacts::{Artifact, Identity, Progress, Store, Work, reset_peak_memory};
 use waterfill_codec::BitsPerWeight;
 use waterfill_model::{Model, device};
+use waterfill_store::{Artifact, Identity, Progress, Store, Work, reset_peak_memory};
 
 use crate::config::{Config, Target};
 use crate::console::Console;

@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
-use waterfill_artifacts::{Identity, Progress, Store};
 use waterfill_evaluate::tasks::{self, Items, Task};
 use waterfill_fixture::{Fixture, Shape, generate};
 use waterfill_hub::{Settings, fetch};
 use waterfill_model::tokens::{Layout, read_u16_tokens};
 use waterfill_model::{ModelConfig, Text, Windows};
+use waterfill_store::{Identity, Progress, Store};
 
 use crate::config::{Bos, Config, LongContext, MultipleChoice};
 use crate::data::{self, Rows};
@@ -218,7 +218,7 @@ impl Source {
                     return Err(PipelineError::Config { path: "text".into(), reason });
                 };
                 let wanted = [vec![pattern]];
-                waterfill_artifacts::matching_files(&self.dataset(&asked, &wanted, progress)?, &wanted[0])
+                waterfill_store::matching_files(&self.dataset(&asked, &wanted, progress)?, &wanted[0])
             }
             None => vec![path.to_path_buf()],
         };

@@ -8,13 +8,12 @@ use std::path::PathBuf;
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
-use waterfill_adapt as adapt;
 use waterfill_allocate as alloc;
-use waterfill_artifacts::{Artifact, Identity, Progress, in_groups};
 use waterfill_calibrate as calib;
 use waterfill_checkpoint::Checkpoint;
 use waterfill_codec::{Format, Lambda, Rate};
 use waterfill_model::{EMBEDDING, Model, Windows, fused, lm_head_name};
+use waterfill_store::{Artifact, Identity, Progress, in_groups};
 
 use crate::config::{self, PolicyName};
 use crate::error::Result;
@@ -299,22 +298,29 @@ impl Session<'_> {
             let options = self.options(calibration)?;
             let (windows, _) = self.source.calibration(self.config, &self.model.config, self.console)?;
             let adaptation = sequential.map(|s| {
-                let settings = adapt::Settings { steps: s.steps, rate: s.rate, batch_tokens: BATCH_TOKENS };
+                let settings =
+                    waterfill_sequential::Settings { steps: s.steps, rate: s.rate, batch_tokens: BATCH_TOKENS };
                 let copy = Model::open(&self.source.dir, self.model.device())?;
                 let names = maps.last().map(alloc::Allocation::names).unwrap_or_default();
-                adapt::Adaptation::new(&self.model, copy, &windows, &names.into_iter().collect(), settings)
+                waterfill_sequential::Adaptation::new(
+                    &self.model,
+                    copy,
+                    &windows,
+                    &names.into_iter().collect(),
+                    settings,
+                )
             });
             let (source, adaptation) = (self.model.checkpoint(), adaptation.transpose()?);
-            let summary = waterfill_encode::encode(source, &maps, &options, adaptation, work, self.console)?;
+            let summary = waterfill_quantize::encode(source, &maps, &options, adaptation, work, self.console)?;
             write_json(&work.path("summary.json"), &summary)
         })
     }
 
     /// How tensors are coded.
-    pub(crate) fn options(&self, calibration: &Calibration) -> Result<waterfill_encode::EncodeOptions> {
+    pub(crate) fn options(&self, calibration: &Calibration) -> Result<waterfill_quantize::EncodeOptions> {
         let e = &self.config.encode;
         let feedback = match e.feedback {
-            true => Some(waterfill_encode::Feedback {
+            true => Some(waterfill_quantize::Feedback {
                 sensitivities: calib::Sensitivities::open(&calibration.fitted.dir)?,
                 held_out: calibration.held_out.as_ref().map(|a| calib::Sensitivities::open(&a.dir)).transpose()?,
                 damping: e.damping,
@@ -325,7 +331,7 @@ impl Session<'_> {
             }),
             false => None,
         };
-        Ok(waterfill_encode::EncodeOptions {
+        Ok(waterfill_quantize::EncodeOptions {
             tools: e.tools(),
             widen: self.widen(),
             escape: self.escape(),
@@ -367,7 +373,7 @@ impl Session<'_> {
             "widen": self.widen(), "escape": self.escape(),
         });
         if sequential.is_some() {
-            settled["adaptation"] = waterfill_adapt::VERSION.into();
+            settled["adaptation"] = waterfill_sequential::VERSION.into();
         }
         // Second moments are read from the calibration, not from the allocation.
         let inputs = [("calibrate", calibration), ("allocate", allocation.clone())];

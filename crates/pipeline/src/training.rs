@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use waterfill_artifacts::{Artifact, Identity, Progress, Store, hash_file};
 use waterfill_checkpoint::Checkpoint;
 use waterfill_checkpoint::writer::write_file;
 use waterfill_model::{ModelConfig, RopeScaling};
+use waterfill_store::{Artifact, Identity, Progress, Store, hash_file};
 use waterfill_train::{LetterWeights, Schedule, Settings, Summary, train_tokenizer};
 use waterfill_world::{SUBJECTS, Split, Style, World};
 

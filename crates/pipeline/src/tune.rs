@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use waterfill_artifacts::{Artifact, Identity};
 use waterfill_calibrate::Sensitivities;
 use waterfill_checkpoint::{Checkpoint, Prefix, TensorInfo};
-use waterfill_encode::{Baseline, EncodeSummary, encode_baseline};
+use waterfill_quantize::{Baseline, EncodeSummary, encode_baseline};
+use waterfill_store::{Artifact, Identity};
 
 use crate::config::BaselineMethod;
 use crate::error::Result;

@@ -57,7 +57,7 @@ pub enum TrainError {
     },
     /// The store.
     #[error(transparent)]
-    Artifact(#[from] waterfill_artifacts::ArtifactError),
+    Artifact(#[from] waterfill_store::ArtifactError),
     /// The checkpoint that is written.
     #[error(transparent)]
     Checkpoint(#[from] waterfill_checkpoint::CheckpointError),

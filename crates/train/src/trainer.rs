@@ -5,11 +5,11 @@ use std::path::Path;
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
-use waterfill_artifacts::{Progress, Work};
 use waterfill_checkpoint::writer::{Data, Entry, write_file, write_shards};
 use waterfill_checkpoint::{Checkpoint, Element};
 use waterfill_codec::Dtype;
 use waterfill_model::{ModelConfig, Text};
+use waterfill_store::{Progress, Work};
 
 use crate::data::{baselines, tokens, windows};
 use crate::network::{Letters, Network, initial};

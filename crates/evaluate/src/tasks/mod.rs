@@ -126,7 +126,7 @@ impl Task {
             return Ok(vec![path.into()]);
         }
         let patterns = self.patterns(split);
-        let found = waterfill_artifacts::matching_files(path, &patterns);
+        let found = waterfill_store::matching_files(path, &patterns);
         match found.is_empty() {
             false => Ok(found),
             true => {

@@ -6,14 +6,14 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use waterfill_allocate::{Factor, Importance, Sharing, WeightPoints};
-use waterfill_artifacts::{Artifact, Identity, Progress, Work, in_groups};
 use waterfill_calibrate::Sensitivities;
 use waterfill_checkpoint::writer::{Data, Entry, write_checkpoint, write_file};
 use waterfill_checkpoint::{Checkpoint, Element, Prefix, TensorInfo};
 use waterfill_codec::{BitsPerWeight, Lambda, TILE};
-use waterfill_encode::feedback::{QuadraticLoss, SecondMoments};
 use waterfill_export::{Candidate, Chosen, ExportError, Scheme, choose, describe, read_values};
 use waterfill_model::fused;
+use waterfill_quantize::feedback::{QuadraticLoss, SecondMoments};
+use waterfill_store::{Artifact, Identity, Progress, Work, in_groups};
 
 use super::exact::export_tuned;
 use super::{ExportOutput, ExportPoint, Summary, io, no_baseline};

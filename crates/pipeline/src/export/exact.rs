@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::Serialize;
-use waterfill_artifacts::{Progress, in_groups};
 use waterfill_checkpoint::writer::{Data, Entry, write_checkpoint, write_file};
 use waterfill_checkpoint::{Checkpoint, Prefix, Storage, TensorInfo, element_of};
 use waterfill_codec::{BitsPerWeight, CodedTensor};
 use waterfill_export::{ExportError, Scheme, Stored, describe, exact, read_values};
 use waterfill_model::fused;
+use waterfill_store::{Progress, in_groups};
 
 use super::{ExportOutput, ExportPoint, Summary, io};
 use crate::console::Console;
@@ -199,7 +199,7 @@ pub(super) fn export_tuned(session: &Session, out: &Path) -> Result<ExportOutput
     for goal in session.goals() {
         let tuned = session.tune(&calibration, &points, None, goal)?;
         let text = session.evaluate(Whose::Tuned(&tuned.encoded, Prefix::All, &base), &asked)?.read(Some(&base))?.text;
-        let sizes: waterfill_encode::EncodeSummary = read_json(&tuned.encoded.path("summary.json"))?;
+        let sizes: waterfill_quantize::EncodeSummary = read_json(&tuned.encoded.path("summary.json"))?;
         let place = tempfile::tempdir_in(out).map_err(io(out))?;
         let exported = export_exact(&tuned.encoded.path("checkpoint"), &place.path().join("model"), session.console)?;
         let (name, lambda) = (&session.config.name, tuned.allocation.lambda);

@@ -5,16 +5,16 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use waterfill_allocate::WeightPoints;
-use waterfill_artifacts::{Artifact, Identity, Progress, Work, in_groups};
 use waterfill_calibrate::Sensitivities;
 use waterfill_checkpoint::writer::{self, Entry, write_checkpoint};
 use waterfill_checkpoint::{Element, Prefix};
 use waterfill_codec::{BitsPerWeight, Lambda, TILE};
-use waterfill_encode::feedback::{QuadraticLoss, SecondMoments};
 use waterfill_export::{
     Candidate, Chosen, Data, ExportError, GgufFile, GgufTensor, GgufType, Name, Value, choose, head_bytes, metadata,
     permute_rows, rope_factors, write_gguf,
 };
+use waterfill_quantize::feedback::{QuadraticLoss, SecondMoments};
+use waterfill_store::{Artifact, Identity, Progress, Work, in_groups};
 
 use super::{ExportOutput, ExportPoint, Summary, io, no_baseline};
 use crate::error::Result;

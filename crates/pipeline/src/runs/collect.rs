@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
-use waterfill_artifacts::is_locked;
+use waterfill_store::is_locked;
 
 use super::Record;
 use crate::error::{PipelineError, Result};

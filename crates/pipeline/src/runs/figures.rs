@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use waterfill_artifacts::Artifact;
 use waterfill_report::{Bar, Bars, Curve, CurvePoint, Curves, Line, Predictions, Quality, Scatter, StageCost, Stages};
+use waterfill_store::Artifact;
 
 use super::Record;
 use super::agreement::Agreement;

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde::Serialize;
 use serde_json::Value;
-use waterfill_artifacts::Store;
+use waterfill_store::Store;
 
 use budget::Budget;
 pub(crate) use section::SweepSection;

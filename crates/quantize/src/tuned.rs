@@ -4,13 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use waterfill_adapt::{Adaptation, coding_order};
 use waterfill_allocate::Allocation;
-use waterfill_artifacts::{Progress, Work, in_groups};
 use waterfill_calibrate::Sensitivities;
 use waterfill_checkpoint::writer::{Data, Entry, write_checkpoint, write_file, write_layers};
 use waterfill_checkpoint::{Checkpoint, CheckpointError, Prefix, TensorInfo};
 use waterfill_codec::Trellis;
+use waterfill_sequential::{Adaptation, coding_order};
+use waterfill_store::{Progress, Work, in_groups};
 
 use crate::Result;
 use crate::search::{Tool, Usage};

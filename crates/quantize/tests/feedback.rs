@@ -4,7 +4,7 @@ use ndarray::Array2;
 use waterfill_allocate::{Factor, Importance, PlannedWeight, Sharing};
 use waterfill_calibrate::SecondMomentMatrix;
 use waterfill_codec::{CodedTensor, Dtype, Format, Lambda, TensorPlan, TilePlan, Trellis};
-use waterfill_encode::feedback::{FeedbackOptions, QuadraticLoss, SecondMoments, encode_with_feedback};
+use waterfill_quantize::feedback::{FeedbackOptions, QuadraticLoss, SecondMoments, encode_with_feedback};
 
 const ROWS: usize = 300;
 const COLS: usize = 200;

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use waterfill_allocate::{Importance, PlannedWeight};
 use waterfill_codec::{CodedTensor, Dtype, Format, Lambda, TensorPlan, TilePlan};
-use waterfill_encode::search::{Preset, Tool, Usage, encode_searched};
+use waterfill_quantize::search::{Preset, Tool, Usage, encode_searched};
 
 const ROWS: usize = 64;
 const COLS: usize = 96;

@@ -36,7 +36,7 @@ pub enum EncodeError {
     Model(#[from] waterfill_model::ModelError),
     /// The store.
     #[error(transparent)]
-    Artifact(#[from] waterfill_artifacts::ArtifactError),
+    Artifact(#[from] waterfill_store::ArtifactError),
     /// A plan that does not fit the tensor, or a weight that cannot be coded.
     #[error("tensor {tensor}: {source}")]
     Codec {

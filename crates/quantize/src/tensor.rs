@@ -2,12 +2,12 @@
 
 use std::path::PathBuf;
 
-use waterfill_adapt::Adaptation;
 use waterfill_allocate::{Allocation, PlannedWeight, Sharing, read_plan};
 use waterfill_calibrate::SecondMomentMatrix;
 use waterfill_checkpoint::delta::Lossy;
 use waterfill_checkpoint::{Checkpoint, CheckpointError, TensorInfo, Values};
 use waterfill_codec::{CodecError, CodedTensor, Format, Loss, Rate, TILE, TensorPlan, TilePlan};
+use waterfill_sequential::Adaptation;
 
 use waterfill_model::fused;
 

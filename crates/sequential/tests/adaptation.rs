@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use candle_core::Device;
-use waterfill_adapt::{Adaptation, Descended, Settings, coding_order};
 use waterfill_fixture::{Fixture, Shape, generate};
 use waterfill_model::{EMBEDDING, Model, Text, Windows, linear_name, tokens::Layout};
+use waterfill_sequential::{Adaptation, Descended, Settings, coding_order};
 
 struct Case {
     _dir: tempfile::TempDir,

@@ -3,10 +3,10 @@
 use std::path::Path;
 
 use rayon::prelude::*;
-use waterfill_artifacts::Progress;
 use waterfill_checkpoint::writer::{Data, Entry, write_checkpoint, write_file};
 use waterfill_checkpoint::{Checkpoint, CheckpointError, Element, TensorInfo, element_of};
 use waterfill_codec::Dtype;
+use waterfill_store::Progress;
 
 use crate::{EncodeError, Result};
 

@@ -5,11 +5,11 @@ use std::collections::BTreeSet;
 
 use rayon::prelude::*;
 use waterfill_allocate::Factor;
-use waterfill_artifacts::{Progress, Work};
 use waterfill_calibrate::Sensitivities;
 use waterfill_checkpoint::writer::{Data, Entry, write_checkpoint, write_file};
 use waterfill_checkpoint::{Checkpoint, CheckpointError, TensorInfo, element_of};
 use waterfill_codec::{Minifloat, TILE};
+use waterfill_store::{Progress, Work};
 
 use crate::Result;
 use crate::tuned::EncodeSummary;
