@@ -21,4 +21,4 @@ pub use head::head_bytes;
 pub use moments::SecondMomentMatrix;
 pub use statistics::{MomentKind, SecondMoment, Weighting};
 pub use store::{Sensitivities, Sensitivity};
-pub use sweep::{Labels, Settings, Summary, calibrate};
+pub use sweep::{Labels, Settings, Summary, block_file, calibrate};

@@ -103,6 +103,11 @@ pub fn calibrate(
     Ok(Summary { tokens: tokens as u64, nll: nll / tokens })
 }
 
+/// File and unit with the sensitivities of a block.
+pub fn block_file(index: usize) -> String {
+    format!("block-{index:03}.safetensors")
+}
+
 /// Runs `f` for batches in parallel, results in order.
 fn ordered<T: Send>(batches: Range<usize>, f: impl Fn(usize) -> Result<T> + Sync + Send) -> Result<Vec<T>> {
     batches.into_par_iter().map(f).collect()
@@ -233,7 +238,7 @@ impl Pass<'_> {
     /// Writes the sums of block `index` and keeps the gradients below it.
     fn block(&self, index: usize, writer: &mut Writer) -> Result<()> {
         let Self { plan, settings, .. } = self;
-        let (file, phase) = (format!("block-{index:03}.safetensors"), format!("block-{index}"));
+        let (file, phase) = (block_file(index), format!("block-{index}"));
         let names: Vec<String> = (0..LINEARS.len()).map(|i| linear_name(index, i)).collect();
         if writer.has(&file, &names) {
             self.progress.advance(plan.batches.len() as u64);

@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use waterfill_pipeline::{Config, Mode};
+use waterfill_codec::Dtype;
+use waterfill_config::Config;
+use waterfill_pipeline::Mode;
 
 /// Decides how many bits every weight of an LLM deserves, and writes a checkpoint with those bits.
 #[derive(Parser)]
@@ -40,11 +42,11 @@ pub enum Command {
     Calibrate(RunArguments),
     /// Decide format and step of every tile
     Allocate(RunArguments),
-    /// Write the tuned checkpoints
+    /// Write the compressed checkpoints
     Encode(RunArguments),
     /// Measure perplexity, KL and accuracy of the decoded files
     Evaluate {
-        /// The original alone: nothing is calibrated, and more architectures will do
+        /// Only the original: nothing is calibrated, and more architectures are supported
         #[arg(long)]
         original: bool,
         #[command(flatten)]
@@ -56,15 +58,15 @@ pub enum Command {
     Sweep {
         /// YAML file
         file: PathBuf,
-        /// Show what would be computed, what is there already, and the estimated time
+        /// Print the stages to compute, those in the store, and the estimated time
         #[arg(long)]
         dry_run: bool,
         #[command(flatten)]
         options: RunOptions,
     },
-    /// List what has been run
+    /// List runs
     Runs(RunsArguments),
-    /// Two runs side by side: settings, points with paired differences, tensors
+    /// Compare two runs: settings, points with paired differences, tensors
     Compare {
         /// A run as `runs` names it, the beginning or the end of its name, or its label
         first: String,
@@ -85,11 +87,11 @@ pub enum Command {
         /// Do not ask
         #[arg(long)]
         yes: bool,
-        /// Only show what would go
+        /// Only list what would be removed
         #[arg(long)]
         dry_run: bool,
     },
-    /// Runs as tables: `runs`, `points`, `tensors` (CSV and Parquet) and `tiles` (Parquet)
+    /// Write runs as tables: `runs`, `points`, `tensors` (CSV and Parquet) and `tiles` (Parquet)
     Tables {
         #[command(flatten)]
         runs: RunsArguments,
@@ -97,7 +99,7 @@ pub enum Command {
         #[arg(long)]
         out: PathBuf,
     },
-    /// Pictures of one matrix of a run: sensitivity, bits and mode by tile, and levels against their table
+    /// Draw one matrix of a run: sensitivity, bits and mode by tile, and levels against their table
     Map {
         /// A run as `runs` names it, the beginning or the end of its name, or its label
         run: String,
@@ -113,7 +115,7 @@ pub enum Command {
         #[arg(long, default_value = "results")]
         store: PathBuf,
     },
-    /// A sweep's tables, and a Jupyter notebook that reads them and draws the main figures
+    /// Write a sweep's tables, and a Jupyter notebook that reads them and draws the main figures
     ExportNotebook {
         /// Name of the sweep's file, without its ending
         sweep: String,
@@ -139,7 +141,7 @@ pub enum Command {
     },
     /// Print the JSON schema of configurations
     Schema {
-        /// That of training files instead
+        /// Print the schema of training files instead
         #[arg(long)]
         train: bool,
     },
@@ -152,13 +154,13 @@ pub enum Command {
     Verify {
         /// Directory or packed file
         path: PathBuf,
-        /// Of a delta, the checkpoint that it is from
+        /// For a delta: the checkpoint that it starts from
         #[arg(long)]
         base: Option<PathBuf>,
     },
     /// Continue a text with a checkpoint, multiplying straight from its packed tiles
     Generate {
-        /// Directory, tuned or not
+        /// Checkpoint directory, compressed or not
         checkpoint: PathBuf,
         /// Text to continue
         #[arg(long)]
@@ -170,9 +172,9 @@ pub enum Command {
         #[arg(long)]
         dense: bool,
     },
-    /// Compare products from packed tiles with dense ones, and what both write
+    /// Compare products from packed tiles with dense products, and the texts that both generate
     ServeCheck {
-        /// Directory, tuned or not
+        /// Checkpoint directory, compressed or not
         checkpoint: PathBuf,
         /// Text to continue
         #[arg(long, default_value = "The")]
@@ -181,16 +183,16 @@ pub enum Command {
         #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u32).range(2..))]
         tokens: u32,
     },
-    /// Write what a fine-tune has changed from its base, without loss
+    /// Write the changes of a fine-tune from its base, without loss
     Delta {
         /// Directory of the base
         base: PathBuf,
         /// Directory of the fine-tune
-        tuned: PathBuf,
+        fine_tune: PathBuf,
         /// Directory to create
         #[arg(long)]
         out: PathBuf,
-        /// With loss, by rate and distortion: a configuration with one size or lambda, used for the fine-tune
+        /// Code with loss: a configuration with one size or lambda, used for the fine-tune
         #[arg(long, value_name = "FILE")]
         lossy: Option<PathBuf>,
     },
@@ -240,30 +242,30 @@ pub enum Command {
     },
     /// Write files that other runtimes load
     Export {
-        /// Tuned checkpoint for hf-bf16 or compressed-tensors; else a configuration, types are chosen for each of its goals
+        /// Compressed checkpoint for hf-bf16 or compressed-tensors; otherwise a configuration, with one file for each of its sizes
         path: PathBuf,
         /// What to write
         #[arg(long)]
         to: ExportTarget,
-        /// Directory to create for a checkpoint; of a configuration, where files go [default: the store]
+        /// Directory to create for a checkpoint, or directory for the files of a configuration [default: the store]
         #[arg(long)]
         out: Option<PathBuf>,
         #[command(flatten)]
         options: RunOptions,
     },
-    /// Write a tuned checkpoint as a dense Hugging Face directory
+    /// Write a compressed checkpoint as a dense Hugging Face directory
     Decode {
-        /// Tuned checkpoint
+        /// Compressed checkpoint
         checkpoint: PathBuf,
         /// Directory to create
         out: PathBuf,
         /// Element type [default: each tensor's own]
         #[arg(long)]
         dtype: Option<DtypeName>,
-        /// Most layers to use, the base counted [default: all that are there]
+        /// Most quality layers to use, with the base [default: all]
         #[arg(long, value_name = "K", conflicts_with = "bytes", value_parser = clap::value_parser!(u32).range(1..))]
         layers: Option<u32>,
-        /// Most bytes to use of all shards one after the other
+        /// Most bytes to use, counted over the shards in order
         #[arg(long, value_name = "N")]
         bytes: Option<u64>,
     },
@@ -274,32 +276,32 @@ pub struct RunsArguments {
     /// Folder of the artifacts
     #[arg(long, default_value = "results")]
     pub store: PathBuf,
-    /// Of the pipeline of this name
+    /// Only of the pipeline with this name
     #[arg(long)]
     pub model: Option<String>,
-    /// Of this sweep
+    /// Only of this sweep
     #[arg(long)]
     pub sweep: Option<String>,
-    /// With this among the configuration's tags
+    /// Only with this tag in the configuration
     #[arg(long)]
     pub tag: Option<String>,
-    /// From a date on, such as 2026-11 or 2026-11-22
+    /// Only from a date on, such as 2026-11 or 2026-11-22
     #[arg(long)]
     pub since: Option<String>,
-    /// With a point of which this holds, such as 'kl<0.01'; several hold of one point
+    /// Only with a point for which this holds, such as 'kl<0.01'; several conditions hold for the same point
     #[arg(long = "where", value_name = "CONDITION")]
     pub points: Vec<String>,
 }
 
 #[derive(Subcommand)]
 pub enum Bench {
-    /// Differences between checkpoints against their entropy, and XOR under zstd
+    /// Size of coded differences against their entropy and against XOR under zstd
     Difference {
         /// Rows and columns of the matrix
         #[arg(long, default_value_t = 4096, value_parser = clap::value_parser!(u16).range(64..))]
         side: u16,
     },
-    /// Of the codec, against zstd on the same bytes
+    /// Speed of the codec, against zstd on the same bytes
     Codec {
         /// Rows and columns of the lossless matrix
         #[arg(long, default_value_t = 4096, value_parser = clap::value_parser!(u16).range(64..=8192))]
@@ -308,7 +310,7 @@ pub enum Bench {
         #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u16).range(1..=1000))]
         repeats: u16,
     },
-    /// Of quantisation: gaps to the Shannon bound on a Gaussian source, and speed with error feedback
+    /// Gap of the quantizers to the Shannon bound on a Gaussian source, and speed of error feedback
     Quantizer {
         /// Rows and columns of the matrices
         #[arg(long, default_value_t = 4096, value_parser = clap::value_parser!(u16).range(64..=8192))]
@@ -317,7 +319,7 @@ pub enum Bench {
         #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=1000))]
         repeats: u16,
     },
-    /// Of the gradients that calibration consists of, against candle's automatic differentiation
+    /// Speed of calibration's gradients, against candle's automatic differentiation
     Calibration {
         /// Checkpoint whose first block is measured
         checkpoint: PathBuf,
@@ -328,12 +330,12 @@ pub enum Bench {
         #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=1000))]
         repeats: u16,
     },
-    /// Of what second moments are worth to error feedback, whole and in parts
+    /// Bits that second moments save in error feedback, whole and in parts
     Moments {
         /// Artifact of a calibration with full second moments
         calibration: PathBuf,
     },
-    /// Of what rotating matrices before they are quantised would cost or save
+    /// Bits that rotating matrices before quantization would cost or save
     Rotation {
         /// Checkpoint that was calibrated
         checkpoint: PathBuf,
@@ -342,9 +344,9 @@ pub enum Bench {
         /// `allocation.safetensors` of an allocation from it
         allocation: PathBuf,
     },
-    /// Of starting from a tuned checkpoint, its base layer, bf16 and flat INT8: seconds to the first token
+    /// Seconds to the first token from a compressed checkpoint, its base layer, bf16 and flat INT8
     Load {
-        /// Tuned checkpoint
+        /// Compressed checkpoint
         checkpoint: PathBuf,
         /// Text to continue
         #[arg(long, default_value = "The")]
@@ -352,18 +354,18 @@ pub enum Bench {
         /// Measurements of each figure
         #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=1000))]
         repeats: u16,
-        /// One start in this process
+        /// Load once, in this process
         #[arg(long, hide = true)]
         once: Option<String>,
     },
-    /// Of packed files, against zstd -19
+    /// Size of packed files, against zstd -19
     Pack {
         /// Checkpoint of one shard
         checkpoint: PathBuf,
     },
-    /// Of static tables against adaptive models, on a tuned checkpoint's levels
+    /// Size and speed of static tables against adaptive models, on a compressed checkpoint's levels
     Entropy {
-        /// Tuned checkpoint
+        /// Compressed checkpoint
         checkpoint: PathBuf,
     },
 }
@@ -390,13 +392,13 @@ pub struct RunOptions {
     /// Compute damaged artifacts again
     #[arg(long)]
     pub repair: bool,
-    /// Let weights that are not coded yet make up for coded ones, as `encode.sequential` does
+    /// Adjust weights that are not coded yet, as `encode.sequential` does
     #[arg(long)]
     pub sequential: bool,
 }
 
 impl RunOptions {
-    /// Puts what was given here into a configuration.
+    /// Puts the given options into a configuration.
     pub fn apply(&self, config: &mut Config) {
         if let Some(model) = &self.model {
             config.model = model.clone();
@@ -429,10 +431,10 @@ pub enum DtypeName {
 }
 
 impl DtypeName {
-    pub fn name(self) -> &'static str {
+    pub fn in_codec(self) -> Dtype {
         match self {
-            Self::Bf16 => "bf16",
-            Self::F32 => "f32",
+            Self::Bf16 => Dtype::Bf16,
+            Self::F32 => Dtype::F32,
         }
     }
 }

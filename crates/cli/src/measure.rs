@@ -1,17 +1,20 @@
-//! What sweeps' targets ask this program to measure.
+//! Measurements for the claims of sweeps.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use waterfill_bench::{LoadRow, Source, bench_load, xor_bytes};
-use waterfill_pipeline::{Console, Measure, Mode, write_delta};
+use waterfill_experiments::Measure;
+use waterfill_pipeline::{Console, Mode};
 
-/// Starts of a measured checkpoint.
+use crate::commands::write_delta;
+
+/// Number of measured loads.
 const REPEATS: usize = 5;
-/// What they continue.
+/// Text that they continue.
 const PROMPT: &str = "The";
 
-/// Measures with this program, each start in a process of its own.
+/// Measures with this program, each load in its own process.
 pub struct Measured {
     pub program: PathBuf,
     pub threads: Option<u16>,
@@ -22,7 +25,7 @@ impl Measured {
         Ok(Self { program: std::env::current_exe()?, threads })
     }
 
-    /// Starts of a checkpoint from every source that it has.
+    /// Loads of a checkpoint from every source that it has.
     pub fn load(
         &self,
         checkpoint: &Path,
@@ -41,21 +44,21 @@ impl Measured {
 }
 
 impl Measure for Measured {
-    fn start(&self, checkpoint: &Path) -> Result<[f64; 2], String> {
+    fn load_time(&self, checkpoint: &Path) -> Result<[f64; 2], String> {
         let quiet = Console::new(Mode::Quiet);
         let rows = self.load(checkpoint, PROMPT, REPEATS, &quiet).map_err(|e| e.to_string())?;
         let median = |source: Source| {
             let row = rows.iter().find(|r| r.source == source);
-            row.map(|r| r.cold[0]).ok_or_else(|| format!("no start from {}", source.name()))
+            row.map(|r| r.cold[0]).ok_or_else(|| format!("no load from {}", source.name()))
         };
         Ok([median(Source::Tuned)?, median(Source::FlatInt8)?])
     }
 
-    fn delta(&self, base: &Path, tuned: &Path) -> Result<[u64; 3], String> {
+    fn delta(&self, base: &Path, fine_tune: &Path) -> Result<[u64; 3], String> {
         let place = tempfile::tempdir().map_err(|e| e.to_string())?;
         let quiet = Console::new(Mode::Quiet);
-        let s = write_delta(base, tuned, &place.path().join("delta"), &quiet).map_err(|e| e.to_string())?;
-        let xor = xor_bytes(base, tuned).map_err(|e| e.to_string())?;
+        let s = write_delta(base, fine_tune, &place.path().join("delta"), &quiet).map_err(|e| e.to_string())?;
+        let xor = xor_bytes(base, fine_tune).map_err(|e| e.to_string())?;
         Ok([s.delta, xor, s.tuned])
     }
 }

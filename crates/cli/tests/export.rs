@@ -18,7 +18,7 @@ fn tiny(allocate: &str) -> String {
 #[test]
 fn exported_files_have_the_wanted_size_and_say_what_they_lose() {
     let place = Place::new();
-    place.write("p.yaml", &tiny("targets: [{bits_per_weight: 3.5}, {bits_per_weight: 6}]"));
+    place.write("p.yaml", &tiny("sizes: [{bits_per_weight: 3.5}, {bits_per_weight: 6}]"));
     let output = place.json(&["export", "p.yaml", "--to", "gguf", "--out", "files"]);
     let points = output["points"].as_array().unwrap();
     assert_eq!(points.len(), 2);
@@ -53,7 +53,7 @@ fn exported_files_have_the_wanted_size_and_say_what_they_lose() {
     assert!(place.fails(&["export", &checkpoint, "--to", "hf-bf16"]).contains("--out"));
     assert!(place.fails(&["export", &checkpoint, "--to", "gguf"]).contains("configuration"));
     assert!(place.fails(&["export", "p.yaml", "--to", "llama-quantize-recipe"]).contains("--out"));
-    place.write("small.yaml", &tiny("targets: [{bits_per_weight: 1}]"));
+    place.write("small.yaml", &tiny("sizes: [{bits_per_weight: 1}]"));
     assert!(place.fails(&["export", "small.yaml", "--to", "gguf"]).contains("smallest file"));
     assert!(place.fails(&["export", "small.yaml", "--to", "compressed-tensors"]).contains("at least"));
     assert!(place.fails(&["export", "run.yaml", "--to", "gguf"]).contains("WordLevel"));

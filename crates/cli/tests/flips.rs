@@ -16,7 +16,7 @@ fn flips() -> usize {
 #[test]
 fn every_flipped_bit_of_a_tuned_checkpoint_is_noticed_and_its_place_is_named() {
     let place = Place::new();
-    place.write("p.yaml", &pipeline("targets: [{bits_per_weight: 5}]"));
+    place.write("p.yaml", &pipeline("sizes: [{bits_per_weight: 5}]"));
     let output = place.json(&["encode", "p.yaml"]);
     let dir = place.path(output["points"][0]["checkpoint"].as_str().unwrap());
     let verified = Checkpoint::open(&dir).unwrap().verify().unwrap();

@@ -8,7 +8,8 @@ use common::{Place, files, pipeline};
 fn every_prefix_of_a_layered_checkpoint_is_one() {
     let place = Place::new();
     let text = pipeline("lambdas: [3e-8]");
-    place.write("p.yaml", &(text.clone() + "encode: {layers: {bits: [1.5, 1], favour: all, parts: 1}}\n"));
+    place
+        .write("p.yaml", &(text.clone() + "encode: {quality_layers: {bits: [1.5, 1], optimize_for: all, parts: 1}}\n"));
     let output = place.json(&["run", "p.yaml"]);
     let points = output["points"].as_array().unwrap();
     let layers: Vec<_> =
@@ -22,7 +23,7 @@ fn every_prefix_of_a_layered_checkpoint_is_one() {
 
     let dir = points[0]["checkpoint"].as_str().unwrap();
     place.ok(&["verify", dir]);
-    assert!(place.ok(&["inspect", dir]).contains("3 layers"));
+    assert!(place.ok(&["inspect", dir]).contains("3 quality layers"));
     // The base alone in a folder of its own is what the first layer is.
     std::fs::create_dir(place.path("base")).unwrap();
     for (path, bytes) in files(&place.path(dir)) {
@@ -51,21 +52,21 @@ fn every_prefix_of_a_layered_checkpoint_is_one() {
     // The same at another number of threads, and dry runs find all of it.
     let again = place.json(&["run", "p.yaml", "--store", "again", "--threads", "1"]);
     assert!(files(&place.path(dir)) == files(&place.path(again["points"][0]["checkpoint"].as_str().unwrap())));
-    place.write("q.yaml", &(text.clone() + "encode: {layers: {bits: [1.5, 1], favour: all}}\n"));
+    place.write("q.yaml", &(text.clone() + "encode: {quality_layers: {bits: [1.5, 1], optimize_for: all}}\n"));
     assert_eq!(place.json(&["sweep", "q.yaml", "--dry-run"])["seconds"].as_f64(), Some(0.0));
 
     for (layers, message) in [
         ("{bits: []}", "one to eight"),
         ("{bits: [-1]}", "0.1 to 8"),
-        ("{bits: [1], restraint: -2}", "restraint"),
+        ("{bits: [1], error_penalty: -2}", "error_penalty"),
         ("{bits: [1], favor: all}", "favor"),
-        ("{bits: [1], favour: neither}", "neither"),
+        ("{bits: [1], optimize_for: neither}", "neither"),
         ("{bits: [1], parts: 1000}", "parts"),
     ] {
-        place.write("bad.yaml", &(text.clone() + &format!("encode: {{layers: {layers}}}\n")));
+        place.write("bad.yaml", &(text.clone() + &format!("encode: {{quality_layers: {layers}}}\n")));
         assert!(place.fails(&["validate", "bad.yaml"]).contains(message), "{layers}");
     }
-    place.write("bad.yaml", &(text + "encode: {layers: {bits: [1]}, feedback: false}\n"));
+    place.write("bad.yaml", &(text + "encode: {quality_layers: {bits: [1]}, feedback: false}\n"));
     assert!(place.fails(&["validate", "bad.yaml"]).contains("feedback"));
 }
 

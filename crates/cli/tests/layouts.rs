@@ -10,7 +10,7 @@ fn pipeline(context: usize) -> String {
     format!(
         "name: made\nmodel: path:model\n\
          calibrate: {{text: text.txt, context: {context}, sequences: 4}}\n\
-         allocate: {{targets: [{{bits_per_weight: 4}}]}}\n\
+         allocate: {{sizes: [{{bits_per_weight: 4}}]}}\n\
          evaluate: {{text: text.txt, context: {context}, sequences: 4}}\n"
     )
 }

@@ -8,7 +8,7 @@ use waterfill_checkpoint::Checkpoint;
 #[test]
 fn identical_output_at_one_and_two_threads() {
     let place = Place::new();
-    place.write("p.yaml", &pipeline("lambdas: [1e-6, 1e-8], targets: [{bits_per_weight: 5}]"));
+    place.write("p.yaml", &pipeline("lambdas: [1e-6, 1e-8], sizes: [{bits_per_weight: 5}]"));
     place.ok(&["run", "p.yaml", "--threads", "1", "--store", "one"]);
     place.ok(&["run", "p.yaml", "--threads", "2", "--store", "two"]);
     let (one, two) = (files(&place.path("one")), files(&place.path("two")));
@@ -27,7 +27,7 @@ fn identical_output_at_one_and_two_threads() {
 #[test]
 fn target_bytes_are_met_within_half_a_percent() {
     let place = Place::new();
-    place.write("p.yaml", &pipeline("targets: [{bits_per_weight: 4.5}, {bytes: 70000}, {bits_per_weight: 9}]"));
+    place.write("p.yaml", &pipeline("sizes: [{bits_per_weight: 4.5}, {bytes: 70000}, {bits_per_weight: 9}]"));
     let output = place.json(&["encode", "p.yaml"]);
     for (i, point) in output["points"].as_array().unwrap().iter().enumerate() {
         let dir = place.path(point["checkpoint"].as_str().unwrap());
@@ -37,7 +37,7 @@ fn target_bytes_are_met_within_half_a_percent() {
         assert_eq!(point["bytes"], bytes);
         assert!((bytes as f64 / wanted - 1.0).abs() < 0.005, "{bytes} bytes for a target of {wanted}");
     }
-    place.write("impossible.yaml", &pipeline("targets: [{bytes: 1000}]"));
+    place.write("impossible.yaml", &pipeline("sizes: [{bytes: 1000}]"));
     let message = place.fails(&["allocate", "impossible.yaml"]);
     assert!(message.contains("target of 1000 bytes cannot be met"), "{message}");
 }

@@ -7,7 +7,7 @@ use common::{Place, pipeline};
 #[test]
 fn probes_measure_what_tensors_lose() {
     let place = Place::new();
-    let text = pipeline("lambdas: [1e-6], probes: kinds");
+    let text = pipeline("lambdas: [1e-6], probes: roles");
     place.write("p.yaml", &text);
     assert!(place.fails(&["validate", "p.yaml"]).contains("calibrate.held_out"));
     place.write("p.yaml", &text.replace("sequences: 24", "sequences: 24, held_out: 6"));
@@ -24,7 +24,7 @@ fn probes_measure_what_tensors_lose() {
     }
     let dir = place.path(output["artifacts"]["probe"].as_str().unwrap());
     let probed: serde_json::Value =
-        serde_json::from_str(&std::fs::read_to_string(dir.join("probes.json")).unwrap()).unwrap();
+        serde_json::from_str(&std::fs::read_to_string(dir.join("corrections.json")).unwrap()).unwrap();
     let groups = probed["groups"].as_array().unwrap();
     // Seven kinds of linear layers, and embedding or head.
     assert!(groups.len() >= 8, "{groups:?}");
@@ -48,7 +48,7 @@ fn probes_measure_what_tensors_lose() {
 #[test]
 fn a_closed_loop_keeps_the_best_of_three() {
     let place = Place::new();
-    let text = pipeline("lambdas: [3e-6], closed_loop: layers");
+    let text = pipeline("lambdas: [3e-6], closed_loop: tensors");
     place.write("p.yaml", &text);
     assert!(place.fails(&["validate", "p.yaml"]).contains("closed_loop needs calibrate.held_out"));
     let text = text.replace("sequences: 24", "sequences: 24, held_out: 6");

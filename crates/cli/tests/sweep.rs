@@ -32,7 +32,7 @@ fn runs_share_what_they_can_and_resume() {
     assert!(!place.path("results/fixture/calibrate").exists(), "a dry run computes nothing");
     let output = place.run(&["--json", "sweep", "s.yaml"]);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    for (stage, times) in [("calibrate", 2), ("points", 2), ("evaluate the original", 1), ("allocate", 8)] {
+    for (stage, times) in [("calibrate", 2), ("measure", 2), ("evaluate the original", 1), ("allocate", 8)] {
         assert_eq!(computed(&output.stderr, stage), times, "{stage}");
     }
     let object: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
@@ -79,41 +79,41 @@ fn sweeps_that_cannot_be_read_are_explained() {
 }
 
 #[test]
-fn targets_are_checked_and_told() {
+fn claims_are_checked_and_printed() {
     let place = Place::new();
     let base = pipeline("lambdas: [1e-6, 1e-7]");
     let flat = "{label: flat, baseline: {method: absmax, bits: [8]}}";
-    let sweep = |targets: &str| {
+    let sweep = |claims: &str| {
         format!(
-            "{base}sweep:\n  runs: [{flat}, {{label: tuned}}, {{label: layered, encode.layers: {{bits: [2]}}, allocate.lambdas: [1e-7]}}]\n  targets:\n{targets}"
+            "{base}sweep:\n  runs: [{flat}, {{label: compressed}}, {{label: layered, encode.quality_layers: {{bits: [2]}}, allocate.lambdas: [1e-7]}}]\n  claims:\n{claims}"
         )
     };
-    place.write("s.yaml", &sweep("    - {name: none, figure: bytes, run: tuned, at_most: 1}\n"));
-    assert!(place.fails(&["validate", "s.yaml"]).contains("give against"));
+    place.write("s.yaml", &sweep("    - {name: none, figure: bytes, run: compressed, at_most: 1}\n"));
+    assert!(place.fails(&["validate", "s.yaml"]).contains("give compared_with"));
     place.write("s.yaml", &sweep("    - {name: none, figure: kl, run: tunde, at_most: 1}\n"));
     assert!(place.fails(&["validate", "s.yaml"]).contains("names the run \"tunde\""));
     place.write(
         "s.yaml",
         &sweep(
-            "    - {name: small, figure: bytes, run: tuned, against: flat, at_most: 1}\n\
-             \x20   - {name: too small, figure: bytes, run: tuned, against: flat, at_most: 0.01}\n\
-             \x20   - {name: as good, figure: bytes, run: tuned, against: flat, losing: {kl_ratio: 0}, at_most: 1}\n\
-             \x20   - {name: memory, figure: resident, run: tuned, against: flat, at_least: 0.1}\n\
+            "    - {name: small, figure: bytes, run: compressed, compared_with: flat, at_most: 1}\n\
+             \x20   - {name: too small, figure: bytes, run: compressed, compared_with: flat, at_most: 0.01}\n\
+             \x20   - {name: as good, figure: bytes, run: compressed, compared_with: flat, allowed_loss: {kl_ratio: 0}, at_most: 1}\n\
+             \x20   - {name: memory, figure: resident, run: compressed, compared_with: flat, at_least: 0.1}\n\
              \x20   - {name: prefixes, figure: worse-prefixes, run: layered, at_most: 0}\n\
-             \x20   - {name: original, figure: original-nll, run: tuned, at_least: 0.1}\n",
+             \x20   - {name: original, figure: original-nll, run: compressed, at_least: 0.1}\n",
         ),
     );
     let output = place.json(&["sweep", "s.yaml"]);
-    let targets = output["targets"].as_array().unwrap();
-    let met: Vec<bool> = targets.iter().map(|t| t["met"].as_bool().unwrap()).collect();
-    assert_eq!(met, [true, false, false, true, true, true], "{targets:?}");
-    let value = |n: usize| targets[n]["value"].as_f64();
+    let claims = output["claims"].as_array().unwrap();
+    let met: Vec<bool> = claims.iter().map(|t| t["met"].as_bool().unwrap()).collect();
+    assert_eq!(met, [true, false, false, true, true, true], "{claims:?}");
+    let value = |n: usize| claims[n]["value"].as_f64();
     let bytes = |run: usize, point: usize| output["runs"][run]["points"][point]["bytes"].as_f64().unwrap();
     assert_eq!(value(0), Some(bytes(1, 0) / bytes(0, 0)), "the smallest file of the run over the flat one");
     assert_eq!((value(0), value(2)), (value(1), None));
-    assert!(targets[2]["detail"].as_str().unwrap().contains("no file loses as little"));
+    assert!(claims[2]["detail"].as_str().unwrap().contains("no file loses as little"));
     let text = place.ok(&["sweep", "s.yaml"]);
     assert!(text.contains("not met  too small: ") && text.contains("met      small: "), "{text}");
     let page = std::fs::read_to_string(place.path(output["page"].as_str().unwrap())).unwrap();
-    assert!(page.contains("<h2>Targets</h2>") && page.contains(">not met<"));
+    assert!(page.contains("<h2>Claims</h2>") && page.contains(">not met<"));
 }

@@ -19,4 +19,6 @@ pub use error::{EvaluateError, Result};
 pub use other::evaluate_other;
 pub use states::block_tokens;
 pub use statistics::{Estimate, rank_correlation, wilson};
-pub use text::{Band, Original, SEQUENCES, Sequences, TextResult, comparison_bytes, evaluate_positions, evaluate_text};
+pub use text::{
+    Band, Original, SEQUENCES, Sequences, TextResult, comparison_bytes, evaluate_positions, evaluate_text, text_units,
+};

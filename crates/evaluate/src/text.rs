@@ -5,7 +5,7 @@ use std::path::Path;
 use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
-use waterfill_model::{Head, Model, Windows, side_by_side};
+use waterfill_model::{Head, Model, ModelConfig, Windows, side_by_side};
 use waterfill_store::{ArtifactError, Progress, Work};
 
 use crate::error::Result;
@@ -138,6 +138,18 @@ struct Asked<'a> {
     ends: &'a [usize],
 }
 
+/// Unit of the `n`-th block of sequences.
+fn unit(name: &str, n: usize) -> String {
+    format!("{name}text-{n}")
+}
+
+/// Units of [`evaluate_text`]: one for each block of sequences.
+pub fn text_units(config: &ModelConfig, windows: &Windows, batch_tokens: usize) -> Vec<String> {
+    let batches = windows.batches(batch_tokens);
+    let blocks = blocks(config, &batches, |b| b.len() * windows.context);
+    (0..blocks.len()).map(|n| unit("", n)).collect()
+}
+
 /// Sums of every sequence for each band.
 fn measure(
     model: &Model,
@@ -150,7 +162,7 @@ fn measure(
     progress.start(&format!("{name}text"), (model.config.layers * batches.len()) as u64);
     let (mut sums, mut first): (Vec<Vec<Sums>>, usize) = (Vec::new(), 0);
     for (n, block) in blocks(&model.config, &batches, |b| b.len() * windows.context).into_iter().enumerate() {
-        let (unit, file) = (format!("{name}text-{n}"), format!("{name}states-{n:03}.safetensors"));
+        let (unit, file) = (unit(name, n), format!("{name}states-{n:03}.safetensors"));
         let batches = &batches[block];
         let rows: usize = batches.iter().map(Vec::len).sum();
         let part = match work.unit(&unit).and_then(|bytes| parse(&bytes, rows, ends.len())) {

@@ -10,7 +10,7 @@ use crate::error::{PipelineError, Result};
 
 /// How rows become one text.
 pub(crate) struct Rows<'a> {
-    /// What stands between two.
+    /// Text between two rows.
     pub join: &'a str,
     /// Rows taken; all if absent.
     pub most: Option<usize>,
@@ -22,14 +22,14 @@ pub(crate) struct OnHub {
     pub pattern: Option<String>,
 }
 
-/// What `hf:OWNER/NAME[@REVISION][:PATTERN]` names; `None` for other texts. `key` is for messages.
+/// The dataset that `hf:OWNER/NAME[@REVISION][:PATTERN]` names; `None` for other texts. `key` is for messages.
 pub(crate) fn on_hub(text: &str, key: &str) -> Result<Option<OnHub>> {
     let Some(rest) = text.strip_prefix("hf:") else { return Ok(None) };
     let (id, pattern) = match rest.split_once(':') {
         Some((id, pattern)) => (id, Some(pattern.to_string())),
         None => (rest, None),
     };
-    let bad = |reason: String| PipelineError::Config { path: key.into(), reason };
+    let bad = |reason: String| PipelineError::Value { key: key.into(), reason };
     let id = HubId::new(Kind::Dataset, id).map_err(bad)?;
     Ok(Some(OnHub { id, pattern }))
 }
@@ -41,7 +41,7 @@ pub(crate) fn only_file(dir: &Path, pattern: &str) -> Result<PathBuf> {
         (Some(file), 0) => Ok(file),
         (_, more) => {
             let reason = format!("{} files match {pattern}, expected one", more + 1);
-            Err(PipelineError::Config { path: dir.into(), reason })
+            Err(PipelineError::Value { key: dir.display().to_string(), reason })
         }
     }
 }
@@ -58,7 +58,7 @@ pub(crate) fn read_text(files: &[PathBuf], rows: &Rows) -> Result<String> {
     match files {
         [path] if !has_rows(path) => {
             let text = std::fs::read_to_string(path);
-            let text = text.map_err(|source| PipelineError::Io { path: path.into(), source })?;
+            let text = text.map_err(PipelineError::io(path))?;
             Ok(if text.contains('\r') { text.replace("\r\n", "\n").replace('\r', "\n") } else { text })
         }
         _ => {

@@ -1,62 +1,46 @@
-//! What stages hold in an accelerator's memory, and which batches would fit where they did not.
+//! Memory of batches on an accelerator, and which batches would fit where one did not.
 
-use waterfill_calibrate::head_bytes;
-use waterfill_evaluate::{block_tokens, comparison_bytes};
 use waterfill_model::{ModelConfig, free_device_memory};
 
+use crate::context::Context;
 use crate::error::PipelineError;
-use crate::estimate::{gigabytes, moment_bytes};
-use crate::session::Session;
+use crate::estimate::gigabytes;
+use crate::stage::Stage;
 
-/// Share of free memory that a stage may fill: libraries take some, and blocks of memory leave gaps.
+/// Share of free memory that a stage may fill: libraries take some, and freed blocks leave gaps.
 const FILL: f64 = 0.85;
 
-/// Free memory of the session's accelerator before anything is computed, bytes.
-pub(crate) fn free(session: &Session) -> Option<u64> {
-    free_device_memory(session.model.device())
+/// Memory that a stage's batches take on an accelerator.
+pub struct BatchMemory {
+    /// Section of the configuration that has `batch_tokens` and `context`.
+    pub section: &'static str,
+    /// Tokens of a sequence.
+    pub context: usize,
+    /// Tokens of a batch.
+    pub tokens: usize,
+    /// Bytes of the stage with batches of so many tokens.
+    pub needed: Box<dyn Fn(usize) -> u64>,
 }
 
-/// The error with what to do about it where an accelerator was full; `free` bytes were there before.
-pub(crate) fn explained(
-    error: PipelineError,
-    session: &Session,
-    label: &str,
-    stage: &str,
-    free: Option<u64>,
-) -> PipelineError {
-    if !error.is_out_of_device_memory() {
-        return error;
-    }
-    let (c, e) = (&session.config.calibrate, &session.config.evaluate);
-    let (section, context, tokens) = match stage {
-        "calibrate" => ("calibrate", c.context, c.batch_tokens),
-        _ => ("evaluate", e.context, e.batch_tokens),
-    };
-    let advice = advice(section, context, tokens, free, |tokens| needed(session, stage, context, tokens));
-    PipelineError::DeviceMemory { stage: label.into(), device: session.device_name.clone(), advice }
+/// Free memory of the context's accelerator before anything is computed, bytes; `None` on the CPU.
+pub(crate) fn free(context: &Context) -> Option<u64> {
+    free_device_memory(context.model.device())
 }
 
-/// Bytes of a stage with batches of `tokens` tokens.
-fn needed(session: &Session, stage: &str, context: usize, tokens: usize) -> u64 {
-    let model = &session.model.config;
-    let (block, table, states) = (model.block_bytes(), model.table_bytes(), model.state_bytes(tokens));
-    match stage {
-        "calibrate" => {
-            // Automatic differentiation holds what kernels compute again, and the weights' gradients with them.
-            let batch = 2 * model.vjp_bytes(tokens) + 2 * states + 8 * scores(model, tokens, context);
-            let head = table + head_bytes(model.vocab, tokens) + 4 * states;
-            head.max(2 * block + moment_bytes(session) + batch)
+/// The error with advice, where an accelerator was full; `free` bytes were free before.
+pub(crate) fn explain(error: PipelineError, context: &Context, stage: &dyn Stage, free: Option<u64>) -> PipelineError {
+    match stage.batch_memory(context) {
+        Some(memory) if error.is_out_of_device_memory() => {
+            let BatchMemory { section, context: length, tokens, needed } = memory;
+            let advice = advice(section, length, tokens, free, needed);
+            PipelineError::DeviceMemory { stage: stage.label(), device: context.device_name.clone(), advice }
         }
-        _ => {
-            let batch = model.forward_bytes(tokens) + 4 * scores(model, tokens, context);
-            let held = model.state_bytes(block_tokens(model));
-            held + (block + batch).max(2 * table + comparison_bytes(model.vocab))
-        }
+        _ => error,
     }
 }
 
-/// Attention scores of a batch.
-fn scores(model: &ModelConfig, tokens: usize, context: usize) -> u64 {
+/// Bytes of the attention scores of a batch.
+pub(crate) fn attention_scores(model: &ModelConfig, tokens: usize, context: usize) -> u64 {
     (model.heads * tokens * context * 4) as u64
 }
 

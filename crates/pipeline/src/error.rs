@@ -8,48 +8,67 @@ pub type Result<T> = std::result::Result<T, PipelineError>;
 /// A run that cannot start or go on. Messages of the stages name file, tensor and tile.
 #[derive(Debug, thiserror::Error)]
 pub enum PipelineError {
-    /// A configuration file cannot be used.
-    #[error("{path}: {reason}")]
-    Config {
-        /// The file.
-        path: PathBuf,
-        /// What was found and what was expected.
+    /// A configuration that cannot be used.
+    #[error(transparent)]
+    Config(#[from] waterfill_config::ConfigError),
+    /// A value of the configuration that does not fit the model or the data.
+    #[error("{key}: {reason}")]
+    Value {
+        /// Dotted key.
+        key: String,
+        /// Value found, and what was expected.
         reason: String,
     },
-    /// A file cannot be read.
+    /// A file or directory that would be overwritten.
+    #[error("{path}: exists already; choose another name or remove it")]
+    Exists {
+        /// The file or directory.
+        path: PathBuf,
+    },
+    /// A configuration with several goals where one is expected.
+    #[error("{path}: a delta has one size, allocate asks for {found}")]
+    Goals {
+        /// The delta.
+        path: PathBuf,
+        /// Number of goals.
+        found: usize,
+    },
+    /// A file cannot be read or written.
     #[error("{path}: {source}")]
     Io {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// Error of the system.
         source: std::io::Error,
+    },
+    /// A JSON file of an artifact has other fields.
+    #[error("{path}: {source}")]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// Error of the parser.
+        source: serde_json::Error,
     },
     /// An accelerator's memory did not suffice.
     #[error("{stage}: {device} has too little memory: {advice}; what is finished is kept")]
     DeviceMemory {
-        /// What was being done.
+        /// The stage in words.
         stage: String,
-        /// As the user named it.
+        /// The device as the user named it.
         device: String,
-        /// What was needed, what was free, and what would fit.
+        /// Memory needed, memory free, and a batch that would fit.
         advice: String,
     },
     /// The hub.
     #[error(transparent)]
     Hub(#[from] waterfill_hub::HubError),
-    /// A path that is neither an artifact nor a checkpoint.
-    #[error("{path}: neither an artifact (manifest.json) nor a checkpoint (config.json and safetensors)")]
-    Unknown {
-        /// The path.
-        path: PathBuf,
-    },
-    /// A file of an artifact is malformed.
-    #[error("{path}: {reason}")]
-    Artifact {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong.
-        reason: String,
+    /// A stage of another crate.
+    #[error("{stage}: {source}")]
+    Stage {
+        /// The stage in words.
+        stage: String,
+        /// Its error.
+        source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// The store.
     #[error(transparent)]
@@ -78,12 +97,15 @@ pub enum PipelineError {
     /// Training.
     #[error(transparent)]
     Train(#[from] waterfill_train::TrainError),
-    /// The report.
-    #[error(transparent)]
-    Report(#[from] waterfill_report::ReportError),
 }
 
 impl PipelineError {
+    /// Names the file of an error of the system.
+    pub fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Io { path, source }
+    }
+
     /// Whether an accelerator's memory did not suffice.
     pub(crate) fn is_out_of_device_memory(&self) -> bool {
         use waterfill_calibrate::CalibrateError;

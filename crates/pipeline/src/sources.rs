@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
+use waterfill_config::{Bos, Config, LongContext, MultipleChoice};
 use waterfill_evaluate::tasks::{self, Items, Task};
 use waterfill_fixture::{Fixture, Shape, generate};
 use waterfill_hub::{Settings, fetch};
@@ -11,7 +12,6 @@ use waterfill_model::tokens::{Layout, read_u16_tokens};
 use waterfill_model::{ModelConfig, Text, Windows};
 use waterfill_store::{Identity, Progress, Store};
 
-use crate::config::{Bos, Config, LongContext, MultipleChoice};
 use crate::data::{self, Rows};
 use crate::error::{PipelineError, Result};
 
@@ -19,7 +19,8 @@ use crate::error::{PipelineError, Result};
 const FIXTURE: &str = "fixture";
 
 /// A model directory, and the fixture it is part of, if any.
-pub(crate) struct Source {
+pub struct Source {
+    /// Directory of the model.
     pub dir: PathBuf,
     /// Commit of a model from the hub.
     pub commit: Option<String>,
@@ -31,7 +32,7 @@ pub(crate) struct Source {
 impl Source {
     /// Finds the configured model; a fixture is generated into the store.
     pub fn open(config: &Config, store: &Store, progress: &dyn Progress) -> Result<Self> {
-        let bad = |reason: String| PipelineError::Config { path: "model".into(), reason };
+        let bad = |reason: String| PipelineError::Value { key: "model".into(), reason };
         if let Some(dir) = config.model.strip_prefix("path:") {
             if !Path::new(dir).is_dir() {
                 return Err(bad(format!("{dir} is no directory")));
@@ -101,7 +102,7 @@ impl Source {
         Ok((cut(e.context, e.sequences)?, long))
     }
 
-    /// The evaluation's text: its file, what stands before every sequence, and its part's tokens.
+    /// The evaluation's text: its file, the tokens before every sequence, and the tokens of its part.
     fn evaluation_tokens(
         &self,
         config: &Config,
@@ -150,8 +151,8 @@ impl Source {
         Ok(tasks::open(m.task, &path, &selection)?)
     }
 
-    /// What `name` means on the hub: the one file that its pattern names, or a folder with the files that are wanted
-    /// of the `whole` dataset. `None` for names of local files.
+    /// The file on the hub that the pattern in `name` matches, or a folder with the wanted files of the `whole` dataset.
+    /// `None` for names of local files.
     fn on_hub(&self, name: &str, whole: Vec<Vec<String>>, progress: &dyn Progress) -> Result<Option<PathBuf>> {
         let Some(asked) = data::on_hub(name, "evaluate.multiple_choice.path")? else { return Ok(None) };
         match &asked.pattern {
@@ -179,7 +180,7 @@ impl Source {
             (Some(fixture), FIXTURE) => Ok(part(fixture)),
             (None, FIXTURE) => {
                 let reason = format!("{key} is {FIXTURE:?}, which only a model of kind fixture:SEED has");
-                Err(PipelineError::Config { path: key.into(), reason })
+                Err(PipelineError::Value { key: key.into(), reason })
             }
             (_, path) => Ok(path.into()),
         }
@@ -197,7 +198,7 @@ impl Source {
         Ok(dir)
     }
 
-    /// What stands before every text, and the ids of one.
+    /// The tokens before every text, and the tokens of one.
     fn encode(
         &self,
         (path, rows): (&Path, &Rows),
@@ -215,7 +216,7 @@ impl Source {
             Some(asked) => {
                 let Some(pattern) = asked.pattern.clone() else {
                     let reason = format!("hf:{0} names no files; give some as hf:{0}:FOLDER/test-*.parquet", asked.id);
-                    return Err(PipelineError::Config { path: "text".into(), reason });
+                    return Err(PipelineError::Value { key: "text".into(), reason });
                 };
                 let wanted = [vec![pattern]];
                 waterfill_store::matching_files(&self.dataset(&asked, &wanted, progress)?, &wanted[0])

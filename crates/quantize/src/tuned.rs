@@ -131,7 +131,7 @@ pub fn encode(
         let coded = names.contains(&info.name);
         let mut blobs: Vec<PathBuf> = Vec::new();
         for (layer, allocation) in allocations.iter().enumerate().take(if coded { usize::MAX } else { 1 }) {
-            let unit = if layer == 0 { format!("tensor-{i}") } else { format!("tensor-{i}-{layer}") };
+            let unit = unit(i, layer);
             let last = layer + 1 == allocations.len();
             blobs.push(work.file(&unit, |path| -> Result<()> {
                 let target = || Target::read(source, allocation, info, adaptation);
@@ -219,6 +219,11 @@ pub fn encode(
         usage,
         descents,
     })
+}
+
+/// Unit of a quality layer, 0 for the base, of the `n`-th tensor.
+pub fn unit(n: usize, layer: usize) -> String {
+    if layer == 0 { format!("tensor-{n}") } else { format!("tensor-{n}-{layer}") }
 }
 
 /// Writes base and refinement layers, in each of which tensors come first that lose less for every byte; returns the

@@ -1,6 +1,6 @@
 //! Finding and making artifacts.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
@@ -9,7 +9,7 @@ use crate::files::{collect, io, peak_memory_bytes, sync, write_json};
 use crate::lock::Lock;
 use crate::manifest::{Artifact, FORMAT_VERSION, Identity, MANIFEST, Manifest, TIMINGS, Timings};
 use crate::progress::Progress;
-use crate::work::Work;
+use crate::work::{PARTIAL, Work};
 use crate::{ArtifactError, Result};
 
 /// A store directory. Clones share what they know of it.
@@ -58,6 +58,14 @@ impl Store {
             self.checked.lock().expect("no panic while held").insert(dir);
         }
         Ok(Some(artifact))
+    }
+
+    /// Names of the units of an identity that an interrupted process has finished.
+    pub fn finished_units(&self, model: &str, identity: &Identity) -> BTreeSet<String> {
+        let unfinished = self.root.join(model).join(&identity.stage).join(format!(".unfinished-{}", identity.key()));
+        let entries = std::fs::read_dir(unfinished.join("units")).into_iter().flatten().flatten();
+        let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
+        names.filter(|name| !name.ends_with(PARTIAL)).collect()
     }
 
     /// As [`Store::find`]; a damaged artifact is none when repairing, else an error that says how.

@@ -9,7 +9,8 @@ use crate::Result;
 use crate::files::{io, sync};
 
 const DIGEST: usize = blake3::OUT_LEN;
-const PARTIAL: &str = ".partial";
+/// Ending of a unit that is being written.
+pub(crate) const PARTIAL: &str = ".partial";
 
 /// A stage's workplace: an empty directory that becomes the artifact, and units that are kept until
 /// then. A unit is there whole or not at all.

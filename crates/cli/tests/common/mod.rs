@@ -13,7 +13,7 @@ pub struct Place {
 pub fn pipeline(allocate: &str) -> String {
     format!(
         "name: fixture\nmodel: fixture:7\n\
-         calibrate: {{text: fixture, context: 48, sequences: 24, shards: 2, second_moment: block-diagonal, second_moment_block: 32}}\n\
+         calibrate: {{text: fixture, context: 48, sequences: 24, folds: 2, hessian: block-diagonal, hessian_block: 32}}\n\
          allocate: {{{allocate}}}\n\
          evaluate: {{text: fixture, context: 48, sequences: 16, multiple_choice: {{path: fixture, questions: 24, shots: 1}}}}\n"
     )

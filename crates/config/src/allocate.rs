@@ -1,0 +1,175 @@
+//! The `allocate` section: wanted sizes or lambdas, formats, floors and measured corrections.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::granularity::Granularity;
+
+/// How bits are distributed.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Allocate {
+    /// One compressed checkpoint for each lambda: nats of loss per token for one bit of the file. A list, or `{from, to,
+    /// points}`, evenly spaced by logarithms.
+    #[serde(default, deserialize_with = "crate::lambdas::read")]
+    #[schemars(with = "crate::lambdas::Lambdas")]
+    pub lambdas: Vec<f64>,
+    /// One compressed checkpoint for each size.
+    #[serde(default)]
+    pub sizes: Vec<Size>,
+    /// Formats that may be used; int2, int3 and fp4 with `experimental` only.
+    #[serde(default = "default_formats")]
+    pub formats: Vec<Format>,
+    /// `safe` gives embedding, q, k, v and head at least the quality of FP8.
+    #[serde(default)]
+    pub policy: PolicyName,
+    /// Least quality of further tensors.
+    #[serde(default)]
+    pub floors: Vec<Floor>,
+    /// Share by which predicted losses are raised before they are weighed against bits.
+    #[serde(default)]
+    pub margin: f64,
+    /// No tensor counts as less sensitive than this share of the median tensor, by the predicted
+    /// loss of erasing it: the quadratic model underrates saturated attention.
+    #[serde(default = "default_sensitivity_floor")]
+    pub sensitivity_floor: f64,
+    /// Groups of tensors that are compressed alone, to correct their predicted loss by the measured one.
+    #[serde(default)]
+    pub probes: Probes,
+    /// Groups of tensors of each compressed checkpoint that are measured on held-out text, for a second allocation of
+    /// the same bytes. The better one is kept, or a uniform allocation if that is better still.
+    #[serde(default)]
+    pub closed_loop: Probes,
+    /// How the folds of the calibration combine.
+    #[serde(default)]
+    pub fold_rule: FoldRule,
+    /// Which weights share scales and steps: `tile` (one step for each tile), `row-column` (also a scale for each row and
+    /// column), or as other runtimes do it in linear layers: `tensor`, `channel` (a row), `group:N` (N columns of a row).
+    #[serde(default)]
+    pub granularity: Granularity,
+    /// How bits in the file and bits in memory count.
+    #[serde(default)]
+    pub rate: RateWeights,
+}
+
+/// Groups of tensors whose loss is measured.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Probes {
+    /// No groups: losses are taken as predicted.
+    #[default]
+    None,
+    /// All tensors of one role, such as `q_proj`.
+    Roles,
+    /// Every tensor by itself.
+    Tensors,
+}
+
+/// A wanted size.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Size {
+    /// Bits of the file over all weights.
+    BitsPerWeight(f64),
+    /// Bytes of the file.
+    Bytes(u64),
+}
+
+/// Number format of a tile.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Format {
+    /// Levels -8 to 7.
+    Int4,
+    /// Levels -127 to 127.
+    Int8,
+    /// FP8 E4M3.
+    Fp8,
+    /// Bit-exact.
+    Lossless,
+    /// FP8 E5M2.
+    Fp8E5m2,
+    /// Levels -2 to 1; experimental.
+    Int2,
+    /// Levels -4 to 3; experimental.
+    Int3,
+    /// FP4 E2M1; experimental.
+    Fp4,
+}
+
+impl Format {
+    /// The format as the codec names it.
+    pub fn in_codec(self) -> waterfill_codec::Format {
+        use waterfill_codec::Format as Codec;
+        match self {
+            Self::Int4 => Codec::Int4,
+            Self::Int8 => Codec::Int8,
+            Self::Fp8 => Codec::Fp8,
+            Self::Lossless => Codec::Lossless,
+            Self::Fp8E5m2 => Codec::Fp8E5M2,
+            Self::Int2 => Codec::Int2,
+            Self::Int3 => Codec::Int3,
+            Self::Fp4 => Codec::Fp4,
+        }
+    }
+}
+
+/// A predefined set of floors.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum PolicyName {
+    /// No floors.
+    #[default]
+    Free,
+    /// FP8 or better for embedding, q, k, v and head.
+    Safe,
+}
+
+/// Least quality of the tensors that a pattern matches.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Floor {
+    /// Glob over tensor names, such as `*.layers.0.*`.
+    pub pattern: String,
+    /// Formats below this one are not used and no tile loses more than it would.
+    pub at_least: Format,
+}
+
+/// How the folds of a calibration combine.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum FoldRule {
+    /// Their mean.
+    #[default]
+    Mean,
+    /// The largest.
+    Worst,
+}
+
+/// Weights of a bit in the file and of a bit in memory in the rate R of J = loss + lambda R.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RateWeights {
+    /// Bits of the file.
+    #[serde(default = "default_storage")]
+    pub storage: f64,
+    /// Bits in a runtime's memory.
+    #[serde(default)]
+    pub resident: f64,
+}
+
+impl Default for RateWeights {
+    fn default() -> Self {
+        Self { storage: 1.0, resident: 0.0 }
+    }
+}
+
+fn default_formats() -> Vec<Format> {
+    vec![Format::Int4, Format::Int8, Format::Fp8, Format::Lossless]
+}
+fn default_sensitivity_floor() -> f64 {
+    0.3
+}
+fn default_storage() -> f64 {
+    1.0
+}

@@ -1,0 +1,114 @@
+//! The `calibrate` section: text, labels, and which statistics are kept.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// How sensitivities are measured.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Calibrate {
+    /// A UTF-8 text file, or `fixture` for the generated one, or rows as in `evaluate.text`.
+    pub text: String,
+    /// Text between two rows.
+    #[serde(default = "default_join")]
+    pub join: String,
+    /// Number of rows to take, from the first; all if absent.
+    #[serde(default)]
+    pub documents: Option<usize>,
+    /// First and last share of the tokens to use, 0 to 1.
+    #[serde(default = "default_part")]
+    pub part: [f64; 2],
+    /// Tokens in a sequence.
+    #[serde(default = "default_context")]
+    pub context: usize,
+    /// Number of sequences, spread evenly over the part.
+    #[serde(default = "default_sequences")]
+    pub sequences: usize,
+    /// Tokens in a batch, at least one sequence. Smaller batches take less memory and round differently.
+    #[serde(default = "default_batch_tokens")]
+    pub batch_tokens: usize,
+    /// Seed of sampled labels.
+    #[serde(default = "default_seed")]
+    pub seed: u64,
+    /// Labels of the loss.
+    #[serde(default)]
+    pub labels: Labels,
+    /// Number of further sequences, spread among the others, on which losses are predicted and measured.
+    #[serde(default)]
+    pub held_out: usize,
+    /// Number of folds: parts of the text whose sensitivities are kept apart.
+    #[serde(default = "default_one")]
+    pub folds: usize,
+    /// How much of the input Hessian H = E[x x^T] is kept.
+    #[serde(default)]
+    pub hessian: SecondMoment,
+    /// Side of the blocks of a block-diagonal H.
+    #[serde(default = "default_block")]
+    pub hessian_block: usize,
+    /// Weight of each token in H and in the gradient covariance.
+    #[serde(default)]
+    pub hessian_weighting: Weighting,
+    /// How much of the output-gradient covariance G = E[g g^T] is kept.
+    #[serde(default)]
+    pub gradient_covariance: SecondMoment,
+}
+
+/// Source of the labels that gradients are taken for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Labels {
+    /// Drawn from the model: true Fisher information.
+    #[default]
+    Sampled,
+    /// The text's own next tokens: empirical Fisher information.
+    Data,
+}
+
+/// How much of a second moment is kept.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum SecondMoment {
+    /// The whole matrix: in the 8B layout 8 GB for the model.
+    #[default]
+    Full,
+    /// Blocks along the diagonal.
+    BlockDiagonal,
+    /// The diagonal.
+    Diagonal,
+}
+
+/// Weight of each token in a second moment.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Weighting {
+    /// All tokens count the same.
+    Plain,
+    /// Each token counts by the energy of its output gradient.
+    #[default]
+    Gradient,
+}
+
+pub(crate) fn default_join() -> String {
+    "\n\n".into()
+}
+pub(crate) fn default_part() -> [f64; 2] {
+    [0.0, 1.0]
+}
+pub(crate) fn default_context() -> usize {
+    256
+}
+pub(crate) fn default_sequences() -> usize {
+    64
+}
+pub(crate) fn default_batch_tokens() -> usize {
+    crate::BATCH_TOKENS
+}
+pub(crate) fn default_seed() -> u64 {
+    1
+}
+fn default_one() -> usize {
+    1
+}
+pub(crate) fn default_block() -> usize {
+    128
+}

@@ -1,0 +1,150 @@
+//! Limits of a configuration's values.
+
+use waterfill_evaluate::tasks::{Retrieval, Scoring, Task};
+
+use crate::allocate::{Probes, Size};
+use crate::baseline::BaselineMethod;
+use crate::calibrate::SecondMoment;
+use crate::config::Config;
+use crate::error::Problem;
+use crate::evaluate::MultipleChoice;
+
+/// Every value that is outside its limits or does not go with another.
+pub(crate) fn problems(config: &Config) -> Vec<Problem> {
+    let mut found = Vec::new();
+    let mut range = |key: &str, value: f64, low: f64, high: f64| {
+        if !(low..=high).contains(&value) {
+            found.push(Problem::OutOfRange { key: key.into(), value, low, high });
+        }
+    };
+    let (c, a, e) = (&config.calibrate, &config.allocate, &config.evaluate);
+    range("calibrate.context", c.context as f64, 1.0, 1_048_576.0);
+    for (key, tokens) in [("calibrate.batch_tokens", c.batch_tokens), ("evaluate.batch_tokens", e.batch_tokens)] {
+        range(key, tokens as f64, 1.0, 1e7);
+    }
+    range("calibrate.sequences", c.sequences as f64, 1.0, 1e9);
+    range("calibrate.folds", c.folds as f64, 1.0, c.sequences as f64);
+    range("calibrate.hessian_block", c.hessian_block as f64, 16.0, 8192.0);
+    range("allocate.margin", a.margin, 0.0, 100.0);
+    range("allocate.sensitivity_floor", a.sensitivity_floor, 0.0, 10.0);
+    range("allocate.rate.storage", a.rate.storage, 0.0, 1e6);
+    range("allocate.rate.resident", a.rate.resident, 0.0, 1e6);
+    range("evaluate.context", e.context as f64, 1.0, 1_048_576.0);
+    range("evaluate.sequences", e.sequences as f64, 1.0, 1e9);
+    if let Some(long) = e.long_context {
+        range("evaluate.long_context.context", long.context.unwrap_or(1) as f64, 1.0, 1_048_576.0);
+        range("evaluate.long_context.sequences", long.sequences as f64, 1.0, 1e9);
+        range("evaluate.long_context.bands", long.bands as f64, 1.0, 20.0);
+    }
+    range("encode.damping", config.encode.damping, 0.0, 100.0);
+    range("encode.rounding", config.encode.rounding.into(), 0.0, 10.0);
+    if let Some(sequential) = config.encode.sequential {
+        range("encode.sequential.steps", sequential.steps as f64, 1.0, 1e6);
+        range("encode.sequential.rate", sequential.rate, 1e-9, 1.0);
+    }
+    range("calibrate.held_out", c.held_out as f64, 0.0, 1e6);
+    for (i, &lambda) in a.lambdas.iter().enumerate() {
+        range(&format!("allocate.lambdas[{i}]"), lambda, 1e-18, 1e3);
+    }
+    for (key, [from, to]) in [("calibrate.part", c.part), ("evaluate.part", e.part)] {
+        range(&format!("{key}[0]"), from, 0.0, 1.0);
+        range(&format!("{key}[1]"), to, from, 1.0);
+    }
+    for (i, size) in a.sizes.iter().enumerate() {
+        match size {
+            Size::BitsPerWeight(bits) => range(&format!("allocate.sizes[{i}].bits_per_weight"), *bits, 0.01, 40.0),
+            Size::Bytes(bytes) => range(&format!("allocate.sizes[{i}].bytes"), *bytes as f64, 1.0, 1e15),
+        }
+    }
+    let keyed = e.benchmarks.iter().enumerate().map(|(i, m)| (format!("evaluate.benchmarks[{i}]"), m));
+    let keyed: Vec<(String, &MultipleChoice)> =
+        e.multiple_choice.iter().map(|m| ("evaluate.multiple_choice".into(), m)).chain(keyed).collect();
+    for (key, m) in &keyed {
+        range(&format!("{key}.questions"), m.questions as f64, 1.0, 1e9);
+        let most = if m.task.takes_examples() { 100.0 } else { 0.0 };
+        range(&format!("{key}.shots"), m.shots() as f64, 0.0, most);
+    }
+    let mut require = |holds: bool, message: &str| {
+        if !holds {
+            found.push(Problem::Unmet(message.into()));
+        }
+    };
+    let plain =
+        |s: &str| !s.is_empty() && s.chars().all(|c| c.is_alphanumeric() || "-_.".contains(c)) && !s.starts_with('.');
+    for (key, m) in &keyed {
+        let retrieves = m.task == Task::Retrieval;
+        let scored = m.scoring == Scoring::Letter || (retrieves && m.scoring == Scoring::Written);
+        let mmlu = m.task == Task::Mmlu || (m.subjects.is_empty() && scored);
+        require(mmlu, &format!("{key} has subjects or scoring, which only mmlu takes"));
+        require(retrieves || m.retrieval.is_none(), &format!("{key} has retrieval, but asks {}", m.task.name()));
+        if let Some(problem) = m.retrieval.as_ref().and_then(Retrieval::problem) {
+            require(false, &format!("{key}.retrieval: {problem}"));
+        }
+        let (gsm8k, given) = (m.task == Task::Gsm8k, m.examples.is_some());
+        require(gsm8k || !given, &format!("{key} has examples, which only gsm8k takes"));
+        require(
+            m.has_examples() || m.shots() == 0,
+            &format!("{key} asks for shots, which come from a file: give examples"),
+        );
+    }
+    require(plain(&config.name), &format!("name is {:?}, expected letters, digits, '-', '_' and '.'", config.name));
+    let known = ["path:", "fixture:", "hf:"].iter().any(|p| config.model.starts_with(p));
+    require(known, &format!("model is {:?}, expected hf:OWNER/NAME, path:DIR or fixture:SEED", config.model));
+    require(!(a.lambdas.is_empty() && a.sizes.is_empty()), "allocate needs at least one entry in lambdas or sizes");
+    let experimental = a.formats.iter().find(|f| f.in_codec().is_experimental());
+    if let (Some(format), false) = (experimental, config.experimental) {
+        require(false, &format!("allocate.formats has {}, which needs experimental: true", format.in_codec().name()));
+    }
+    if let (Some(tool), false) = (config.encode.with.iter().find(|t| t.is_experimental()), config.experimental) {
+        require(false, &format!("encode.with has {}, which needs experimental: true", tool.name()));
+    }
+    require(a.probes == Probes::None || c.held_out > 0, "allocate.probes needs calibrate.held_out of 1 or more");
+    if a.closed_loop != Probes::None {
+        require(c.held_out > 0, "allocate.closed_loop needs calibrate.held_out of 1 or more");
+        require(config.baseline.is_none(), "allocate.closed_loop is not for a baseline");
+        require(config.encode.quality_layers.is_none(), "allocate.closed_loop is not for encode.quality_layers");
+    }
+    if let Some(b) = &config.baseline {
+        let bits = !b.bits.is_empty() && b.bits.iter().all(|bits| (2..=8).contains(bits));
+        require(bits, &format!("baseline.bits is {:?}, expected one or more of 2 to 8", b.bits));
+        let fits = b.method != BaselineMethod::Fp8 || b.bits == [8];
+        require(fits, &format!("baseline.bits is {:?}, expected [8] for fp8", b.bits));
+        require(b.group >= 1, "baseline.group is 0, expected 1 or more");
+    }
+    require(
+        c.gradient_covariance != SecondMoment::BlockDiagonal,
+        "calibrate.gradient_covariance is block-diagonal, expected full or diagonal",
+    );
+    let states = config.encode.states.unwrap_or(0);
+    require(
+        states == 0 || states.is_power_of_two() && (4..=256).contains(&states),
+        &format!("encode.states is {states}, expected 0, 4, 8, 16, 32, 64, 128 or 256"),
+    );
+    if let Some(layers) = &config.encode.quality_layers {
+        let bits = (1..=8).contains(&layers.bits.len()) && layers.bits.iter().all(|b| (0.1..=8.0).contains(b));
+        require(
+            bits,
+            &format!("encode.quality_layers.bits is {:?}, expected one to eight numbers of 0.1 to 8", layers.bits),
+        );
+        let error_penalty = layers.error_penalty();
+        require(
+            (0.0..=1000.0).contains(&error_penalty),
+            &format!("encode.quality_layers.error_penalty is {error_penalty}, expected 0 to 1000"),
+        );
+        require(layers.parts <= 100, &format!("encode.quality_layers.parts is {}, expected 0 to 100", layers.parts));
+        require(config.encode.feedback, "encode.quality_layers needs encode.feedback");
+        require(config.baseline.is_none(), "encode.quality_layers is not for a baseline");
+    }
+    if a.granularity.sharing() != waterfill_allocate::Sharing::Tile {
+        let named = |key: &str| format!("allocate.granularity {} {key}", String::from(a.granularity));
+        require(config.encode.feedback, &named("needs encode.feedback"));
+        require(config.encode.quality_layers.is_none(), &named("is not for encode.quality_layers"));
+    }
+    require(!a.formats.is_empty(), "allocate.formats is empty, expected some of int4, int8, fp8, lossless");
+    require(
+        a.rate.storage + a.rate.resident > 0.0,
+        "allocate.rate prices no bits, expected storage or resident above 0",
+    );
+    require(e.text.is_some() != e.tokens.is_some(), "evaluate needs either text or tokens");
+    found
+}

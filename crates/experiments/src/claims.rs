@@ -1,0 +1,242 @@
+//! Claims of a sweep, checked on its results.
+
+use std::path::Path;
+
+use serde::Serialize;
+use waterfill_config::{AllowedLoss, Claim, Figure};
+use waterfill_pipeline::PointOutput;
+
+use crate::differences::accuracy_change;
+use crate::equal_kl::compare;
+use crate::record::{Record, by_model, short};
+
+/// Half width of a 95 % interval in standard errors.
+const Z: f64 = 1.96;
+
+/// The outcome of a claim.
+#[derive(Debug, Clone, Serialize)]
+pub struct Reached {
+    /// The claim in words, with the model where there are several.
+    pub name: String,
+    /// The figure; none where no file fits, or where it could not be measured.
+    pub value: Option<f64>,
+    /// Upper limit.
+    pub at_most: Option<f64>,
+    /// Lower limit.
+    pub at_least: Option<f64>,
+    /// Whether there is a value within them.
+    pub met: bool,
+    /// The files and their loss, or the reason why there is no value.
+    pub detail: String,
+}
+
+/// Measurements for claims that need more than a sweep's results.
+pub trait Measure {
+    /// Median seconds from a checkpoint to the first token, and from the same weights in flat INT8.
+    ///
+    /// # Errors
+    /// In words.
+    fn load_time(&self, checkpoint: &Path) -> std::result::Result<[f64; 2], String>;
+    /// Bytes of the delta from `base` to `fine_tune`, of their XOR under zstd -19, and of `fine_tune` itself.
+    ///
+    /// # Errors
+    /// In words.
+    fn delta(&self, base: &Path, fine_tune: &Path) -> std::result::Result<[u64; 3], String>;
+}
+
+impl Reached {
+    /// Met, not met, or measured where there is no limit.
+    pub fn outcome(&self) -> &'static str {
+        match (self.met, self.at_most.or(self.at_least)) {
+            (true, Some(_)) => "met",
+            (true, None) => "measured",
+            (false, _) => "not met",
+        }
+    }
+
+    /// Limits in words.
+    pub fn limits(&self) -> String {
+        let limits = [self.at_least.map(|v| format!("at least {v}")), self.at_most.map(|v| format!("at most {v}"))];
+        limits.into_iter().flatten().collect::<Vec<_>>().join(", ")
+    }
+}
+
+/// The outcome of a claim with the figure that was found.
+fn reached(claim: &Claim, name: String, found: std::result::Result<(f64, String), String>) -> Reached {
+    let (value, detail) = match found {
+        Ok((value, detail)) => (Some(value), detail),
+        Err(reason) => (None, reason),
+    };
+    let within = |v: f64| claim.at_most.is_none_or(|most| v <= most) && claim.at_least.is_none_or(|least| v >= least);
+    Reached { name, value, at_most: claim.at_most, at_least: claim.at_least, met: value.is_some_and(within), detail }
+}
+
+/// The figure of a claim, and the files it is from.
+fn measured(claim: &Claim, runs: &[&Record], measure: &dyn Measure) -> std::result::Result<(f64, String), String> {
+    let find = |label: &str| {
+        let found = runs.iter().find(|r| short(r) == label);
+        found.copied().ok_or_else(|| format!("{label} did not run"))
+    };
+    let run = find(&claim.run)?;
+    let points = &run.output.points;
+    let no_points = || format!("{} has no files", claim.run);
+    let by_bytes = |p: &&PointOutput| p.bytes.unwrap_or(u64::MAX);
+    let largest = points.iter().max_by_key(|p| p.bytes).ok_or_else(no_points)?;
+    let smallest = points.iter().min_by_key(by_bytes).ok_or_else(no_points)?;
+    let other = || find(claim.compared_with.as_deref().unwrap_or_default());
+    match claim.figure {
+        Figure::OriginalNll => {
+            let base = run.output.base.as_ref().ok_or("the original was not evaluated")?;
+            Ok((base.nll, format!("perplexity {:.4}", base.perplexity)))
+        }
+        Figure::Kl => {
+            let kl = largest.kl.ok_or("no KL was measured")?;
+            Ok((kl, format!("{}, ± {:.1e}", words(largest), Z * largest.kl_se.unwrap_or(0.0))))
+        }
+        Figure::WorsePrefixes => {
+            let mut prefixes: Vec<(u64, f64)> =
+                points.iter().filter(|p| p.quality_layers.is_some()).filter_map(|p| Some((p.bytes?, p.kl?))).collect();
+            prefixes.sort_by_key(|p| p.0);
+            if prefixes.len() < 2 {
+                return Err(format!("{} has no layers", claim.run));
+            }
+            let worse = prefixes.windows(2).filter(|w| w[1].1 > w[0].1).count();
+            let ends = (prefixes[0], prefixes[prefixes.len() - 1]);
+            let detail = format!(
+                "{} prefixes, KL {:.2e} at {} to {:.2e} at {} bytes",
+                prefixes.len(),
+                ends.0.1,
+                ends.0.0,
+                ends.1.1,
+                ends.1.0
+            );
+            Ok((worse as f64, detail))
+        }
+        Figure::BytesAtKl | Figure::BaseBytesAtKl => {
+            let point = if claim.figure == Figure::BytesAtKl { largest } else { smallest };
+            let ratio = compare(std::slice::from_ref(point), &other()?.output.points).first().and_then(|c| c.at_kl);
+            let beyond = || format!("KL {:.2e} is not between points of the other run", point.kl.unwrap_or(0.0));
+            Ok((ratio.ok_or_else(beyond)?, words(point)))
+        }
+        Figure::Bytes | Figure::Resident => {
+            let other = other()?.output.points.iter().max_by_key(|p| p.bytes).ok_or("the other run has no files")?;
+            let size = |p: &PointOutput| match claim.figure {
+                Figure::Bytes => p.bytes.map(|b| b as f64),
+                _ => Some(p.resident_bits_per_weight),
+            };
+            let allowed = points.iter().filter(|p| allows(&claim.allowed_loss, p, other));
+            let best = allowed.filter_map(|p| Some((size(p)?, p))).min_by(|a, b| a.0.total_cmp(&b.0));
+            let (own, point) = best.ok_or("no file loses as little")?;
+            let change = accuracy_change(other, point);
+            let accuracy = change.map_or(String::new(), |c| {
+                format!(", accuracy {:+.2} ± {:.2} points", 100.0 * c.mean, 100.0 * Z * c.se)
+            });
+            let detail = format!("{} against {}{accuracy}", words(point), words(other));
+            Ok((own / size(other).ok_or("the other has no size")?, detail))
+        }
+        Figure::LoadTime => {
+            let checkpoint = smallest.checkpoint.as_ref().ok_or("no checkpoint")?;
+            let [own, flat] = measure.load_time(checkpoint)?;
+            let detail = format!("{}: {:.0} ms, flat INT8 {:.0} ms", words(smallest), 1e3 * own, 1e3 * flat);
+            Ok((own / flat, detail))
+        }
+        Figure::DeltaOfCheckpoint | Figure::DeltaOfXor => {
+            let of = claim.delta.as_ref().ok_or("no checkpoints are named")?;
+            let [delta, xor, whole] = measure.delta(Path::new(&of.base), Path::new(&of.fine_tune))?;
+            let against = if claim.figure == Figure::DeltaOfXor { xor } else { whole };
+            let detail = format!("{delta} bytes, XOR under zstd -19 {xor}, checkpoint {whole}");
+            Ok((delta as f64 / against as f64, detail))
+        }
+    }
+}
+
+/// Whether a file loses no more against another than is allowed.
+fn allows(allowed: &AllowedLoss, point: &PointOutput, other: &PointOutput) -> bool {
+    let ratio = |own: Option<f64>, other: Option<f64>| own.zip(other).map(|(a, b)| a / b);
+    let kl = allowed.kl_ratio.is_none_or(|most| ratio(point.kl, other.kl).is_some_and(|r| r <= most));
+    let perplexity = allowed
+        .perplexity_percent
+        .is_none_or(|most| ratio(point.perplexity, other.perplexity).is_some_and(|r| 100.0 * (r - 1.0) <= most));
+    let accuracy = allowed
+        .accuracy_points
+        .is_none_or(|most| accuracy_change(other, point).is_some_and(|change| -100.0 * change.mean <= most + 1e-9));
+    kl && perplexity && accuracy
+}
+
+fn words(p: &PointOutput) -> String {
+    let kl = p.kl.map_or(String::new(), |kl| format!(", KL {kl:.2e}"));
+    let perplexity = p.perplexity.map_or(String::new(), |v| format!(", perplexity {v:.3}"));
+    format!("{:.2} bits, {:.2} in memory{kl}{perplexity}", p.bits_per_weight.unwrap_or(0.0), p.resident_bits_per_weight)
+}
+
+/// Checks claims on the records of a sweep's runs, each for every model that it names; one that cannot be measured says
+/// why.
+pub(crate) fn check(claims: &[Claim], records: &[Record], measure: &dyn Measure) -> Vec<Reached> {
+    let models = by_model(records);
+    let mut found = Vec::new();
+    for claim in claims {
+        let wanted = models.iter().filter(|(model, _)| claim.model.as_ref().is_none_or(|m| m == *model));
+        let before = found.len();
+        for (model, runs) in wanted {
+            let name = if models.len() > 1 { format!("{}, {model}", claim.name) } else { claim.name.clone() };
+            found.push(reached(claim, name, measured(claim, runs, measure)));
+        }
+        if found.len() == before {
+            found.push(reached(claim, claim.name.clone(), Err("no run of this model ended well".into())));
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn claim(figure: Figure) -> Claim {
+        Claim {
+            name: "t".into(),
+            figure,
+            run: "a".into(),
+            compared_with: None,
+            model: None,
+            allowed_loss: AllowedLoss::default(),
+            delta: None,
+            at_most: Some(0.7),
+            at_least: None,
+        }
+    }
+
+    #[test]
+    fn limits_are_inclusive_and_missing_figures_are_not_met() {
+        let limited = Claim { at_least: Some(0.5), ..claim(Figure::Kl) };
+        let met = |v: f64| reached(&limited, "t".into(), Ok((v, String::new()))).met;
+        assert!(met(0.7) && met(0.5) && !met(0.71) && !met(0.49));
+        let unlimited = Claim { at_most: None, ..claim(Figure::Kl) };
+        let printed = reached(&unlimited, "t".into(), Ok((9.0, String::new())));
+        assert_eq!((printed.outcome(), printed.limits().as_str()), ("measured", ""));
+        let missing = reached(&limited, "t".into(), Err("nothing".into()));
+        assert!(!missing.met && missing.value.is_none() && missing.detail == "nothing");
+    }
+
+    #[test]
+    fn files_lose_no_more_than_is_allowed() {
+        let point = |kl: f64, perplexity: f64| PointOutput {
+            kl: Some(kl),
+            perplexity: Some(perplexity),
+            ..PointOutput::default()
+        };
+        let (own, other) = (point(0.02, 10.1), point(0.01, 10.0));
+        assert!(allows(&AllowedLoss::default(), &own, &other));
+        assert!(allows(
+            &AllowedLoss { kl_ratio: Some(2.0), perplexity_percent: Some(1.1), accuracy_points: None },
+            &own,
+            &other
+        ));
+        assert!(!allows(&AllowedLoss { kl_ratio: Some(1.9), ..AllowedLoss::default() }, &own, &other));
+        assert!(!allows(&AllowedLoss { perplexity_percent: Some(0.9), ..AllowedLoss::default() }, &own, &other));
+        assert!(
+            !allows(&AllowedLoss { accuracy_points: Some(100.0), ..AllowedLoss::default() }, &own, &other),
+            "no questions"
+        );
+    }
+}

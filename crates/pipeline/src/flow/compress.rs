@@ -1,0 +1,231 @@
+//! From a goal to a compressed checkpoint: at a lambda at once, for a size by a search over lambda.
+
+use std::collections::BTreeMap;
+
+use waterfill_checkpoint::{Checkpoint, Prefix, TensorInfo};
+use waterfill_config::Sequential;
+use waterfill_quantize::EncodeSummary;
+
+use crate::engine::Engine;
+use crate::error::Result;
+use crate::goal::Goal;
+use crate::output::QualityLayers;
+use crate::results::AllocationSummary;
+use crate::stage::ArtifactRef;
+use crate::stages::{Allocate, Baseline, Calibration, Encode};
+
+/// Relative distance to a size at which the search ends.
+const TOLERANCE: f64 = 1e-3;
+/// The same for large models, each coding of which takes hours.
+const TOLERANCE_LARGE: f64 = 4e-3;
+/// Weights of a large model.
+const LARGE: u64 = 1 << 30;
+/// Checkpoints that are coded for one size, at most.
+const ROUNDS: usize = 8;
+
+/// Artifacts that every goal starts from.
+#[derive(Clone)]
+pub(crate) struct Inputs {
+    pub calibration: Calibration,
+    /// Rate-distortion candidates; `None` for baselines.
+    pub measured: Option<ArtifactRef>,
+    /// Corrections of predicted losses.
+    pub corrections: Option<ArtifactRef>,
+}
+
+impl Inputs {
+    /// The same with other corrections.
+    pub fn corrected(&self, corrections: &ArtifactRef) -> Self {
+        Self { corrections: Some(corrections.clone()), ..self.clone() }
+    }
+}
+
+/// A compressed checkpoint with its allocation.
+#[derive(Clone)]
+pub(crate) struct Compressed {
+    /// `None` for baselines.
+    pub allocated: Option<ArtifactRef>,
+    pub encoded: ArtifactRef,
+    /// The size that was asked for, bytes.
+    pub wanted: Option<u64>,
+}
+
+impl Compressed {
+    /// Sizes and losses; `None` in a plan where it is still to be encoded.
+    pub fn sizes(&self) -> Result<Option<EncodeSummary>> {
+        self.encoded.known("summary.json")
+    }
+
+    /// The allocation, or for a baseline what stands for it; `None` in a plan where it is still to be made.
+    pub fn allocation(&self) -> Result<Option<AllocationSummary>> {
+        let summary = match &self.allocated {
+            Some(allocated) => allocated.known("summary.json")?,
+            None => self.sizes()?.map(|sizes| AllocationSummary {
+                lambda: 0.0,
+                target_bytes: None,
+                predicted_loss: 0.0,
+                estimated_bytes: sizes.bytes,
+                resident_bits: sizes.bytes as f64 * 8.0,
+                weights: sizes.weights,
+                tensors: Vec::new(),
+            }),
+        };
+        Ok(summary.map(|summary: AllocationSummary| AllocationSummary {
+            target_bytes: self.wanted.or(summary.target_bytes),
+            ..summary
+        }))
+    }
+}
+
+/// Allocates and encodes at a goal without quality layers.
+pub(super) fn encode_at(
+    engine: &Engine,
+    calibration: &Calibration,
+    (measured, corrections): (&ArtifactRef, Option<&ArtifactRef>),
+    goal: Goal,
+    sequential: Option<Sequential>,
+) -> Result<ArtifactRef> {
+    let allocation = engine.make(&Allocate { measured, corrections, goal })?;
+    encode_allocated(engine, calibration, &[allocation], sequential)
+}
+
+/// Encodes allocations, the base's first.
+pub(super) fn encode_allocated(
+    engine: &Engine,
+    calibration: &Calibration,
+    allocations: &[ArtifactRef],
+    sequential: Option<Sequential>,
+) -> Result<ArtifactRef> {
+    engine.make(&Encode { calibration, allocations, sequential })
+}
+
+/// Allocates and encodes. The size that error feedback and its trellis lead to is not known before, so a size is searched
+/// for by encoding at one lambda after the other, and the nearest is kept.
+pub(crate) fn compress(engine: &Engine, inputs: &Inputs, goal: Goal) -> Result<Compressed> {
+    let context = engine.context();
+    if let Goal::Width(bits) = goal {
+        let encoded = engine.make(&Baseline { calibration: &inputs.calibration.fitted, bits })?;
+        return Ok(Compressed { allocated: None, encoded, wanted: None });
+    }
+    let measured = inputs.measured.as_ref().expect("only baselines need no candidates");
+    let corrections = inputs.corrections.as_ref();
+    let e = &context.config.encode;
+    let at = |goal: Goal| -> Result<Compressed> {
+        let allocation = engine.make(&Allocate { measured, corrections, goal })?;
+        let mut allocations = Vec::new();
+        if let Some(layers) = &e.quality_layers {
+            // In a plan a wanted size has no lambda yet.
+            let known: Option<AllocationSummary> = allocation.known("summary.json")?;
+            let lambdas = layers.lambdas(match goal {
+                Goal::Lambda(lambda) => lambda,
+                _ => known.map_or(1.0, |summary| summary.lambda),
+            });
+            for &lambda in &lambdas[..lambdas.len() - 1] {
+                allocations.push(engine.make(&Allocate { measured, corrections, goal: Goal::Lambda(lambda) })?);
+            }
+        }
+        allocations.push(allocation.clone());
+        let encoded = encode_allocated(engine, &inputs.calibration, &allocations, e.sequential)?;
+        Ok(Compressed { allocated: Some(allocation), encoded, wanted: None })
+    };
+    let first = at(goal)?;
+    match (goal, e.feedback) {
+        (Goal::Bytes(wanted), true) => search_size(first, wanted, at),
+        _ => Ok(first),
+    }
+}
+
+/// Secant search over the logarithm of lambda for a file of `wanted` bytes; ends where a plan does not know a size yet.
+fn search_size(first: Compressed, wanted: u64, at: impl Fn(Goal) -> Result<Compressed>) -> Result<Compressed> {
+    // Logarithm of lambda, relative distance to the size, and weights.
+    let measured = |compressed: &Compressed| -> Result<Option<(f64, f64, u64)>> {
+        let (Some(allocation), Some(sizes)) = (compressed.allocation()?, compressed.sizes()?) else { return Ok(None) };
+        Ok(Some((allocation.lambda.ln(), sizes.bytes as f64 / wanted as f64 - 1.0, sizes.weights)))
+    };
+    let mut best = first;
+    let Some((lambda, distance, weights)) = measured(&best)? else { return Ok(best) };
+    // Half a bit per weight for a factor of two in lambda.
+    let slope = weights as f64 / wanted as f64 / (16.0 * std::f64::consts::LN_2);
+    let (mut last, mut nearest) = ((lambda, distance), distance);
+    // Logarithms of lambdas whose files are too large, and too small, with their distances.
+    let mut bracket: [Option<(f64, f64)>; 2] = [None, None];
+    let tolerance = if weights < LARGE { TOLERANCE } else { TOLERANCE_LARGE };
+    for _ in 1..ROUNDS {
+        if nearest.abs() < tolerance {
+            break;
+        }
+        bracket[usize::from(last.1 < 0.0)] = Some(last);
+        let next = match bracket {
+            [Some((low, above)), Some((high, below))] => low + (high - low) * above / (above - below),
+            _ => last.0 + last.1 / slope,
+        };
+        let tried = at(Goal::Lambda(next.exp()))?;
+        let Some((_, distance, _)) = measured(&tried)? else { break };
+        last = (next, distance);
+        if distance.abs() < nearest.abs() {
+            (best, nearest) = (tried, distance);
+        }
+    }
+    best.wanted = Some(wanted);
+    Ok(best)
+}
+
+/// A prefix of a compressed checkpoint.
+pub(crate) struct CheckpointPrefix {
+    pub prefix: Prefix,
+    /// `None` for a checkpoint without quality layers.
+    pub layers: Option<QualityLayers>,
+    /// Lambda of its last layer, nats per bit.
+    pub lambda: f64,
+    /// Sizes and losses; `None` in a plan where it is still to be encoded.
+    pub sizes: Option<EncodeSummary>,
+}
+
+/// The prefixes of a checkpoint that are evaluated, the whole checkpoint last.
+pub(crate) fn prefixes(engine: &Engine, compressed: &Compressed) -> Result<Vec<CheckpointPrefix>> {
+    let layers = engine.context().config.encode.quality_layers.as_ref();
+    let sizes = compressed.sizes()?;
+    let lambda = compressed.allocation()?.map_or(0.0, |allocation| allocation.lambda);
+    let layered = compressed.allocated.is_some() && sizes.as_ref().is_none_or(|sizes| !sizes.layers.is_empty());
+    let Some(layers) = layers.filter(|_| layered) else {
+        return Ok(vec![CheckpointPrefix { prefix: Prefix::All, layers: None, lambda, sizes }]);
+    };
+    let (of, lambdas) = (layers.bits.len() + 1, layers.lambdas(lambda));
+    let layer = |n: usize| if n < of { Prefix::Layers(n) } else { Prefix::All };
+    let Some(sizes) = sizes else {
+        let planned = |used: usize| CheckpointPrefix {
+            prefix: layer(used),
+            layers: Some(QualityLayers { used, of, whole: true }),
+            lambda: lambdas[used - 1],
+            sizes: None,
+        };
+        return Ok((1..=of).map(planned).collect());
+    };
+    let one = |prefix: Prefix| -> Result<CheckpointPrefix> {
+        let opened = Checkpoint::open_prefix(compressed.encoded.path("checkpoint"), prefix)?;
+        let linear = opened.tensors().filter(|info| info.name.contains("_proj."));
+        let loss =
+            |info: &TensorInfo| Some((info.name.clone(), *sizes.layers[info.layers() - 1].losses.get(&info.name)?));
+        let losses: BTreeMap<String, f64> = opened.tensors().filter_map(loss).collect();
+        let (used, whole) = (opened.layers(), !matches!(prefix, Prefix::Bytes(_)));
+        let sizes = EncodeSummary {
+            bytes: opened.bytes(),
+            linear_bytes: linear.map(TensorInfo::stored_bytes).sum(),
+            loss: losses.values().sum(),
+            losses,
+            ..sizes.clone()
+        };
+        let layers = Some(QualityLayers { used, of, whole });
+        Ok(CheckpointPrefix { prefix, layers, lambda: lambdas[used - 1], sizes: Some(sizes) })
+    };
+    let mut all = Vec::new();
+    for n in 1..=of {
+        if n > 1 {
+            let (from, to) = (sizes.layers[n - 2].bytes, sizes.layers[n - 1].bytes);
+            let cut = |i: usize| Prefix::Bytes(from + (to - from) * i as u64 / (layers.parts as u64 + 1));
+            all.extend((1..=layers.parts).map(|i| one(cut(i))).collect::<Result<Vec<_>>>()?);
+        }
+        all.push(one(layer(n))?);
+    }
+    Ok(all)
+}

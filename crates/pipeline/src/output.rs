@@ -1,0 +1,191 @@
+//! The objects that `--json` prints and records keep.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use waterfill_evaluate::tasks::Task;
+use waterfill_evaluate::{Band, ChoiceResult, Estimate};
+use waterfill_quantize::search::Usage;
+
+use crate::flow::Attempt;
+use crate::results::{Choice, EvaluationResult};
+
+/// Version of the names in [`RunOutput`]: 1 had `layers` of a point and artifact `points`.
+pub const SCHEMA: u32 = 2;
+
+/// The object that `run --json` prints. Its names stay; [`RunOutput::to_json`] adds the names of the last version.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct RunOutput {
+    /// Version of this object's names.
+    #[serde(default)]
+    pub schema: u32,
+    /// Name of the pipeline.
+    pub model: String,
+    /// The original, when it was evaluated.
+    pub base: Option<BaseOutput>,
+    /// Compressed checkpoints, smallest first.
+    pub points: Vec<PointOutput>,
+    /// Directories of the stages' artifacts, and `report` with tables and figures.
+    pub artifacts: BTreeMap<String, PathBuf>,
+}
+
+/// Quality of the original.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct BaseOutput {
+    /// Nats per token.
+    pub nll: f64,
+    /// exp(nll).
+    pub perplexity: f64,
+    /// Share of right answers to the first benchmark.
+    pub accuracy: Option<f64>,
+    /// Figures by position in long sequences, where they were measured.
+    pub by_position: Vec<Band>,
+    /// All benchmarks.
+    pub benchmarks: Vec<BenchmarkOutput>,
+}
+
+impl BaseOutput {
+    pub(crate) fn of(e: &EvaluationResult) -> Self {
+        Self {
+            nll: e.text.nll.mean,
+            perplexity: e.text.perplexity,
+            accuracy: e.choices.first().map(|c| c.result.all.accuracy),
+            by_position: e.by_position.clone(),
+            benchmarks: BenchmarkOutput::all(e),
+        }
+    }
+}
+
+/// Answers to a benchmark.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct BenchmarkOutput {
+    /// Which one.
+    pub task: Task,
+    /// Shares of right answers.
+    #[serde(flatten)]
+    pub result: ChoiceResult,
+    /// Change of the accuracy from the original's, paired, with its standard error.
+    pub change: Estimate,
+    /// File with every answer.
+    pub answers: PathBuf,
+}
+
+impl BenchmarkOutput {
+    pub(crate) fn all(evaluation: &EvaluationResult) -> Vec<Self> {
+        let one =
+            |c: &Choice| Self { task: c.task, result: c.result.clone(), change: c.change, answers: c.answers.clone() };
+        evaluation.choices.iter().map(one).collect()
+    }
+}
+
+/// The part of a checkpoint with quality layers that is used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QualityLayers {
+    /// Layers used: the base and the refinements after it.
+    pub used: usize,
+    /// Layers of the checkpoint.
+    pub of: usize,
+    /// Whether the last layer used is complete.
+    pub whole: bool,
+}
+
+/// One compressed checkpoint; measured fields are empty where a stage did not run.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct PointOutput {
+    /// Nats of loss for one bit of the file.
+    pub lambda: f64,
+    /// For a checkpoint with quality layers, those that are used; all sizes are of these.
+    #[serde(default, alias = "layers", skip_serializing_if = "Option::is_none")]
+    pub quality_layers: Option<QualityLayers>,
+    /// Bytes of all safetensors files.
+    pub bytes: Option<u64>,
+    /// Bits of the file over all weights.
+    pub bits_per_weight: Option<f64>,
+    /// Bits of the coded linear layers over their weights.
+    pub linear_bits_per_weight: Option<f64>,
+    /// Bits in a runtime's memory over all weights.
+    pub resident_bits_per_weight: f64,
+    /// Nats per token.
+    pub nll: Option<f64>,
+    /// exp(nll).
+    pub perplexity: Option<f64>,
+    /// KL(original || compressed), nats per token.
+    pub kl: Option<f64>,
+    /// Standard error of `kl` over sequences.
+    pub kl_se: Option<f64>,
+    /// Share of positions with the original's most likely token.
+    pub top1: Option<f64>,
+    /// Share of right answers to the first benchmark.
+    pub accuracy: Option<f64>,
+    /// Figures by position in long sequences, where they were measured.
+    pub by_position: Vec<Band>,
+    /// All benchmarks.
+    pub benchmarks: Vec<BenchmarkOutput>,
+    /// Loss that the allocation predicted, nats per token.
+    pub predicted_loss: f64,
+    /// Loss of the decoded weights by the same quadratic model.
+    pub decoded_loss: Option<f64>,
+    /// Expected KL of the decoded weights on text like the calibration's, nats per token: their predicted loss with the
+    /// corrections that probes found.
+    pub predicted_kl: Option<f64>,
+    /// Numbers of tiles by coding tool, for each tensor role.
+    pub usage: BTreeMap<String, Usage>,
+    /// Directory of the compressed checkpoint.
+    pub checkpoint: Option<PathBuf>,
+    /// Directory of its allocation, with `tiles.parquet`.
+    pub allocation: Option<PathBuf>,
+    /// File with the figures of every sequence of the text.
+    pub sequences: Option<PathBuf>,
+    /// All allocations of a closed loop; this point is the one that was kept.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub closed_loop: Vec<Attempt>,
+}
+
+impl RunOutput {
+    /// The object with `schema`, and beside each renamed name the one of schema 1.
+    ///
+    /// # Panics
+    /// Never: the object is plain data.
+    pub fn to_json(&self) -> Value {
+        let mut value = serde_json::to_value(self).expect("plain data");
+        for point in value["points"].as_array_mut().into_iter().flatten().filter_map(Value::as_object_mut) {
+            if let Some(layers) = point.get("quality_layers").cloned() {
+                point.insert("layers".into(), layers);
+            }
+        }
+        if let Some(artifacts) = value["artifacts"].as_object_mut()
+            && let Some(measured) = artifacts.get("measure").cloned()
+        {
+            artifacts.insert("points".into(), measured);
+        }
+        value
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_versions_of_names_are_printed_and_the_old_one_is_read() {
+        let layers = QualityLayers { used: 1, of: 2, whole: true };
+        let output = RunOutput {
+            schema: SCHEMA,
+            model: "m".into(),
+            base: None,
+            points: vec![PointOutput { quality_layers: Some(layers), ..PointOutput::default() }],
+            artifacts: [("measure".to_string(), PathBuf::from("x"))].into(),
+        };
+        let mut value = output.to_json();
+        assert_eq!(value["schema"], 2);
+        assert_eq!(value["points"][0]["layers"], value["points"][0]["quality_layers"]);
+        assert_eq!(value["artifacts"]["points"], "x");
+        // As a record of the last version has it.
+        value["points"][0].as_object_mut().unwrap().remove("quality_layers");
+        value.as_object_mut().unwrap().remove("schema");
+        let read: RunOutput = serde_json::from_value(value).unwrap();
+        assert_eq!((read.points[0].quality_layers, read.schema), (Some(layers), 0));
+    }
+}

@@ -1,0 +1,201 @@
+//! Calibration: sensitivities of all weights on one part of the text.
+
+use waterfill_calibrate as calibrate;
+use waterfill_config::{Labels, SecondMoment, Weighting};
+use waterfill_model::Windows;
+use waterfill_store::{Identity, Work};
+
+use crate::context::Context;
+use crate::device_memory::{BatchMemory, attention_scores};
+use crate::engine::Engine;
+use crate::error::Result;
+use crate::estimate::PROGRAM;
+use crate::results::write_json;
+use crate::stage::{ArtifactRef, Estimate, Stage};
+
+/// Version of the artifact; raised when results change.
+const VERSION: u32 = 6;
+
+/// Part of the calibration text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fold {
+    /// The text that allocation and error feedback fit.
+    Fitted,
+    /// The text that losses are predicted on.
+    HeldOut,
+}
+
+/// Sensitivities on one part of the text.
+pub(crate) struct Calibrate {
+    pub fold: Fold,
+}
+
+/// Sensitivities that decide, and those of other tokens, by which losses are predicted.
+#[derive(Clone)]
+pub(crate) struct Calibration {
+    pub fitted: ArtifactRef,
+    pub held_out: Option<ArtifactRef>,
+}
+
+impl Calibration {
+    /// Makes both, the second where losses are predicted on held-out text.
+    pub fn make(engine: &Engine) -> Result<Self> {
+        let fitted = engine.make(&Calibrate { fold: Fold::Fitted })?;
+        let held_out = match engine.context().predicts_held_out() {
+            true => Some(engine.make(&Calibrate { fold: Fold::HeldOut })?),
+            false => None,
+        };
+        Ok(Self { fitted, held_out })
+    }
+
+    /// The artifact that losses are predicted by.
+    pub fn predicting(&self) -> &ArtifactRef {
+        self.held_out.as_ref().unwrap_or(&self.fitted)
+    }
+
+    /// Adds both digests to an identity.
+    pub fn identify(&self, identity: &mut Identity) {
+        identity.inputs.insert("calibrate".into(), self.fitted.digest());
+        identity.inputs.extend(self.held_out.iter().map(|a| ("held-out".to_string(), a.digest())));
+    }
+}
+
+impl Calibrate {
+    fn windows<'a>(&self, context: &'a Context) -> Result<&'a Windows> {
+        let windows = context.calibration_windows()?;
+        Ok(match self.fold {
+            Fold::Fitted => &windows.fitted,
+            Fold::HeldOut => &windows.held_out,
+        })
+    }
+
+    fn folds(&self, context: &Context) -> usize {
+        match self.fold {
+            Fold::Fitted => context.config.calibrate.folds,
+            Fold::HeldOut => 1,
+        }
+    }
+}
+
+impl Stage for Calibrate {
+    fn label(&self) -> String {
+        match self.fold {
+            Fold::Fitted => "calibrate".into(),
+            Fold::HeldOut => "calibrate on held-out text".into(),
+        }
+    }
+
+    fn identity(&self, context: &Context) -> Result<Identity> {
+        let (c, windows) = (&context.config.calibrate, self.windows(context)?);
+        // The text's path does not matter, its tokens do.
+        let settings = serde_json::json!({
+            "context": windows.context, "labels": c.labels, "folds": self.folds(context), "hessian": c.hessian,
+            "hessian_block": c.hessian_block, "hessian_weighting": c.hessian_weighting,
+            "gradient_covariance": c.gradient_covariance, "batch_tokens": c.batch_tokens, "device": context.device_kind,
+        });
+        let mut identity = context.identity("calibrate", VERSION, &[("tokens", tokens_digest(windows))], settings);
+        identity.seeds.insert("labels".into(), c.seed);
+        Ok(identity)
+    }
+
+    fn estimate(&self, context: &Context) -> Estimate {
+        let (model, c) = (&context.model.config, &context.config.calibrate);
+        let tokens = c.batch_tokens.max(c.context);
+        let states = model.state_bytes(tokens);
+        let moments = moment_bytes(context);
+        let side = |bytes: u64| bytes * waterfill_model::side_by_side(context.model.device(), bytes) as u64;
+        let forward = side(model.forward_bytes(tokens) + 2 * states);
+        let backward = side(model.vjp_bytes(tokens) + 2 * states) + 2 * moments;
+        let head = model.table_bytes() + side(calibrate::head_bytes(model.vocab, tokens) + 4 * states);
+        let all = c.sequences * c.context;
+        Estimate {
+            operations: all as f64 * context.model.checkpoint().weights() as f64 * 8.0,
+            memory: PROGRAM + head.max(model.block_bytes() + forward.max(backward)),
+            // States and gradients between blocks, and the moments, whose correlations take half of what their sums do.
+            disk: model.state_bytes(all) * (model.layers as u64 + 3) + moments / 2 * model.layers as u64,
+        }
+    }
+
+    fn units(&self, context: &Context) -> Result<Vec<String>> {
+        let model = &context.model.config;
+        let head = (!model.tied).then(|| "head.safetensors".to_string());
+        let blocks = (0..model.layers).rev().map(calibrate::block_file);
+        Ok(head.into_iter().chain(blocks).chain(["embedding.safetensors".to_string()]).collect())
+    }
+
+    fn batch_memory(&self, context: &Context) -> Option<BatchMemory> {
+        let c = &context.config.calibrate;
+        let (model, moments, length) = (context.model.config.clone(), moment_bytes(context), c.context);
+        let needed = move |tokens: usize| {
+            // Automatic differentiation holds what kernels compute again, and the weights' gradients with them.
+            let states = model.state_bytes(tokens);
+            let batch = 2 * model.vjp_bytes(tokens) + 2 * states + 8 * attention_scores(&model, tokens, length);
+            let head = model.table_bytes() + calibrate::head_bytes(model.vocab, tokens) + 4 * states;
+            head.max(2 * model.block_bytes() + moments + batch)
+        };
+        Some(BatchMemory { section: "calibrate", context: c.context, tokens: c.batch_tokens, needed: Box::new(needed) })
+    }
+
+    fn run(&self, context: &Context, work: &Work) -> Result<()> {
+        let c = &context.config.calibrate;
+        let kind = |moment: SecondMoment| match moment {
+            SecondMoment::Full => calibrate::MomentKind::Full,
+            SecondMoment::BlockDiagonal => calibrate::MomentKind::BlockDiagonal(c.hessian_block),
+            SecondMoment::Diagonal => calibrate::MomentKind::Diagonal,
+        };
+        let settings = calibrate::Settings {
+            labels: match c.labels {
+                Labels::Sampled => calibrate::Labels::Sampled,
+                Labels::Data => calibrate::Labels::Data,
+            },
+            seed: c.seed,
+            shards: self.folds(context),
+            output_moment: kind(c.gradient_covariance),
+            second_moment: calibrate::SecondMoment {
+                kind: kind(c.hessian),
+                weighting: match c.hessian_weighting {
+                    Weighting::Plain => calibrate::Weighting::Plain,
+                    Weighting::Gradient => calibrate::Weighting::Gradient,
+                },
+            },
+            batch_tokens: c.batch_tokens,
+        };
+        let windows = self.windows(context)?;
+        let summary = calibrate::calibrate(&context.model, windows, &settings, work, context.console)?;
+        write_json(&work.path("summary.json"), &summary)
+    }
+}
+
+/// Bytes of a block's second moments while they are summed.
+fn moment_bytes(context: &Context) -> u64 {
+    let (model, c) = (&context.model.config, &context.config.calibrate);
+    let inputs = |i: usize| {
+        let width = model.linear_shape(i)[1] as u64;
+        match c.hessian {
+            SecondMoment::Full => width * (width + 512) / 2 * 4,
+            SecondMoment::BlockDiagonal => width * c.hessian_block as u64 * 4,
+            SecondMoment::Diagonal => 0,
+        }
+    };
+    // Plain ones are kept for four of the seven linear layers: the others have the same inputs.
+    let layers = if c.hessian_weighting == Weighting::Plain { vec![0, 3, 4, 6] } else { (0..7).collect() };
+    let outputs = |i: usize| match c.gradient_covariance {
+        SecondMoment::Diagonal => 0,
+        _ => {
+            let rows = model.linear_shape(i)[0] as u64;
+            rows * (rows + 512) / 2 * 4
+        }
+    };
+    layers.into_iter().map(inputs).sum::<u64>() + (0..7).map(outputs).sum::<u64>()
+}
+
+/// Digest of all tokens of some windows, hexadecimal.
+pub(crate) fn tokens_digest(windows: &Windows) -> String {
+    let mut hasher = blake3::Hasher::new();
+    for row in &windows.rows {
+        row.iter().for_each(|id| {
+            hasher.update(&id.to_le_bytes());
+        });
+    }
+    hasher.finalize().to_hex().to_string()
+}

@@ -1,0 +1,278 @@
+//! Corrections of predicted losses: by what groups of tensors lose when compressed alone, by what all lose together, and
+//! those of a uniform allocation.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+use waterfill_allocate as allocate;
+use waterfill_codec::{BitsPerWeight, Lambda};
+use waterfill_evaluate::{Estimate as Measured, TextResult};
+use waterfill_quantize::EncodeSummary;
+use waterfill_store::{Identity, Work};
+
+use super::allocate::{overhead, policy};
+use super::measure::candidate_files;
+use crate::context::Context;
+use crate::error::Result;
+use crate::estimate::PROGRAM;
+use crate::results::write_json;
+use crate::stage::{ArtifactRef, Estimate, Stage};
+
+/// File of the corrections in their artifact.
+pub(crate) const CORRECTIONS: &str = "corrections.json";
+
+/// Name of all groups as one.
+pub(crate) const TOGETHER: &str = "together";
+
+/// Corrections by probes are kept within these factors.
+const PROBE_RANGE: (f64, f64) = (1.0, 8.0);
+/// Corrections in a closed loop are kept within these factors.
+const LOOP_RANGE: (f64, f64) = (0.25, 8.0);
+/// Lambda at which the factors of a uniform allocation are found; the allocation finds its own for its size.
+const UNIFORM_LAMBDA: Lambda = Lambda(1e-9);
+
+/// Names of the tensors of every group.
+pub(crate) type Groups = BTreeMap<String, BTreeSet<String>>;
+
+/// Predicted and measured loss of a group of tensors that were compressed, the others being original.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct GroupLoss {
+    /// Name of the group.
+    pub group: String,
+    /// Predicted loss, nats per token.
+    pub predicted: f64,
+    /// Measured KL from the original, nats per token.
+    pub measured: Measured,
+}
+
+/// `corrections.json`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Corrections {
+    /// Lambda at which groups were compressed, nats per bit.
+    pub lambda: f64,
+    pub groups: Vec<GroupLoss>,
+    /// All tensors together, by growing loss, allocated by corrected losses: measured over predicted is the effect that
+    /// errors have on each other.
+    pub together: Vec<GroupLoss>,
+    /// Factor of the predicted loss by tensor.
+    pub corrections: BTreeMap<String, f64>,
+}
+
+impl Corrections {
+    /// Measured over predicted loss of groups that were compressed alone, kept within a range.
+    pub fn of(
+        lambda: f64,
+        groups: &Groups,
+        parts: &[ArtifactRef],
+        losses: &BTreeMap<String, f64>,
+        (least, most): (f64, f64),
+    ) -> Result<Self> {
+        let (mut found, mut corrections) = (Vec::new(), BTreeMap::new());
+        for ((group, names), part) in groups.iter().zip(parts) {
+            let result: TextResult = part.read("result.json")?;
+            let predicted: f64 = names.iter().filter_map(|n| losses.get(n)).sum();
+            let ratio = (result.kl.mean / predicted.max(f64::MIN_POSITIVE)).clamp(least, most);
+            corrections.extend(names.iter().map(|n| (n.clone(), ratio)));
+            found.push(GroupLoss { group: group.clone(), predicted, measured: result.kl });
+        }
+        Ok(Self { lambda, groups: found, together: Vec::new(), corrections })
+    }
+
+    /// Expected KL of decoded weights with these predicted losses: interpolated linearly between the logarithms of what
+    /// was measured together.
+    pub fn expected(&self, losses: &BTreeMap<String, f64>) -> f64 {
+        let loss = self.corrected(losses).max(f64::MIN_POSITIVE);
+        let ratio = |p: &GroupLoss| (p.measured.mean / p.predicted.max(f64::MIN_POSITIVE)).max(f64::MIN_POSITIVE).ln();
+        let (Some(first), Some(last)) = (self.together.first(), self.together.last()) else { return loss };
+        let between = self.together.windows(2).find(|pair| loss <= pair[1].predicted && loss >= pair[0].predicted);
+        let ratio = match between {
+            Some([a, b]) if b.predicted > a.predicted => {
+                let t = (loss / a.predicted).ln() / (b.predicted / a.predicted).ln();
+                ratio(a) + t * (ratio(b) - ratio(a))
+            }
+            _ if loss < first.predicted => ratio(first),
+            _ => ratio(last),
+        };
+        loss * ratio.exp()
+    }
+
+    /// Sum of predicted losses, each times its correction.
+    fn corrected(&self, losses: &BTreeMap<String, f64>) -> f64 {
+        losses.iter().map(|(name, loss)| loss * self.corrections.get(name).copied().unwrap_or(1.0)).sum()
+    }
+}
+
+/// Adding up takes neither time nor memory.
+fn little() -> Estimate {
+    Estimate { operations: 0.0, memory: PROGRAM, disk: 0 }
+}
+
+fn of_parts(context: &Context, (stage, version): (&str, u32), parts: &[ArtifactRef]) -> Identity {
+    let parts: Vec<String> = parts.iter().map(ArtifactRef::digest).collect();
+    context.identity(stage, version, &[], serde_json::json!({"parts": parts}))
+}
+
+/// Corrections by what groups of tensors lose that are compressed alone.
+pub(crate) struct AloneCorrections<'a> {
+    pub lambda: f64,
+    pub groups: &'a Groups,
+    /// Evaluation of each group.
+    pub parts: &'a [ArtifactRef],
+    /// The checkpoint that the groups are from.
+    pub encoded: &'a ArtifactRef,
+}
+
+impl Stage for AloneCorrections<'_> {
+    fn label(&self) -> String {
+        "probe-alone".into()
+    }
+
+    fn identity(&self, context: &Context) -> Result<Identity> {
+        Ok(of_parts(context, ("probe-alone", 5), self.parts))
+    }
+
+    fn estimate(&self, _context: &Context) -> Estimate {
+        little()
+    }
+
+    fn run(&self, _context: &Context, work: &Work) -> Result<()> {
+        let summary: EncodeSummary = self.encoded.read("summary.json")?;
+        let found = Corrections::of(self.lambda, self.groups, self.parts, &summary.losses, PROBE_RANGE)?;
+        write_json(&work.path(CORRECTIONS), &found)
+    }
+}
+
+/// The corrections of groups alone, and what all tensors lose together at several lambdas.
+pub(crate) struct TogetherCorrections<'a> {
+    pub alone: &'a ArtifactRef,
+    /// Checkpoints, and the evaluation of each with all of its tensors.
+    pub whole: &'a [(ArtifactRef, ArtifactRef)],
+}
+
+impl Stage for TogetherCorrections<'_> {
+    fn label(&self) -> String {
+        "probe".into()
+    }
+
+    fn identity(&self, context: &Context) -> Result<Identity> {
+        let parts: Vec<ArtifactRef> = self.whole.iter().map(|(_, part)| part.clone()).collect();
+        Ok(of_parts(context, ("probe", 5), &parts))
+    }
+
+    fn estimate(&self, _context: &Context) -> Estimate {
+        little()
+    }
+
+    fn run(&self, _context: &Context, work: &Work) -> Result<()> {
+        let mut found: Corrections = self.alone.read(CORRECTIONS)?;
+        for (encoded, part) in self.whole {
+            let summary: EncodeSummary = encoded.read("summary.json")?;
+            let result: TextResult = part.read("result.json")?;
+            let predicted = found.corrected(&summary.losses);
+            found.together.push(GroupLoss { group: TOGETHER.into(), predicted, measured: result.kl });
+        }
+        found.together.sort_by(|a, b| a.predicted.total_cmp(&b.predicted));
+        write_json(&work.path(CORRECTIONS), &found)
+    }
+}
+
+/// Corrections by what groups of a first allocation's checkpoint lose.
+pub(crate) struct LoopCorrections<'a> {
+    pub groups: &'a Groups,
+    /// Evaluation of each group.
+    pub parts: &'a [ArtifactRef],
+    /// The checkpoint that the groups are from.
+    pub encoded: &'a ArtifactRef,
+    /// Lambda of its allocation, where that is known.
+    pub lambda: Option<f64>,
+}
+
+impl Stage for LoopCorrections<'_> {
+    fn label(&self) -> String {
+        "weigh groups by their measured loss".into()
+    }
+
+    fn identity(&self, context: &Context) -> Result<Identity> {
+        Ok(of_parts(context, ("closed-loop", 1), self.parts))
+    }
+
+    fn estimate(&self, _context: &Context) -> Estimate {
+        little()
+    }
+
+    fn run(&self, _context: &Context, work: &Work) -> Result<()> {
+        let summary: EncodeSummary = self.encoded.read("summary.json")?;
+        let lambda = self.lambda.unwrap_or_default();
+        let found = Corrections::of(lambda, self.groups, self.parts, &summary.losses, LOOP_RANGE)?;
+        write_json(&work.path(CORRECTIONS), &found)
+    }
+}
+
+/// Factors of predicted losses that give all matrices as many bits per weight as a file of so many bytes has.
+pub(crate) struct UniformCorrections<'a> {
+    pub measured: &'a ArtifactRef,
+    pub bytes: u64,
+}
+
+impl Stage for UniformCorrections<'_> {
+    fn label(&self) -> String {
+        "spread bits evenly".into()
+    }
+
+    fn identity(&self, context: &Context) -> Result<Identity> {
+        let a = &context.config.allocate;
+        let settings = serde_json::json!({
+            "bytes": self.bytes, "formats": a.formats, "policy": a.policy, "floors": a.floors,
+            "rate": a.rate, "granularity": String::from(a.granularity),
+        });
+        Ok(context.identity("uniform-correction", 1, &[("measure", self.measured.digest())], settings))
+    }
+
+    fn estimate(&self, context: &Context) -> Estimate {
+        let operations = context.model.checkpoint().weights() as f64 * 2e3;
+        Estimate { operations, memory: PROGRAM, disk: 0 }
+    }
+
+    fn run(&self, context: &Context, work: &Work) -> Result<()> {
+        let files = candidate_files(self.measured)?;
+        let checkpoint = context.model.checkpoint();
+        let plain = overhead(checkpoint, &files).plain.0;
+        let bits = BitsPerWeight((self.bytes as f64 * 8.0 - plain) / context.matrix_weights() as f64);
+        let policy = policy(context)?;
+        let corrections = allocate::even_corrections(bits, UNIFORM_LAMBDA, &files, checkpoint, &policy)?;
+        let (groups, together) = (Vec::new(), Vec::new());
+        let found = Corrections { lambda: UNIFORM_LAMBDA.0, groups, together, corrections };
+        write_json(&work.path(CORRECTIONS), &found)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn expected_loss_follows_losses_measured_together() {
+        let estimate = |mean: f64| Measured { mean, se: 0.0 };
+        let loss = |predicted: f64, ratio: f64| GroupLoss {
+            group: TOGETHER.into(),
+            predicted,
+            measured: estimate(predicted * ratio),
+        };
+        let found = Corrections {
+            lambda: 1e-9,
+            groups: vec![],
+            together: vec![loss(0.001, 1.0), loss(0.01, 2.0), loss(0.1, 2.0)],
+            corrections: [("v".to_string(), 4.0)].into(),
+        };
+        let expected = |q: f64, v: f64| found.expected(&[("q".to_string(), q), ("v".to_string(), v)].into());
+        for (q, v, wanted) in [
+            (0.0001, 0.0, 0.0001),
+            (0.0, 0.0025, 0.02),
+            (0.01, 0.0, 0.02),
+            (1.0, 0.0, 2.0),
+            (0.001 * 10f64.sqrt(), 0.0, 0.001 * 20f64.sqrt()),
+        ] {
+            assert!((expected(q, v) / wanted - 1.0).abs() < 1e-9, "{q} {v}: {}, not {wanted}", expected(q, v));
+        }
+    }
+}

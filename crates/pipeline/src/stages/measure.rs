@@ -1,0 +1,125 @@
+//! Measurement: rate-distortion candidates of all tiles.
+
+use std::path::PathBuf;
+
+use rayon::prelude::*;
+use waterfill_allocate as allocate;
+use waterfill_calibrate::{Sensitivities, Summary};
+use waterfill_codec::Format;
+use waterfill_config::FoldRule;
+use waterfill_model::{EMBEDDING, fused};
+use waterfill_store::{Identity, Progress, Work};
+
+use crate::context::Context;
+use crate::error::Result;
+use crate::estimate::PROGRAM;
+use crate::results::write_json;
+use crate::stage::{ArtifactRef, Estimate, Stage};
+
+/// Version of the artifact; raised when results change.
+const VERSION: u32 = 5;
+/// File with the name of every matrix and the file of its candidates.
+const INDEX: &str = "index.json";
+
+/// Rate-distortion candidates of all tiles under one calibration.
+pub(crate) struct Measure<'a> {
+    pub calibration: &'a ArtifactRef,
+}
+
+/// Every matrix with the file of its candidates.
+pub(crate) fn candidate_files(measured: &ArtifactRef) -> Result<Vec<(String, PathBuf)>> {
+    let index: Vec<(String, String)> = measured.read(INDEX)?;
+    Ok(index.into_iter().map(|(name, file)| (name, measured.path(&file))).collect())
+}
+
+/// Formats that tiles may have.
+pub(super) fn formats(context: &Context) -> Vec<Format> {
+    context.config.allocate.formats.iter().map(|f| f.in_codec()).collect()
+}
+
+fn unit(n: usize) -> String {
+    format!("{n:04}.safetensors")
+}
+
+impl Stage for Measure<'_> {
+    fn label(&self) -> String {
+        "measure".into()
+    }
+
+    fn identity(&self, context: &Context) -> Result<Identity> {
+        let (a, e) = (&context.config.allocate, &context.config.encode);
+        let floats: Vec<_> = formats(context).iter().filter(|f| f.minifloat().is_some()).map(|f| f.name()).collect();
+        let settings = serde_json::json!({
+            "feedback": e.feedback.then_some(e.damping), "fold_rule": a.fold_rule, "granularity": a.granularity,
+            "sensitivity_floor": a.sensitivity_floor, "float_formats": floats,
+        });
+        Ok(context.identity("measure", VERSION, &[("calibrate", self.calibration.digest())], settings))
+    }
+
+    fn estimate(&self, context: &Context) -> Estimate {
+        let shapes = || context.model.weights().into_iter().map(|(_, [rows, cols])| [rows as u64, cols as u64]);
+        let largest = shapes().map(|[rows, cols]| rows * cols).max().unwrap_or(0);
+        let widest = shapes().map(|[_, cols]| cols).max().unwrap_or(0);
+        let factor = if context.config.encode.feedback { 16 * widest * widest } else { 0 };
+        Estimate {
+            operations: context.model.checkpoint().weights() as f64 * 4e4,
+            // Values in f32, and candidates twice: as they are measured and as they are written.
+            memory: PROGRAM + largest * 8 + factor,
+            disk: 0,
+        }
+    }
+
+    fn units(&self, context: &Context) -> Result<Vec<String>> {
+        Ok((0..context.model.weights().len()).map(unit).collect())
+    }
+
+    fn run(&self, context: &Context, work: &Work) -> Result<()> {
+        let (a, e) = (&context.config.allocate, &context.config.encode);
+        let rule = match a.fold_rule {
+            FoldRule::Mean => allocate::ShardRule::Mean,
+            FoldRule::Worst => allocate::ShardRule::Worst,
+        };
+        let (of_linears, of_others) = a.granularity.scales();
+        let sensitivities = Sensitivities::open(self.calibration.dir())?;
+        let summary: Summary = self.calibration.read("summary.json")?;
+        let weights = context.model.weights();
+        let checkpoint = context.model.checkpoint();
+        let erasure = |(name, shape): &(String, [usize; 2])| -> Result<_> {
+            let sensitivity = sensitivities.read(name, shape[0], shape[1])?;
+            let rows = checkpoint.rows(name, shape)?;
+            allocate::erasure_loss(|range| Ok(rows.read(range)?), &sensitivity, rule)
+        };
+        let erasures = weights.par_iter().map(erasure).collect::<Result<Vec<_>>>()?;
+        let raises = allocate::raises(&erasures, a.sensitivity_floor);
+        let formats = formats(context);
+        context.console.start("measure", weights.len() as u64);
+        let mut index = Vec::new();
+        for (i, (name, shape)) in weights.iter().enumerate() {
+            let file = unit(i);
+            work.file(&file, |path| -> Result<()> {
+                let sensitivity = sensitivities.read(name, shape[0], shape[1])?;
+                let values = checkpoint.read_f32(name, shape)?;
+                let dtype = checkpoint.dtype(name)?;
+                let unseen = if name == EMBEDDING { 0.5 / summary.tokens as f64 } else { 0.0 };
+                let moment = if e.feedback { sensitivities.second_moment(name)? } else { None };
+                let factor = moment.map(|m| allocate::Factor::new(&m, sensitivity.lookup_share(), e.damping));
+                let linear = fused(name).is_some();
+                let rules = allocate::PointRules {
+                    shards: rule,
+                    granularity: if linear { of_linears } else { of_others },
+                    shared: linear && a.granularity.sharing() != allocate::Sharing::Tile,
+                    unseen,
+                    raise: raises[i],
+                    formats: &formats,
+                    factor: factor.as_ref(),
+                };
+                let points = allocate::measure_points(&values, dtype, &sensitivity, &rules);
+                Ok(points.write(path)?)
+            })?;
+            work.adopt(&file)?;
+            index.push((name.clone(), file));
+            context.console.advance(1);
+        }
+        write_json(&work.path(INDEX), &index)
+    }
+}
