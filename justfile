@@ -32,6 +32,7 @@ lint:
     cargo fmt --all --check
     .ci/check-cycles
     .ci/file-table --check
+    .ci/check-links
     .ci/check-dependencies
     cargo clippy --workspace --all-targets --release -- -D warnings
 
