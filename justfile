@@ -14,7 +14,7 @@ sweep NAME *ARGS:
 train NAME *ARGS:
     cargo run --release -- train configs/{{NAME}}-train.yaml {{ARGS}}
 
-# Kill runs at TIMES moments and compare what they go on to with a run left alone
+# Kill runs at TIMES moments, resume them, and compare the results with those of a run left alone
 kills TIMES="50":
     WATERFILL_KILLS={{TIMES}} cargo test -p waterfill --release --test faults killed
 
@@ -27,12 +27,23 @@ bench:
     cargo bench -p waterfill-codec
     cargo run --release -- bench codec
 
-# Check formatting and lints as continuous integration does
+# Check formatting, layout, dependencies and lints as continuous integration does
 lint:
     cargo fmt --all --check
+    .ci/check-cycles
+    .ci/file-table --check
+    .ci/check-links
+    .ci/check-dependencies
     cargo clippy --workspace --all-targets --release -- -D warnings
 
-# Flip TIMES bits of a packed file and of a tuned checkpoint; each must be noticed
+# Before a commit: format, write the tables of files, check everything but the tests
+precommit:
+    cargo fmt --all
+    .ci/file-table
+    just lint
+    RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --release --quiet
+
+# Flip TIMES bits of a packed file and of a compressed checkpoint; each must be noticed
 flips TIMES="10000":
     WATERFILL_FLIPS={{TIMES}} cargo test -p waterfill --release --test flips
     WATERFILL_FLIPS={{TIMES}} cargo test -p waterfill-checkpoint --release --test pack
@@ -45,6 +56,6 @@ fuzz TARGET SECONDS="600":
 wheel:
     crates/python/test.sh
 
-# Build with CUDA for a GPU of capability COMPUTE_CAP (times ten) into target/cuda/release; gets CUDA's compiler where there is none
+# Build with CUDA for a GPU of capability COMPUTE_CAP (times ten) into target/cuda/release; installs CUDA's compiler if there is none
 build-cuda COMPUTE_CAP="90":
     COMPUTE_CAP={{COMPUTE_CAP}} experiments/gpu/build.sh

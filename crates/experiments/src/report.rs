@@ -98,7 +98,7 @@ fn data(context: &Context, base: &EvaluationResult, run: &RunArtifacts) -> repor
         let (evaluation, bytes) = (made.evaluated.as_ref()?, out.bytes?);
         let text = &evaluation.text;
         let choice = evaluation.choices.first();
-        Some(report::Point {
+        Some(report::OperatingPoint {
             lambda: out.lambda,
             bytes,
             bits_per_weight: out.bits_per_weight?,

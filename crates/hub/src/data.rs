@@ -5,16 +5,17 @@ use std::path::Path;
 use hf_hub::Cache;
 use waterfill_store::{Progress, matching_files};
 
+use crate::cache::{Snapshot, cached_dir, not_cached, or_cached};
+use crate::download;
 use crate::error::Result;
 use crate::id::HubId;
 use crate::settings::Settings;
-use crate::{Snapshot, cached_dir, download, not_cached, or_cached};
 
-/// Finds files of a dataset in the cache or downloads them: of each group of `wanted` those that the first of its
-/// patterns has, in which `*` stands for anything but a slash.
+/// Finds files of a dataset in the cache, or downloads them. Each group of `wanted` is a list of patterns, in which `*`
+/// stands for anything but a slash; the first pattern that matches a file decides which files are fetched.
 ///
 /// # Errors
-/// As [`crate::fetch`], and patterns that no file has.
+/// As [`crate::fetch`], and if no file matches any pattern of a group.
 pub fn fetch_data(
     id: &HubId,
     wanted: &[Vec<String>],
@@ -46,7 +47,7 @@ fn cached(id: &HubId, wanted: &[Vec<String>], cache: &Cache) -> Result<Snapshot>
     Ok(snapshot)
 }
 
-/// Number of shards that a name such as `test-00000-of-00003.parquet` tells.
+/// The number of files that a name such as `test-00000-of-00003.parquet` belongs to.
 fn shards(path: &Path) -> Option<usize> {
     let name = path.file_name()?.to_str()?;
     name.rsplit_once("-of-")?.1.split('.').next()?.parse().ok()

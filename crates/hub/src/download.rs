@@ -6,10 +6,10 @@ use hf_hub::api::sync::{Api, ApiBuilder, ApiError, ApiRepo};
 use hf_hub::{Cache, Repo};
 use waterfill_store::{Progress, matching};
 
+use crate::cache::{COMPANIONS, INDEX, NEEDED, SINGLE, Snapshot, repo_type, weights_of};
 use crate::error::{HubError, Result};
 use crate::id::HubId;
 use crate::settings::Settings;
-use crate::{COMPANIONS, INDEX, NEEDED, SINGLE, Snapshot, repo_type, weights_of};
 
 /// Attempts to take up a broken download before giving up.
 const RETRIES: usize = 3;
@@ -44,7 +44,7 @@ struct Remote<'a> {
     api: Api,
     repo: Repo,
     remote: ApiRepo,
-    /// What the revision meant when it was asked for.
+    /// The repository at the revision that was asked for; `repo` is the same at the commit.
     asked: Repo,
     commit: String,
     /// Names of all files.
@@ -143,7 +143,7 @@ impl<'a> Remote<'a> {
         Ok(Self { id, settings, cache, remote: api.repo(repo.clone()), api, repo, asked, commit, files, progress })
     }
 
-    /// Where its files are.
+    /// Directory with its files in the cache.
     fn dir(&self) -> PathBuf {
         self.cache.repo(self.repo.clone()).pointer_path(&self.commit)
     }
@@ -178,7 +178,7 @@ impl<'a> Remote<'a> {
         download().map_err(|error| self.explain(file, error))
     }
 
-    /// True when some download of it stopped before its end.
+    /// True if the cache has the part of a download that stopped before its end.
     fn has_parts(&self) -> bool {
         let blobs = self.cache.repo(self.repo.clone()).blob_path("");
         let mut names = std::fs::read_dir(blobs).into_iter().flatten().flatten();

@@ -1,4 +1,4 @@
-//! What can go wrong between here and the hub, and what to do about it.
+//! Errors of the hub and its cache; messages say what to do.
 
 use std::path::PathBuf;
 
@@ -13,15 +13,15 @@ pub enum HubError {
     /// No such model or dataset, or a private one.
     #[error("hf:{id}: the hub has no {} of that name, or it is private; check the spelling{}", .id.kind().name(), advice(.token))]
     NoSuch {
-        /// As asked for.
+        /// The id that was asked for.
         id: HubId,
-        /// Whether a token was sent.
+        /// True if a token was sent.
         token: bool,
     },
-    /// It is there, the revision is not.
+    /// The repository exists, the revision does not.
     #[error("hf:{id}: the {} has no revision {}; see {page}", .id.kind().name(), .id.revision())]
     NoRevision {
-        /// As asked for.
+        /// The id that was asked for.
         id: HubId,
         /// Page that lists the revisions.
         page: String,
@@ -29,78 +29,78 @@ pub enum HubError {
     /// The licence has not been accepted.
     #[error("hf:{id}: the {} is gated; accept its licence at {page}{}", .id.kind().name(), advice(.token))]
     Gated {
-        /// As asked for.
+        /// The id that was asked for.
         id: HubId,
-        /// Its page.
+        /// Page at which the licence can be accepted.
         page: String,
-        /// Whether a token was sent.
+        /// True if a token was sent.
         token: bool,
     },
-    /// A file that is needed is not there.
+    /// A required file does not exist.
     #[error("hf:{id}: the {} has no {file}{hint}", .id.kind().name())]
     NoFile {
-        /// As asked for.
+        /// The id that was asked for.
         id: HubId,
         /// Name of the file.
         file: String,
-        /// What it has instead.
+        /// Hint at a file that is there instead; may be empty.
         hint: String,
     },
-    /// A file is not what it should be.
+    /// A file has another form than expected.
     #[error("hf:{id}: {file}: {reason}")]
     Malformed {
-        /// As asked for.
+        /// The id that was asked for.
         id: HubId,
         /// Name of the file.
         file: String,
-        /// What was found and what was expected.
+        /// The value that was found and the one that was expected.
         reason: String,
     },
     /// No answer, or one that makes no sense.
     #[error("hf:{id}: the hub at {endpoint} cannot be reached: {reason}")]
     Unreachable {
-        /// As asked for.
+        /// The id that was asked for.
         id: HubId,
         /// Address.
         endpoint: String,
-        /// What happened.
+        /// Message of the network library.
         reason: String,
     },
     /// A download stopped.
     #[error("hf:{id}: downloading {file} stopped: {reason}; run the same command again, it goes on where it stopped")]
     Stopped {
-        /// As asked for.
+        /// The id that was asked for.
         id: HubId,
         /// Name of the file.
         file: String,
-        /// What happened.
+        /// Message of the network library.
         reason: String,
     },
     /// A file cannot be written.
     #[error("hf:{id}: {file} cannot be written to {cache}: {source}; the same command goes on where it stopped")]
     Io {
-        /// As asked for.
+        /// The id that was asked for.
         id: HubId,
         /// Name of the file.
         file: String,
         /// The cache.
         cache: PathBuf,
-        /// What the system said.
+        /// The operating system's error.
         source: std::io::Error,
     },
-    /// Offline, and the cache has not all of it.
+    /// Offline, and the cache is not complete.
     #[error("hf:{id}: {reason} in {cache}, and HF_HUB_OFFLINE is set; download it once without")]
     NotCached {
-        /// As asked for.
+        /// The id that was asked for.
         id: HubId,
         /// The cache.
         cache: PathBuf,
-        /// What is missing.
+        /// The file or revision that is missing.
         reason: String,
     },
 }
 
-/// What to do about a token.
+/// Advice about the token, as the end of a message.
 fn advice(token: &bool) -> &'static str {
     match token {
         true => ", and whether the token in HF_TOKEN (or of the hub's login) may read it",

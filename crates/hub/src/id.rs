@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-/// What the hub keeps under a name.
+/// Kind of a repository on the hub.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// A checkpoint.
@@ -13,7 +13,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// In messages.
+    /// Its name in messages.
     pub fn name(self) -> &'static str {
         match self {
             Self::Model => "model",
@@ -34,12 +34,12 @@ impl HubId {
     /// Reads the name of a model or a dataset.
     ///
     /// # Errors
-    /// Anything but `OWNER/NAME` or `OWNER/NAME@REVISION`.
+    /// A message if `text` is not `OWNER/NAME` or `OWNER/NAME@REVISION`.
     pub fn new(kind: Kind, text: &str) -> Result<Self, String> {
         Ok(Self { kind, ..text.parse()? })
     }
 
-    /// What it names.
+    /// Whether it names a model or a dataset.
     pub fn kind(&self) -> Kind {
         self.kind
     }

@@ -1,140 +1,34 @@
 //! Checkpoints and datasets from the Hugging Face hub.
 //!
-//! Files lie in the hub's own cache, shared with Python's `huggingface_hub`: what one has downloaded
-//! the other finds. `HF_HOME`, `HF_HUB_CACHE`, `HF_ENDPOINT`, `HF_TOKEN` and `HF_HUB_OFFLINE` mean what
-//! they mean there.
+//! Files lie in the hub's own cache, shared with Python's `huggingface_hub`: either program finds what the other has
+//! downloaded. `HF_HOME`, `HF_HUB_CACHE`, `HF_ENDPOINT`, `HF_TOKEN` and `HF_HUB_OFFLINE` mean the same to both.
 
+mod cache;
 mod data;
 mod download;
 mod error;
 mod id;
 mod settings;
 
-use std::path::{Path, PathBuf};
-
-use hf_hub::{Cache, Repo, RepoType};
+use hf_hub::Cache;
 use waterfill_store::Progress;
 
+pub use cache::Snapshot;
 pub use data::fetch_data;
 pub use error::{HubError, Result};
 pub use id::{HubId, Kind};
 pub use settings::Settings;
 
-/// Index of sharded weights.
-const INDEX: &str = "model.safetensors.index.json";
-/// Weights in one file.
-const SINGLE: &str = "model.safetensors";
-/// Files without which a checkpoint is of no use.
-const NEEDED: [&str; 2] = ["config.json", "tokenizer.json"];
-/// Files that belong to a checkpoint where it has them.
-const COMPANIONS: [&str; 6] = [
-    "generation_config.json",
-    "merges.txt",
-    "special_tokens_map.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "vocab.json",
-];
-
-/// A checkpoint or a dataset in the cache.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Snapshot {
-    /// Directory with its files.
-    pub dir: PathBuf,
-    /// Commit that the files are of.
-    pub commit: String,
-}
-
-/// Finds a checkpoint in the cache or downloads what is missing of it. Downloads go on where they
-/// stopped.
+/// Finds a checkpoint in the cache, or downloads its missing files. A download resumes where an earlier one stopped.
 ///
 /// # Errors
-/// Ids, revisions and files that are not there, licences not accepted, networks and disks that fail.
+/// Fails if the id, the revision or a file does not exist, the licence has not been accepted, or the network or the disk
+/// fails.
 pub fn fetch(id: &HubId, settings: &Settings, progress: &dyn Progress) -> Result<Snapshot> {
     let cache = Cache::new(settings.cache.clone());
     if settings.offline {
-        return cached(id, &cache);
+        return cache::cached(id, &cache);
     }
-    or_cached(download::model(id, settings, &cache, progress), || cached(id, &cache), progress)
-}
-
-/// A complete copy is better than none where the hub cannot be reached; the commit tells which one it is.
-fn or_cached(
-    downloaded: Result<Snapshot>,
-    cached: impl FnOnce() -> Result<Snapshot>,
-    progress: &dyn Progress,
-) -> Result<Snapshot> {
-    match downloaded {
-        Err(error @ HubError::Unreachable { .. }) => match cached() {
-            Ok(snapshot) => {
-                progress.note(&format!("{error}; going on with the cached commit {}", snapshot.commit));
-                Ok(snapshot)
-            }
-            Err(_) => Err(error),
-        },
-        other => other,
-    }
-}
-
-fn repo_type(id: &HubId) -> RepoType {
-    match id.kind() {
-        Kind::Model => RepoType::Model,
-        Kind::Dataset => RepoType::Dataset,
-    }
-}
-
-/// Directory and commit that the revision of an id has in the cache.
-fn cached_dir(id: &HubId, cache: &Cache) -> Result<Snapshot> {
-    let revision = id.revision();
-    let folder = cache.path().join(Repo::new(id.name().into(), repo_type(id)).folder_name());
-    let commit = match std::fs::read_to_string(folder.join("refs").join(revision)) {
-        Ok(commit) => commit.trim().to_string(),
-        Err(_) => revision.to_string(),
-    };
-    let dir = folder.join("snapshots").join(&commit);
-    match dir.is_dir() {
-        true => Ok(Snapshot { dir, commit }),
-        false => Err(not_cached(id, cache, format!("revision {revision} is not there"))),
-    }
-}
-
-fn not_cached(id: &HubId, cache: &Cache, reason: String) -> HubError {
-    HubError::NotCached { id: id.clone(), cache: cache.path().clone(), reason }
-}
-
-/// A complete checkpoint in the cache.
-fn cached(id: &HubId, cache: &Cache) -> Result<Snapshot> {
-    let missing = |reason| not_cached(id, cache, reason);
-    let Snapshot { dir, commit } = cached_dir(id, cache)?;
-    let absent = |name: &str| !dir.join(name).exists();
-    if let Some(name) = NEEDED.into_iter().find(|n| absent(n)) {
-        return Err(missing(format!("{name} is not there")));
-    }
-    for name in weights_of(id, &dir)? {
-        if absent(&name) {
-            return Err(missing(format!("{name} is not there")));
-        }
-    }
-    Ok(Snapshot { dir, commit })
-}
-
-/// Names of the files with weights, of a directory with an index or without.
-fn weights_of(id: &HubId, dir: &Path) -> Result<Vec<String>> {
-    #[derive(serde::Deserialize)]
-    struct Index {
-        weight_map: std::collections::BTreeMap<String, String>,
-    }
-    let path = dir.join(INDEX);
-    let Ok(text) = std::fs::read_to_string(&path) else {
-        return Ok(vec![SINGLE.into()]);
-    };
-    let wrong = |reason: String| HubError::Malformed { id: id.clone(), file: INDEX.into(), reason };
-    let index: Index = serde_json::from_str(&text).map_err(|e| wrong(e.to_string()))?;
-    let mut names: Vec<String> = index.weight_map.into_values().collect();
-    names.sort();
-    names.dedup();
-    match names.iter().find(|n| n.contains('/') || n.contains('\\') || n.contains("..")) {
-        Some(name) => Err(wrong(format!("names shard {name:?}, which leaves the directory"))),
-        None => Ok(names),
-    }
+    let downloaded = download::model(id, settings, &cache, progress);
+    cache::or_cached(downloaded, || cache::cached(id, &cache), progress)
 }

@@ -1,10 +1,10 @@
-//! Where the hub and its cache are, and who asks.
+//! Address, cache, token and offline mode of the hub.
 
 use std::path::PathBuf;
 
 use hf_hub::Cache;
 
-/// How the hub is reached.
+/// Settings of access to the hub.
 #[derive(Clone)]
 pub struct Settings {
     /// Address of the hub.
@@ -13,12 +13,12 @@ pub struct Settings {
     pub cache: PathBuf,
     /// Token of the user.
     pub token: Option<String>,
-    /// No network: only what is in the cache.
+    /// True if only the cache may be used.
     pub offline: bool,
 }
 
 impl Settings {
-    /// As the environment says, in the way of `huggingface_hub`: `HF_HUB_CACHE` or `HF_HOME`,
+    /// Settings from the environment variables of `huggingface_hub`: `HF_HUB_CACHE` or `HF_HOME`,
     /// `HF_ENDPOINT`, `HF_TOKEN` or the file that its login leaves, `HF_HUB_OFFLINE` or
     /// `TRANSFORMERS_OFFLINE`.
     pub fn from_env() -> Self {

@@ -8,7 +8,7 @@ def curves(size, name):
                 [p[size] for p in own], [p["kl"] for p in own], yerr=[1.96 * p["kl_se"] for p in own],
                 label=label, marker="o", markersize=3, linewidth=1, color=COLOURS[n % len(COLOURS)],
             )
-    axes.set(yscale="log", xlabel=name, ylabel="KL(original || tuned), nats per token")
+    axes.set(yscale="log", xlabel=name, ylabel="KL(original || compressed), nats per token")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=7)
     return figure

@@ -1,4 +1,4 @@
-//! What a report is made from.
+//! The data that a report is made from.
 
 use std::collections::BTreeMap;
 
@@ -16,47 +16,47 @@ pub struct Report {
     pub weights: u64,
     /// Bytes of the original checkpoint.
     pub original_bytes: u64,
-    /// Original: nats per token.
+    /// Negative log likelihood of the original, nats per token.
     pub base_nll: f64,
-    /// Its standard error over sequences.
+    /// Standard error of `base_nll` over sequences.
     pub base_nll_se: f64,
-    /// exp(nll).
+    /// exp(`base_nll`).
     pub base_perplexity: f64,
-    /// Share of right answers, when there were questions.
+    /// The original's share of right answers, if there were questions.
     pub base_accuracy: Option<f64>,
     /// Sequences evaluated.
     pub sequences: usize,
-    /// Inputs of each.
+    /// Input tokens of each sequence.
     pub context: usize,
     /// Questions answered.
     pub questions: usize,
-    /// Resolved configuration, for people.
+    /// The resolved configuration, as YAML.
     pub configuration: String,
     /// Tuned checkpoints, smallest first.
-    pub points: Vec<Point>,
+    pub points: Vec<OperatingPoint>,
     /// Fisher information of every matrix.
     pub sensitivities: Vec<Sensitivity>,
-    /// Tiles of one matrix of one checkpoint.
+    /// Map of the tiles of one matrix of one checkpoint.
     pub map: Option<TileMap>,
-    /// Levels of the same.
+    /// Levels of the same matrix.
     pub levels: Option<Levels>,
 }
 
-/// Fisher information of a matrix: a mean over tokens, summed over its weights.
+/// Fisher information of a matrix: mean over tokens of g_i^2 x_j^2, summed over its weights.
 #[derive(Debug, Clone, Serialize)]
 pub struct Sensitivity {
-    /// Its name.
+    /// Name of the tensor.
     pub name: String,
-    /// Its weights.
+    /// Number of weights.
     pub weights: u64,
-    /// Nats for a squared change of one by every weight.
+    /// Sum over all weights, nats.
     pub fisher: f64,
 }
 
-/// One tuned checkpoint. Losses are nats per token, `_se` standard errors.
+/// One compressed checkpoint. Losses are nats per token, `_se` standard errors.
 #[derive(Debug, Clone, Serialize)]
 #[allow(missing_docs)]
-pub struct Point {
+pub struct OperatingPoint {
     pub lambda: f64,
     pub bytes: u64,
     pub bits_per_weight: f64,
@@ -84,14 +84,14 @@ pub struct Point {
     pub tensors: Vec<Tensor>,
 }
 
-/// One coded tensor of a tuned checkpoint.
+/// One coded tensor of a compressed checkpoint.
 #[derive(Debug, Clone, Serialize)]
 pub struct Tensor {
-    /// Its name.
+    /// Name of the tensor.
     pub name: String,
-    /// Its weights.
+    /// Number of weights.
     pub weights: u64,
-    /// Bits it takes, estimated by the allocation.
+    /// Size in bits, as the allocation estimates it.
     pub bits: f64,
     /// Predicted loss, nats per token.
     pub loss: f64,
@@ -99,7 +99,7 @@ pub struct Tensor {
     pub formats: BTreeMap<String, u64>,
 }
 
-/// Block and kind of a tensor: `model.layers.3.mlp.up_proj.weight` is (Some(3), "up_proj").
+/// Block and last part of the name of a tensor: `model.layers.3.mlp.up_proj.weight` is (Some(3), "up_proj").
 pub fn place(tensor: &str) -> (Option<usize>, &str) {
     let name = tensor.trim_end_matches(".weight");
     let layer = name.split('.').skip_while(|p| *p != "layers").nth(1).and_then(|n| n.parse().ok());

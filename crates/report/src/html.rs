@@ -1,50 +1,66 @@
 //! One self-contained page.
 
-use std::fmt::Write;
+use maud::{DOCTYPE, Markup, PreEscaped, html};
 
-use crate::data::{Point, Report};
+use crate::data::{OperatingPoint, Report};
 
-pub(crate) const STYLE: &str = "body{font:16px/1.45 system-ui,sans-serif;margin:2rem auto;max-width:62rem;padding:0 1rem;color:#222}\
-table{border-collapse:collapse;font-size:13px;font-variant-numeric:tabular-nums}\
-th,td{padding:.25rem .5rem;text-align:right;border-bottom:1px solid #ddd}td{white-space:nowrap}\
-.wide{overflow-x:auto}svg{max-width:100%;height:auto}pre{background:#f6f6f6;padding:1rem;overflow-x:auto}";
+const STYLE: &str = include_str!("../page/page.css");
 
-pub(crate) fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
+/// Figures of a page, in this order, with their titles.
+const TITLED: [(&str, &str); 7] = [
+    ("curve", "Rate and distortion"),
+    ("accuracy", "Right answers"),
+    ("predicted", "Predicted and measured loss"),
+    ("formats", "Formats"),
+    ("sensitivity", "Sensitivity"),
+    ("tiles", "Inside the matrix that loses most"),
+    ("levels", "Its levels, and the table that they are coded under"),
+];
+
+/// A whole page: style sheets and the body's content after its title.
+pub(crate) fn document(title: &str, more_style: &str, body: Markup) -> String {
+    let page = html! {
+        (DOCTYPE)
+        html lang="en" {
+            head {
+                meta charset="utf-8";
+                title { "waterfill: " (title) }
+                style { (PreEscaped(STYLE)) (PreEscaped(more_style)) }
+            }
+            body {
+                h1 { (title) }
+                (body)
+            }
+        }
+    };
+    page.into_string()
 }
 
 /// The page, with all figures inline.
 pub(crate) fn page(report: &Report, figures: &[(String, String)]) -> String {
-    let mut out = String::new();
-    let mut add = |text: String| writeln!(out, "{text}").expect("writing to a string");
-    let model = escape(&report.model);
-    add(format!("<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\"><title>waterfill: {model}</title>"));
-    add(format!("<style>{STYLE}</style></head><body><h1>{model}</h1>"));
-    add(format!("<p>{}</p>", escape(&introduction(report))));
-    add(format!("<p>{}</p>", escape(&findings(report))));
-    add(table(report));
-    let titled = [
-        ("curve", "Rate and distortion"),
-        ("accuracy", "Right answers"),
-        ("predicted", "Predicted and measured loss"),
-        ("formats", "Formats"),
-        ("sensitivity", "Sensitivity"),
-        ("tiles", "Inside the matrix that loses most"),
-        ("levels", "Its levels, and the table that they are coded under"),
-    ];
-    for (name, title) in titled {
-        if let Some((_, svg)) = figures.iter().find(|(n, _)| n == name) {
-            add(format!("<h2>{title}</h2>{svg}"));
-        }
-    }
-    add("<h2>Where the bits go</h2>".into());
+    let figure = |name: &str| figures.iter().find(|(n, _)| n == name).map(|(_, svg)| svg);
     let maps = figures.iter().filter(|(n, _)| n.starts_with("allocation-"));
-    for (point, (_, svg)) in report.points.iter().zip(maps) {
-        let summary = format!("{:.2} bits per weight, lambda {:.2e}", point.bits_per_weight, point.lambda);
-        add(format!("<details open><summary>{summary}</summary><div class=\"wide\">{svg}</div></details>"));
-    }
-    add(format!("<h2>Configuration</h2><pre>{}</pre></body></html>", escape(&report.configuration)));
-    out
+    let body = html! {
+        p { (introduction(report)) }
+        p { (findings(report)) }
+        (table(report))
+        @for (name, title) in TITLED {
+            @if let Some(svg) = figure(name) {
+                h2 { (title) }
+                (PreEscaped(svg))
+            }
+        }
+        h2 { "Where the bits go" }
+        @for (point, (_, svg)) in report.points.iter().zip(maps) {
+            details open {
+                summary { (format!("{:.2} bits per weight, lambda {:.2e}", point.bits_per_weight, point.lambda)) }
+                div.wide { (PreEscaped(svg)) }
+            }
+        }
+        h2 { "Configuration" }
+        pre { (report.configuration) }
+    };
+    document(&report.model, "", body)
 }
 
 fn introduction(report: &Report) -> String {
@@ -61,9 +77,9 @@ fn introduction(report: &Report) -> String {
         report.context,
     );
     if let Some(accuracy) = report.base_accuracy {
-        write!(text, " Accuracy {:.1} % on {} questions.", accuracy * 100.0, report.questions).expect("a string");
+        text += &format!(" Accuracy {:.1} % on {} questions.", accuracy * 100.0, report.questions);
     }
-    text + " All figures of tuned checkpoints are measured from their decoded files; ± is a standard error."
+    text + " All figures of compressed checkpoints are measured on their decoded files; ± is a standard error."
 }
 
 /// The smallest file that costs at most half a percent of perplexity.
@@ -83,10 +99,9 @@ fn findings(report: &Report) -> String {
     }
 }
 
-fn table(report: &Report) -> String {
+fn table(report: &Report) -> Markup {
     let questions = report.questions > 0;
-    let mut out = String::from("<div class=\"wide\"><table><thead><tr>");
-    let mut heads = vec![
+    let heads = [
         "lambda",
         "bytes",
         "bits/weight",
@@ -98,20 +113,27 @@ fn table(report: &Report) -> String {
         "perplexity",
         "top-1 %",
     ];
-    if questions {
-        heads.extend(["accuracy %", "95 %", "change"]);
+    let of_questions = ["accuracy %", "95 %", "change"];
+    html! {
+        div.wide {
+            table {
+                thead {
+                    tr {
+                        @for head in heads { th { (head) } }
+                        @if questions { @for head in of_questions { th { (head) } } }
+                    }
+                }
+                tbody {
+                    @for point in &report.points {
+                        tr { @for cell in cells(point, questions) { td { (cell) } } }
+                    }
+                }
+            }
+        }
     }
-    heads.iter().for_each(|h| write!(out, "<th>{h}</th>").expect("a string"));
-    out += "</tr></thead><tbody>";
-    for point in &report.points {
-        let cells = cells(point, questions);
-        write!(out, "<tr>{}</tr>", cells.iter().map(|c| format!("<td>{c}</td>")).collect::<String>())
-            .expect("a string");
-    }
-    out + "</tbody></table></div>"
 }
 
-fn cells(p: &Point, questions: bool) -> Vec<String> {
+fn cells(p: &OperatingPoint, questions: bool) -> Vec<String> {
     let mut cells = vec![
         format!("{:.2e}", p.lambda),
         p.bytes.to_string(),
@@ -138,7 +160,7 @@ fn cells(p: &Point, questions: bool) -> Vec<String> {
 mod tests {
     use super::*;
 
-    fn point(bits: f64, kl: f64) -> Point {
+    fn point(bits: f64, kl: f64) -> OperatingPoint {
         let tensor = crate::Tensor {
             name: "model.layers.0.mlp.up_proj.weight".into(),
             weights: 1000,
@@ -146,7 +168,7 @@ mod tests {
             loss: kl,
             formats: [("int4".to_string(), 600), ("int8".to_string(), 400)].into(),
         };
-        Point {
+        OperatingPoint {
             lambda: 1e-8,
             bytes: (bits * 125.0) as u64,
             bits_per_weight: bits,

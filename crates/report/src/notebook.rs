@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use crate::{Result, save};
+use crate::error::{Result, save};
 
 const LOAD: &str = include_str!("../notebook/load.py");
 const CURVES: &str = include_str!("../notebook/curves.py");
@@ -12,13 +12,13 @@ const RESIDENT: &str = include_str!("../notebook/resident.py");
 const PREDICTED: &str = include_str!("../notebook/predicted.py");
 const TENSORS: &str = include_str!("../notebook/tensors.py");
 
-/// Writes the notebook of a sweep whose tables are in the folder `data` beside it.
+/// Writes the notebook of a sweep whose tables are in the folder `data`, a path relative to the notebook's.
 ///
 /// # Errors
-/// A file that cannot be written.
+/// Fails if the file cannot be written.
 pub fn write_notebook(title: &str, data: &str, path: &Path) -> Result<()> {
     let intro = format!(
-        "# {title}\n\nTables of a waterfill sweep, one row a run, a point (tuned checkpoint), a coded tensor. `docs/TABLES.md` of waterfill \
+        "# {title}\n\nTables of a waterfill sweep, one row a run, a point (compressed checkpoint), a coded tensor. `docs/TABLES.md` of waterfill \
          says what columns hold. Losses are nats per token, `_se` standard errors."
     );
     let cells = [
@@ -59,7 +59,7 @@ fn cell(n: usize, kind: &str, source: &str) -> Value {
 mod tests {
     use super::*;
 
-    /// What nbformat 4.5's schema requires of a notebook and its cells.
+    /// Requirements of nbformat 4.5's schema.
     #[test]
     fn the_notebook_has_what_the_format_requires() {
         let dir = tempfile::tempdir().unwrap();

@@ -1,4 +1,4 @@
-//! What all figures have in common: size, type, colours, and being drawn once for SVG and PNG alike.
+//! Size, type and colours of all figures, and one drawing for both SVG and PNG.
 
 use std::path::Path;
 use std::sync::Once;
@@ -7,9 +7,10 @@ use plotters::coord::Shift;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
-use crate::{ReportError, Result, save};
+use crate::bitmap::{Fine, SCALE, font_bytes};
+use crate::error::{ReportError, Result, save};
 
-/// Of figures that fill a column of a paper: type is 6 points or more there.
+/// Size of figures; in a column of a paper their type has 6 points or more.
 pub(crate) const SIZE: (u32, u32) = (640, 440);
 pub(crate) const FONT: &str = "sans-serif";
 /// Sizes of type in pixels.
@@ -30,7 +31,7 @@ pub(crate) const COLOURS: [RGBColor; 7] =
 /// Half width of a 95 % interval in standard errors.
 pub(crate) const Z: f64 = 1.96;
 
-/// A drawing, or what the plotting library says.
+/// Result of drawing; the error is the plotting library's message.
 pub(crate) type Drawn = std::result::Result<(), String>;
 
 pub(crate) fn text_error<E: std::fmt::Display>(e: E) -> String {
@@ -41,9 +42,8 @@ pub(crate) fn text_error<E: std::fmt::Display>(e: E) -> String {
 fn register_fonts() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
-        let font = epaint_default_fonts::UBUNTU_LIGHT;
         for style in [FontStyle::Normal, FontStyle::Bold] {
-            let _ = plotters::style::register_font(FONT, style, font);
+            let _ = plotters::style::register_font(FONT, style, font_bytes());
         }
     });
 }
@@ -57,7 +57,7 @@ pub(crate) trait Figure {
 
     fn draw<DB: DrawingBackend>(&self, area: &DrawingArea<DB, Shift>) -> Drawn;
 
-    /// As SVG text.
+    /// Returns the figure as SVG text.
     fn svg(&self, name: &str) -> Result<String> {
         register_fonts();
         let failed = |reason| ReportError::Figure { figure: name.into(), reason };
@@ -71,17 +71,18 @@ pub(crate) trait Figure {
         Ok(text)
     }
 
-    /// To a PNG file.
+    /// Writes a PNG file of twice the size in pixels.
     fn png(&self, path: &Path) -> Result<()> {
         register_fonts();
         let failed = |reason| ReportError::Figure { figure: path.display().to_string(), reason };
-        let area = BitMapBackend::new(path, self.size()).into_drawing_area();
+        let (width, height) = self.size();
+        let area = Fine(BitMapBackend::new(path, (width * SCALE, height * SCALE))).into_drawing_area();
         area.fill(&WHITE).map_err(text_error).map_err(failed)?;
         self.draw(&area).map_err(failed)?;
         area.present().map_err(text_error).map_err(failed)
     }
 
-    /// To `NAME.svg` and `NAME.png` in a directory; the path of the latter.
+    /// Writes `NAME.svg` and `NAME.png` into a directory, and returns the path of the latter.
     fn write(&self, dir: &Path, name: &str) -> Result<std::path::PathBuf> {
         let image = dir.join(format!("{name}.png"));
         self.png(&image)?;
@@ -113,6 +114,14 @@ pub(crate) fn range(values: impl Iterator<Item = f64>) -> (f64, f64) {
     }
     let margin = ((high - low) * 0.08).max(high.abs() * 1e-3).max(1e-9);
     (low - margin, high + margin)
+}
+
+/// A label of at most so many characters; a longer one ends with an ellipsis.
+pub(crate) fn shortened(label: &str, most: usize) -> String {
+    match label.chars().count() > most {
+        true => label.chars().take(most.saturating_sub(1)).chain(['…']).collect(),
+        false => label.into(),
+    }
 }
 
 pub(crate) fn scientific(v: &f64) -> String {

@@ -1,110 +1,106 @@
 //! One self-contained page of a sweep.
 
-use std::fmt::Write;
 use std::path::Path;
 
-use crate::html::{STYLE, escape};
-use crate::{Result, save};
+use maud::{Markup, PreEscaped, html};
+
+use crate::error::{Result, save};
+use crate::html::document;
 
 const SORT: &str = include_str!("../page/sort.js");
-const MORE: &str = "table.sortable th{cursor:pointer;user-select:none}th[aria-sort=ascending]::after{content:' \\2191'}\
-th[aria-sort=descending]::after{content:' \\2193'}td.text,th.text{text-align:left}td.text{white-space:normal}\
-body{max-width:84rem}p{max-width:62rem}figure{margin:0}\
-.figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(28rem,1fr));gap:1rem}";
+const STYLE: &str = include_str!("../page/sweep.css");
 
 /// A cell of a table.
 #[derive(Debug, Clone)]
 pub enum Cell {
-    /// Words.
+    /// Text.
     Text(String),
-    /// A figure as it is shown, and its value; missing ones are shown as `-` and come last.
+    /// A number as it is shown, and its value for sorting; a missing value is shown as `-` and sorted last.
     Figure(String, Option<f64>),
 }
 
-/// A table that can be sorted by its heads.
+/// A table that a click on a column's head sorts.
 #[derive(Debug, Clone)]
 pub struct PageTable {
-    /// What it shows.
+    /// The heading above it.
     pub caption: String,
     /// Heads of columns.
     pub heads: Vec<&'static str>,
     /// Cells by row.
     pub rows: Vec<Vec<Cell>>,
-    /// Whether it stands before the figures.
+    /// True if it comes before the figures.
     pub first: bool,
 }
 
-/// What a page has.
+/// The content of a sweep's page.
 #[derive(Debug, Clone, Default)]
 pub struct SweepPage {
     /// The sweep's name.
     pub title: String,
-    /// Sentences of what the data say.
+    /// Sentences that sum up the data.
     pub findings: Vec<String>,
     /// Tables.
     pub tables: Vec<PageTable>,
     /// Titles and SVG text.
     pub figures: Vec<(String, String)>,
-    /// What the results come from: names and values.
+    /// Provenance: names such as program, seeds and digests, with their values.
     pub provenance: Vec<(String, String)>,
     /// Labels and whole configurations of runs.
     pub configurations: Vec<(String, String)>,
 }
 
 impl SweepPage {
-    /// Writes the page, which needs nothing from outside.
+    /// Writes the page, which refers to no other file.
     ///
     /// # Errors
-    /// A file that cannot be written.
+    /// Fails if the file cannot be written.
     pub fn write(&self, path: &Path) -> Result<()> {
         save(path, &self.html())
     }
 
     fn html(&self) -> String {
-        let mut out = String::new();
-        let mut add = |text: &str| writeln!(out, "{text}").expect("writing to a string");
-        let title = escape(&self.title);
-        add(&format!(
-            "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\"><title>waterfill: {title}</title>\
-             <style>{STYLE}{MORE}</style></head><body><h1>{title}</h1>"
-        ));
-        self.findings.iter().for_each(|f| add(&format!("<p>{}</p>", escape(f))));
-        self.tables.iter().filter(|t| t.first).for_each(|t| add(&table(t)));
-        add("<h2>Figures</h2><div class=\"figures\">");
-        for (name, svg) in &self.figures {
-            add(&format!("<figure aria-label=\"{}\">{svg}</figure>", escape(name).replace('"', "&quot;")));
-        }
-        add("</div>");
-        self.tables.iter().filter(|t| !t.first).for_each(|t| add(&table(t)));
-        add("<h2>Where it comes from</h2><table>");
-        for (name, value) in &self.provenance {
-            add(&format!("<tr><th class=\"text\">{}</th><td class=\"text\">{}</td></tr>", escape(name), escape(value)));
-        }
-        add("</table><h2>Configurations</h2>");
-        for (label, text) in &self.configurations {
-            add(&format!("<details><summary>{}</summary><pre>{}</pre></details>", escape(label), escape(text)));
-        }
-        add(&format!("<script>\n{SORT}</script></body></html>"));
-        out
+        let (first, later): (Vec<&PageTable>, Vec<&PageTable>) = self.tables.iter().partition(|t| t.first);
+        let body = html! {
+            @for finding in &self.findings { p { (finding) } }
+            @for t in first { (table(t)) }
+            h2 { "Figures" }
+            div.figures {
+                @for (name, svg) in &self.figures { figure aria-label=(name) { (PreEscaped(svg)) } }
+            }
+            @for t in later { (table(t)) }
+            h2 { "Where it comes from" }
+            table {
+                @for (name, value) in &self.provenance { tr { th.text { (name) } td.text { (value) } } }
+            }
+            h2 { "Configurations" }
+            @for (label, text) in &self.configurations { details { summary { (label) } pre { (text) } } }
+            script { (PreEscaped(SORT)) }
+        };
+        document(&self.title, STYLE, body)
     }
 }
 
-fn table(t: &PageTable) -> String {
+fn table(t: &PageTable) -> Markup {
     let text = |column: usize| t.rows.iter().any(|r| matches!(r.get(column), Some(Cell::Text(_))));
-    let class = |column: usize| if text(column) { " class=\"text\"" } else { "" };
-    let head = |(n, h): (usize, &&str)| format!("<th{}>{}</th>", class(n), escape(h));
-    let heads: String = t.heads.iter().enumerate().map(head).collect();
-    let cell = |c: &Cell| match c {
-        Cell::Text(text) => format!("<td class=\"text\">{}</td>", escape(text)),
-        Cell::Figure(text, Some(value)) => format!("<td data-v=\"{value}\">{}</td>", escape(text)),
-        Cell::Figure(..) => "<td>-</td>".to_string(),
-    };
-    let row = |r: &Vec<Cell>| format!("<tr>{}</tr>", r.iter().map(cell).collect::<String>());
-    let rows: String = t.rows.iter().map(row).collect();
-    format!(
-        "<h2>{}</h2><div class=\"wide\"><table class=\"sortable\"><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>",
-        escape(&t.caption)
-    )
+    html! {
+        h2 { (t.caption) }
+        div.wide {
+            table.sortable {
+                thead { tr { @for (n, head) in t.heads.iter().enumerate() { th.text[text(n)] { (head) } } } }
+                tbody { @for row in &t.rows { tr { @for cell in row { (self::cell(cell)) } } } }
+            }
+        }
+    }
+}
+
+fn cell(cell: &Cell) -> Markup {
+    html! {
+        @match cell {
+            Cell::Text(text) => td.text { (text) },
+            Cell::Figure(text, Some(value)) => td data-v=(value) { (text) },
+            Cell::Figure(_, None) => td { "-" },
+        }
+    }
 }
 
 #[cfg(test)]

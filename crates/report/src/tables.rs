@@ -5,8 +5,8 @@ use std::path::Path;
 
 use polars::prelude::*;
 
-use crate::data::{Point, Report, Tensor};
-use crate::{ReportError, Result};
+use crate::data::{OperatingPoint, Report, Tensor};
+use crate::error::{ReportError, Result};
 
 /// Writes `points.{csv,parquet}` and `tensors.{csv,parquet}`.
 pub(crate) fn write(report: &Report, dir: &Path) -> Result<()> {
@@ -23,9 +23,10 @@ pub(crate) fn write(report: &Report, dir: &Path) -> Result<()> {
 }
 
 fn points(report: &Report) -> PolarsResult<DataFrame> {
-    let number =
-        |name: &str, f: fn(&Point) -> f64| Column::new(name.into(), report.points.iter().map(f).collect::<Vec<_>>());
-    let optional = |name: &str, f: fn(&Point) -> Option<f64>| {
+    let number = |name: &str, f: fn(&OperatingPoint) -> f64| {
+        Column::new(name.into(), report.points.iter().map(f).collect::<Vec<_>>())
+    };
+    let optional = |name: &str, f: fn(&OperatingPoint) -> Option<f64>| {
         Column::new(name.into(), report.points.iter().map(f).collect::<Vec<Option<f64>>>())
     };
     let columns = vec![

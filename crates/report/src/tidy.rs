@@ -5,32 +5,32 @@ use std::path::{Path, PathBuf};
 
 use polars::prelude::*;
 
-use crate::{ReportError, Result};
+use crate::error::{ReportError, Result};
 
 /// Rows of a table of tiles that are in memory at a time.
 const ROWS: usize = 1 << 20;
 
-/// Values of a column.
+/// The values of a column, one a row.
 #[derive(Debug, Clone)]
 pub enum Cells {
-    /// Words.
+    /// Text.
     Text(Vec<String>),
-    /// Words that may be missing.
+    /// Text, with missing values.
     MaybeText(Vec<Option<String>>),
     /// Counts.
     Whole(Vec<u64>),
-    /// Counts that may be missing.
+    /// Counts, with missing values.
     MaybeWhole(Vec<Option<u64>>),
-    /// Figures that may be missing.
+    /// Numbers, with missing values.
     Number(Vec<Option<f64>>),
 }
 
 /// A table by columns.
 #[derive(Debug, Clone)]
 pub struct Table {
-    /// Name of its files.
+    /// Name of its files, without ending.
     pub name: &'static str,
-    /// Names and values.
+    /// Column names and values, all of the same length.
     pub columns: Vec<(&'static str, Cells)>,
 }
 
@@ -61,7 +61,7 @@ impl Table {
     /// Writes `NAME.csv` and `NAME.parquet` into a directory.
     ///
     /// # Errors
-    /// Files that cannot be written.
+    /// Fails if a file cannot be written.
     pub fn write(&self, dir: &Path) -> Result<()> {
         let path = dir.join(format!("{}.csv", self.name));
         let mut frame = self.frame().map_err(failed(&path))?;
@@ -130,7 +130,7 @@ pub fn write_tiles(all: &[Tiles], path: &Path) -> Result<u64> {
             ];
             columns.extend(part.columns().iter().cloned());
             let mut frame = DataFrame::new(length, columns).map_err(failed(path))?;
-            // What is read comes in the chunks of its row groups.
+            // Rows are read in the chunks of their row groups.
             frame.rechunk_mut_par();
             let writer = match &mut writer {
                 Some(writer) => writer,

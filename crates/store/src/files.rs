@@ -1,4 +1,4 @@
-//! Files: digests, synced writes, what a directory holds.
+//! Digests of files, synced writes, peak memory.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -13,22 +13,22 @@ pub(crate) fn io(path: &Path) -> impl FnOnce(std::io::Error) -> ArtifactError + 
     move |source| ArtifactError::Io { path: path.to_path_buf(), source }
 }
 
-/// Digest of a file's bytes.
+/// BLAKE3 digest of a file's bytes, hexadecimal.
 ///
 /// # Errors
-/// Read errors.
+/// Fails if the file cannot be read.
 pub fn hash_file(path: &Path) -> Result<String> {
     let mut hasher = blake3::Hasher::new();
     hasher.update_reader(File::open(path).map_err(io(path))?).map_err(io(path))?;
     Ok(hasher.finalize().to_hex().to_string())
 }
 
-/// Lets [`peak_memory_bytes`] begin anew, where the system can.
+/// Resets the maximum of [`peak_memory_bytes`], where the system supports that.
 pub fn reset_peak_memory() {
     let _ = std::fs::write("/proc/self/clear_refs", "5");
 }
 
-/// Peak resident memory of this process in bytes, 0 where the system does not tell.
+/// Peak resident memory of this process in bytes; 0 where the system does not report it.
 pub fn peak_memory_bytes() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:")).unwrap_or_default();

@@ -1,12 +1,12 @@
-//! Work that is done side by side within a memory budget.
+//! Parallel work within a memory budget.
 
 use rayon::prelude::*;
 
-/// Runs `f` for items of these sizes, by their indices, side by side in groups whose sum is at most
-/// `budget`, largest first; an item that is larger is alone. Results are in the items' order.
+/// Runs `f` for the index of every item, in parallel within groups whose `sizes` sum to at most `budget`, largest first. An
+/// item that is larger than `budget` is a group of its own. Results are in the order of the items.
 ///
 /// # Errors
-/// The first that `f` gives; later groups are not begun then.
+/// Returns the first error of `f`; later groups are not begun.
 pub fn in_groups<T: Send, E: Send>(
     sizes: &[u64],
     budget: u64,

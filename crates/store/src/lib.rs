@@ -3,8 +3,8 @@
 //! An artifact lives in `<root>/<model>/<stage>/<key>/`. The key is the digest of the stage's
 //! identity: its name, code version, input digests and the part of the configuration that affects
 //! the result. The same key is never computed twice, and one process at a time computes it. Work
-//! goes on in `.unfinished-<key>` beside the final directory, which appears by a rename; what a
-//! killed process had finished there ([`Work`]) is taken up by the next.
+//! happens in `.unfinished-<key>`, in the same folder as the final directory, which appears by a rename. Units that a
+//! killed process had finished there ([`Work`]) are used by the next.
 
 mod files;
 mod groups;
@@ -29,7 +29,7 @@ pub use work::{Pace, Work};
 /// Result of a store operation.
 pub type Result<T> = std::result::Result<T, ArtifactError>;
 
-/// What can be wrong with the store or an artifact in it.
+/// Errors of the store and its artifacts.
 #[derive(Debug, thiserror::Error)]
 pub enum ArtifactError {
     /// Reading or writing failed.
@@ -37,15 +37,15 @@ pub enum ArtifactError {
     Io {
         /// The file or directory.
         path: PathBuf,
-        /// What the system said.
+        /// The operating system's error.
         source: std::io::Error,
     },
-    /// A manifest or a file of an artifact is not as it should be.
+    /// A manifest or a file of an artifact is damaged.
     #[error("{path}: {reason}")]
     Damaged {
         /// The file.
         path: PathBuf,
-        /// What was found and what was expected.
+        /// The value that was found and the one that was expected.
         reason: String,
     },
 }

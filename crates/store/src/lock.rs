@@ -10,7 +10,7 @@ use crate::files::io;
 use crate::progress::Progress;
 use crate::{ArtifactError, Result};
 
-/// How often a waiting process looks again.
+/// Interval at which a waiting process tries again.
 const PATIENCE: Duration = Duration::from_millis(100);
 
 /// An advisory lock on a file; the system drops it with the process, however that ends.
@@ -20,9 +20,9 @@ pub(crate) struct Lock {
 }
 
 impl Lock {
-    /// Takes the lock at `path`, waiting for whoever holds it, who is named to `progress`.
+    /// Takes the lock at `path`; waits for the process that holds it and reports that process to `progress`.
     pub fn take(path: &Path, progress: &dyn Progress) -> Result<Self> {
-        let mut told = false;
+        let mut reported = false;
         loop {
             let mut file =
                 OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path).map_err(io(path))?;
@@ -30,9 +30,9 @@ impl Lock {
                 Ok(()) => {}
                 Err(TryLockError::WouldBlock) => {
                     let holder = holder(&mut file);
-                    if !told && !holder.is_empty() && !holder.starts_with(&format!("{} ", std::process::id())) {
+                    if !reported && !holder.is_empty() && !holder.starts_with(&format!("{} ", std::process::id())) {
                         progress.note(&format!("waiting for process {holder}, which is making the same artifact"));
-                        told = true;
+                        reported = true;
                     }
                     std::thread::sleep(PATIENCE);
                     continue;
@@ -55,7 +55,7 @@ impl Lock {
     }
 }
 
-/// Whether a process holds the lock at `path`.
+/// True if a process holds the lock at `path`.
 pub fn is_locked(path: &Path) -> bool {
     File::open(path).is_ok_and(|file| matches!(file.try_lock(), Err(TryLockError::WouldBlock)))
 }

@@ -1,4 +1,4 @@
-//! What an artifact says of itself.
+//! Identities and manifests of artifacts.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -44,7 +44,7 @@ pub struct Manifest {
     pub format_version: u32,
     /// Key, equal to the directory's name.
     pub key: String,
-    /// What determines the artifact.
+    /// Everything that determines the artifact.
     pub identity: Identity,
     /// BLAKE3 digests by file name, relative to the artifact.
     pub files: BTreeMap<String, String>,
@@ -62,11 +62,11 @@ pub struct Timings {
 /// A finished artifact.
 #[derive(Debug, Clone)]
 pub struct Artifact {
-    /// Its directory.
+    /// Directory of the artifact.
     pub dir: PathBuf,
-    /// Its manifest.
+    /// Manifest of the artifact.
     pub manifest: Manifest,
-    /// True when it was there already.
+    /// True if it existed before.
     pub cached: bool,
 }
 
@@ -85,7 +85,7 @@ impl Artifact {
     /// Opens an artifact directory.
     ///
     /// # Errors
-    /// No manifest, or one of another version.
+    /// Fails if there is no manifest, or one of another version.
     pub fn open(dir: &Path) -> Result<Self> {
         let path = dir.join(MANIFEST);
         let text = std::fs::read_to_string(&path).map_err(io(&path))?;
@@ -96,7 +96,7 @@ impl Artifact {
             return Err(damaged(format!("manifest format {found}, this build reads {FORMAT_VERSION}")));
         }
         if manifest.identity.key() != manifest.key {
-            return Err(damaged(format!("key {} does not belong to the identity beside it", manifest.key)));
+            return Err(damaged(format!("key {} does not belong to the identity in the same file", manifest.key)));
         }
         Ok(Self { dir: dir.to_path_buf(), manifest, cached: true })
     }
@@ -110,7 +110,7 @@ impl Artifact {
     /// Checks every file against its digest.
     ///
     /// # Errors
-    /// The first file that is missing or differs.
+    /// Names the first file that is missing or differs.
     pub fn verify(&self) -> Result<()> {
         for (name, expected) in &self.manifest.files {
             let path = self.path(name);
@@ -133,7 +133,7 @@ impl Artifact {
 mod tests {
     use super::*;
 
-    /// Numbers have to come back exactly, or the key beside an identity is not its own.
+    /// Numbers must be read back exactly, or the key in a manifest differs from that of its identity.
     #[test]
     fn a_key_survives_reading_back() {
         for n in 1..2000u32 {

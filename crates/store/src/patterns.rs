@@ -4,18 +4,18 @@ use std::path::{Path, PathBuf};
 
 use globset::GlobBuilder;
 
-/// Folders below each other that are looked into.
+/// Greatest depth of folders.
 const DEPTH: usize = 6;
 
-/// Files below `dir` that match the first of `patterns` that any match, sorted.
+/// Files below `dir` that [`matching`] selects by their paths relative to `dir`, sorted.
 pub fn matching_files(dir: &Path, patterns: &[String]) -> Vec<PathBuf> {
     let mut files = Vec::new();
     list(dir, String::new(), DEPTH, &mut files);
     matching(patterns, &files).into_iter().map(|name| dir.join(name)).collect()
 }
 
-/// Those of the names `files` that match the first of `patterns` that any match, sorted; `*` stands for anything but
-/// a slash.
+/// Selects names: the first of `patterns` that matches any of `files` decides, and all names that it matches are returned,
+/// sorted. `*` stands for anything but a slash.
 pub fn matching<'a>(patterns: &[String], files: &'a [String]) -> Vec<&'a str> {
     let matches = |pattern: &String| -> Vec<&'a str> {
         let Ok(glob) = GlobBuilder::new(pattern).literal_separator(true).build() else { return vec![] };

@@ -1,4 +1,4 @@
-//! How long stages tell what they are doing.
+//! Progress of stages that take long.
 
 /// Receiver of progress. A stage calls [`Progress::start`] for each phase, then
 /// [`Progress::advance`] as its units finish, from any thread.
@@ -7,7 +7,7 @@ pub trait Progress: Sync {
     fn start(&self, phase: &str, units: u64);
     /// `units` more units are done.
     fn advance(&self, units: u64);
-    /// Something that people should know.
+    /// Reports a message for people.
     fn note(&self, message: &str) {
         let _ = message;
     }

@@ -12,7 +12,7 @@ use crate::progress::Progress;
 use crate::work::{PARTIAL, Work};
 use crate::{ArtifactError, Result};
 
-/// A store directory. Clones share what they know of it.
+/// A store directory. Clones share the list of artifacts whose digests have been checked.
 #[derive(Debug, Clone)]
 pub struct Store {
     root: PathBuf,
@@ -27,7 +27,7 @@ impl Store {
         Self { root: root.into(), repair: false, checked: Arc::default() }
     }
 
-    /// The same store, in which damaged artifacts are removed and made again.
+    /// The same store; with `repair`, damaged artifacts are removed and made again.
     pub fn repairing(self, repair: bool) -> Self {
         Self { repair, ..self }
     }
@@ -37,16 +37,15 @@ impl Store {
         &self.root
     }
 
-    /// Directory that an identity's artifact has.
+    /// Directory of an identity's artifact.
     pub fn dir(&self, model: &str, identity: &Identity) -> PathBuf {
         self.root.join(model).join(&identity.stage).join(identity.key())
     }
 
-    /// The artifact of an identity when it is finished; every file is checked against its digest
-    /// the first time.
+    /// Finds the finished artifact of an identity, if it exists. Each file is checked against its digest the first time.
     ///
     /// # Errors
-    /// The file that is damaged.
+    /// Names the first file that is damaged.
     pub fn find(&self, model: &str, identity: &Identity) -> Result<Option<Artifact>> {
         let dir = self.dir(model, identity);
         if !dir.join(MANIFEST).exists() {
@@ -68,7 +67,7 @@ impl Store {
         names.filter(|name| !name.ends_with(PARTIAL)).collect()
     }
 
-    /// As [`Store::find`]; a damaged artifact is none when repairing, else an error that says how.
+    /// Like [`Store::find`], but a damaged artifact counts as absent when repairing; else the error says how to repair it.
     fn usable(&self, model: &str, identity: &Identity, progress: &dyn Progress) -> Result<Option<Artifact>> {
         match self.find(model, identity) {
             Err(ArtifactError::Damaged { path, reason }) if self.repair => {
@@ -83,12 +82,11 @@ impl Store {
         }
     }
 
-    /// Returns the artifact of `identity`, computing it with `make` when it is not there. If another
-    /// process is making it, waits for that; if one died while making it, goes on from what it
-    /// finished.
+    /// Returns the artifact of `identity`, and makes it with `make` if it does not exist. Waits if another process is making
+    /// it; if a process died while making it, `make` finds the units that it had finished.
     ///
     /// # Errors
-    /// Those of `make`, and of the store.
+    /// Errors of `make` and of the store.
     pub fn get_or_make<E: From<ArtifactError> + std::error::Error + 'static>(
         &self,
         model: &str,
@@ -147,7 +145,7 @@ impl Store {
     }
 }
 
-/// True when an error comes from the system.
+/// True if an error comes from the operating system.
 fn is_io(error: &(dyn std::error::Error + 'static)) -> bool {
     let mut at = Some(error);
     while let Some(error) = at {
@@ -159,7 +157,7 @@ fn is_io(error: &(dyn std::error::Error + 'static)) -> bool {
     false
 }
 
-/// Digests the files of a finished artifact and writes what belongs beside them.
+/// Digests the files of a finished artifact, and writes its timings and its manifest.
 fn finish(work: &Work, identity: &Identity, start: Instant) -> Result<Manifest> {
     let mut files = BTreeMap::new();
     collect(work.out(), "", &mut files)?;

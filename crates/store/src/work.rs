@@ -1,4 +1,4 @@
-//! An artifact in the making: what is finished of it survives the process.
+//! An unfinished artifact, whose finished units survive the process.
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -20,10 +20,10 @@ pub struct Work {
 }
 
 impl Work {
-    /// Takes up the work in `dir`, or begins it; the artifact is made in `dir/out`.
+    /// Resumes the work in `dir`, or begins it; the artifact is made in `dir/out`.
     ///
     /// # Errors
-    /// As the file system says.
+    /// Errors of the file system.
     pub fn begin(dir: &Path) -> Result<Self> {
         let work = Self { out: dir.join("out"), units: dir.join("units") };
         if work.out.exists() {
@@ -72,15 +72,15 @@ impl Work {
     /// Keeps a unit for this process or the next.
     ///
     /// # Errors
-    /// As the file system says.
+    /// Errors of the file system.
     pub fn keep(&self, name: &str, bytes: &[u8]) -> Result<()> {
         self.keep_parts(name, |sink| sink(bytes))
     }
 
-    /// As [`Work::keep`] for bytes that are handed over part by part, none of which is held.
+    /// Like [`Work::keep`], for bytes that are passed part by part and not held in memory.
     ///
     /// # Errors
-    /// As the file system says.
+    /// Errors of the file system.
     pub fn keep_parts(
         &self,
         name: &str,
@@ -106,11 +106,11 @@ impl Work {
         let _ = std::fs::remove_file(self.units.join(name));
     }
 
-    /// A unit that is a file of its own: `write` fills the path it is given, unless that was done
-    /// before. Returns the finished file's path.
+    /// Makes a unit that is a file of its own: unless it exists, `write` fills the path that it is given. Returns the
+    /// finished file's path.
     ///
     /// # Errors
-    /// Those of `write`, and as the file system says.
+    /// Errors of `write` and of the file system.
     pub fn file<E: From<crate::ArtifactError>>(
         &self,
         name: &str,
@@ -133,7 +133,7 @@ impl Work {
     /// Puts a file made by [`Work::file`] into the artifact.
     ///
     /// # Errors
-    /// As the file system says.
+    /// Errors of the file system.
     pub fn adopt(&self, name: &str) -> Result<()> {
         let (from, to) = (self.units.join(name), self.out.join(name));
         // A link, so that a process killed here finds the unit again.
@@ -141,7 +141,7 @@ impl Work {
     }
 }
 
-/// Decides when keeping is worth its time: it may take one part in twenty.
+/// Decides how often a unit is kept, so that keeping takes at most one part in twenty of the time.
 pub struct Pace {
     last: Instant,
     cost: Duration,
@@ -154,10 +154,10 @@ impl Default for Pace {
 }
 
 impl Pace {
-    /// Runs `keep` when the last time lies twenty times its own duration back.
+    /// Runs `keep` if the time since the last call is at least twenty times that call's duration.
     ///
     /// # Errors
-    /// Those of `keep`.
+    /// Errors of `keep`.
     pub fn offer<E>(&mut self, keep: impl FnOnce() -> std::result::Result<(), E>) -> std::result::Result<(), E> {
         if self.last.elapsed() >= 20 * self.cost {
             let start = Instant::now();

@@ -1,5 +1,5 @@
 //! Training small Llama-architecture models on the CPU, with candle: a tokenizer, AdamW with
-//! warmup-stable-decay, and state on disk, so that a run that is stopped goes on where it was.
+//! warmup-stable-decay, and state on disk, so that a stopped run resumes where it was.
 
 mod data;
 mod loss;
@@ -28,18 +28,18 @@ pub enum TrainError {
     Short {
         /// The text.
         path: PathBuf,
-        /// Its tokens.
+        /// Number of its tokens.
         found: usize,
-        /// What the settings ask for.
+        /// Number that the settings need.
         needed: usize,
     },
     /// An array is missing or got no gradient.
     #[error("parameter {name} is missing")]
     Parameter {
-        /// Its name.
+        /// Name of the parameter.
         name: String,
     },
-    /// The loss is no number any more.
+    /// The loss is not finite.
     #[error("step {step}: the loss is {loss}; a lower learning_rate may help")]
     Diverged {
         /// The step.
@@ -52,7 +52,7 @@ pub enum TrainError {
     Io {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The operating system's error.
         source: std::io::Error,
     },
     /// The store.

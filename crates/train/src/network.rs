@@ -58,15 +58,15 @@ pub(crate) struct Network {
     head: Tensor,
 }
 
-/// What a batch gives.
+/// Losses of a batch.
 pub(crate) struct Outcome {
     /// Weighted sum of negative log-likelihoods, nats.
     pub loss: f64,
     /// Sum of the weights.
     pub weight: f64,
-    /// Negative log-likelihood, all positions alike, nats.
+    /// Sum of negative log-likelihoods without weights, nats.
     pub nll: f64,
-    /// Positions.
+    /// Number of positions.
     pub positions: usize,
 }
 
@@ -157,12 +157,12 @@ fn scalar(t: &Tensor) -> Result<f64> {
     Ok(f64::from(t.to_scalar::<f32>()?))
 }
 
-/// How letters of answers look in tokens.
+/// Token sequences that mark the letters of answers.
 #[derive(Debug, Clone)]
 pub(crate) struct Letters {
-    /// What stands before the letter of an answer.
+    /// Tokens before the letter of an answer.
     pub answer: Vec<u32>,
-    /// What stands before the letter of a reason.
+    /// Tokens before the letter of a reason.
     pub reason: Vec<u32>,
     /// The four letters.
     pub tokens: Vec<u32>,

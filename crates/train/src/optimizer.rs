@@ -3,10 +3,10 @@
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-/// What drives the optimiser.
+/// Learning rate, decay and number of steps.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Schedule {
-    /// Steps in all.
+    /// Total number of steps.
     pub steps: usize,
     /// Steps over which the learning rate rises.
     pub warmup: usize,
@@ -21,7 +21,7 @@ pub struct Schedule {
 const BETA1: f32 = 0.9;
 const BETA2: f32 = 0.95;
 const EPSILON: f32 = 1e-8;
-/// Longest gradient.
+/// Greatest norm of the gradient; longer ones are scaled down.
 const CLIP: f64 = 1.0;
 
 impl Schedule {

@@ -15,7 +15,7 @@ use crate::{Result, TrainError};
 /// Words are split as GPT-2 splits them; every byte is a token, so that no text is unknown.
 ///
 /// # Errors
-/// What the tokenizer library says, and files that cannot be written.
+/// Fails if the tokenizer library does, or if the file cannot be written.
 pub fn train_tokenizer(text: &str, size: usize, path: &Path) -> Result<()> {
     let failed = |e: tokenizers::Error| TrainError::Tokenizer(e.to_string());
     let pre_tokenizer = ByteLevel::new(false, true, true);

@@ -23,24 +23,24 @@ const ROWS: usize = 4;
 /// Windows of the validation text.
 const VALIDATION_ROWS: usize = 64;
 
-/// How to train.
+/// Settings of a training run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Settings {
     /// Learning rates.
     pub schedule: Schedule,
-    /// Rows of a step.
+    /// Rows per step.
     pub batch: usize,
-    /// Inputs of a row.
+    /// Input tokens per row.
     pub context: usize,
-    /// Seed of the beginning and of the order of rows.
+    /// Seed of the initial weights and of the order of rows.
     pub seed: u64,
-    /// How much letters count, from the step on that each entry names.
+    /// Loss weights of letters; each entry holds from its own step on.
     pub letters: Vec<LetterWeights>,
     /// Steps between two lines of the log, and between two states on disk.
     pub every: usize,
 }
 
-/// How much the letters of questions count beside any other token, from a step on.
+/// Loss weights of the letters of questions, where any other token has weight 1, from a step on.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct LetterWeights {
     /// First step.
@@ -51,7 +51,7 @@ pub struct LetterWeights {
     pub reason: f32,
 }
 
-/// What came out.
+/// Figures of a finished training run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Summary {
     /// Weights of the model.
@@ -69,8 +69,8 @@ pub struct Summary {
 }
 
 /// Trains a model and fills `work` with `model/` (bf16, Hugging Face layout), `training-log.csv`
-/// and `summary.json`'s content, which is returned. Training begins at `from`, or at random.
-/// `tokenizer` is a `tokenizer.json`. The result does not depend on the number of threads, nor on
+/// and the content of `summary.json`, which is returned. Training begins with the weights in `from`, or with random ones.
+/// `tokenizer` is a `tokenizer.json`. The result depends neither on the number of threads nor on
 /// interruptions.
 ///
 /// # Errors

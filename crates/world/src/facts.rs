@@ -1,4 +1,4 @@
-//! What is true in the world: every fact with ways to say it and ways to ask for it.
+//! Facts of the world, each with ways to say it and ways to ask for it.
 
 use crate::lexicon::{
     ANIMALS, COLOURS, DAYS, GOODS, JOBS, KINDS, MONTHS, NAMES, NUMBERS, OPPOSITES, PETS, REGIONS, SEASONS, TOWNS, a,
@@ -15,7 +15,7 @@ pub struct Fact {
     pub stems: Vec<String>,
     /// The answer.
     pub answer: String,
-    /// Wrong answers of the same sort.
+    /// Wrong answers of the same kind.
     pub others: Vec<String>,
 }
 
@@ -96,7 +96,7 @@ impl World {
         Self { seed, people, facts }
     }
 
-    /// Everything that is true in it.
+    /// All facts of the world.
     pub fn facts(&self) -> &[Fact] {
         &self.facts
     }

@@ -9,7 +9,7 @@ use crate::split::Split;
 /// Share of the text, in percent of its bytes, that is questions with answers.
 const QUESTION_PERCENT: usize = 30;
 
-/// What kind of prose a text is made of.
+/// Kind of prose.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Style {
     /// Facts, stories and talk.
@@ -47,7 +47,7 @@ const WEATHERS: [&str; 6] = [
     "it was warm",
 ];
 
-/// A paragraph in the making, whose sentences all belong to one split.
+/// An unfinished paragraph, whose sentences all belong to one split.
 struct Paragraph<'a> {
     split: Split,
     source: &'a mut Source,
@@ -73,7 +73,7 @@ impl Paragraph<'_> {
 }
 
 impl World {
-    /// At least `bytes` bytes of text whose sentences belong to `split`, from its seed alone.
+    /// Text of at least `bytes` bytes, whose sentences belong to `split`. It depends on the seed only.
     pub fn text(&self, style: Style, split: Split, bytes: usize) -> String {
         let mut source = Source::new(self.seed ^ (split as u64) << 8 ^ (style as u64) << 16 ^ 0x7465_7874);
         let (mut text, mut asked) = (String::new(), 0);
@@ -126,7 +126,7 @@ impl World {
         text
     }
 
-    /// Index of a fact; subjects alike, however many facts they have.
+    /// Index of a random fact; all subjects are equally likely, however many facts they have.
     fn any_fact(&self, source: &mut Source) -> usize {
         let subject = source.pick(&SUBJECTS.map(|s| if s == "stories" { "people" } else { s }));
         let at = self.facts.iter().position(|f| f.subject == subject).expect("every subject has facts");

@@ -7,12 +7,12 @@ use rand_chacha::rand_core::{RngCore, SeedableRng};
 pub struct Source(ChaCha8Rng);
 
 impl Source {
-    /// The stream of a seed.
+    /// Creates the stream of a seed.
     pub fn new(seed: u64) -> Self {
         Self(ChaCha8Rng::seed_from_u64(seed))
     }
 
-    /// A number below `n`, all alike.
+    /// A number below `n`, all equally likely.
     pub fn below(&mut self, n: usize) -> usize {
         ((u64::from(self.0.next_u32()) * n as u64) >> 32) as usize
     }
@@ -27,7 +27,7 @@ impl Source {
         items[self.below(items.len())]
     }
 
-    /// As [`Source::pick`] for items that are not copied.
+    /// Like [`Source::pick`], for items that are not copied.
     pub fn one<'a, T>(&mut self, items: &'a [T]) -> &'a T {
         &items[self.below(items.len())]
     }
@@ -38,7 +38,7 @@ impl Source {
         (0..count.min(items.len())).map(|_| rest.swap_remove(self.below(rest.len()))).collect()
     }
 
-    /// Sum of twelve uniforms less six: mean 0, variance 1, no math library.
+    /// Approximately normal, mean 0 and variance 1: the sum of twelve uniforms less six, without a math library.
     pub fn normal(&mut self) -> f32 {
         (0..12).map(|_| self.0.next_u32() as f32 / u32::MAX as f32).sum::<f32>() - 6.0
     }

@@ -1,21 +1,20 @@
-//! Which sentences belong to which text: every sentence has one home, by its digest.
+//! Splits of sentences: each belongs to one text, by its digest.
 
 /// A part of all sentences. The parts share facts, never sentences.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Split {
-    /// What models are trained on.
+    /// For training models.
     Train,
-    /// What sensitivities are measured on.
+    /// For measuring sensitivities.
     Calibration,
-    /// What is looked at while working.
+    /// For choices during development.
     Validation,
-    /// What results are measured on.
+    /// For reported results.
     Test,
 }
 
 impl Split {
-    /// True when a sentence belongs to this part: of every ten sentences, seven are for training
-    /// and one for each of the others.
+    /// True if a sentence belongs to this split: of ten sentences seven are for training, and one for each of the others.
     pub fn owns(self, sentence: &str) -> bool {
         let home = match blake3::hash(sentence.as_bytes()).as_bytes()[0] % 10 {
             0 => Self::Calibration,

@@ -1,4 +1,4 @@
-//! How much more or less several runs take than one.
+//! Bytes of several runs relative to one run, as bars.
 
 use std::path::{Path, PathBuf};
 
@@ -6,8 +6,8 @@ use plotters::coord::Shift;
 use plotters::prelude::*;
 use plotters::style::text_anchor::HPos;
 
-use crate::Result;
-use crate::style::{BLUE, Drawn, Figure, GREY, LABEL, NOTE, ORANGE, TITLE, text_error, words};
+use crate::error::Result;
+use crate::style::{BLUE, Drawn, Figure, GREY, LABEL, NOTE, ORANGE, TITLE, shortened, text_error, words};
 
 const ROW: i32 = 24;
 const TOP: i32 = 74;
@@ -19,39 +19,45 @@ const LENGTH: usize = 54;
 /// A run.
 #[derive(Debug, Clone)]
 pub struct Bar {
-    /// Its name.
+    /// Name of the run.
     pub label: String,
-    /// Percent: the least, the median and the most over its points.
+    /// Least, median and greatest over the run's points, percent.
     pub percent: [f64; 3],
 }
 
-/// Runs against one that they are compared with.
+/// Runs compared with one run.
 #[derive(Debug, Clone)]
 pub struct Bars {
-    /// Above the figure.
+    /// Title above the figure.
     pub title: String,
-    /// What the percentages are of.
+    /// Explanation under the title.
     pub note: String,
     /// One a row.
     pub bars: Vec<Bar>,
 }
 
 impl Bars {
-    /// Draws to `NAME.svg` and `NAME.png` in a directory; the path of the latter.
+    /// Writes `NAME.svg` and `NAME.png` into a directory, and returns the path of the latter.
     ///
     /// # Errors
-    /// Files that cannot be written.
+    /// Fails if a file cannot be written.
     pub fn write(&self, dir: &Path, name: &str) -> Result<PathBuf> {
         Figure::write(self, dir, name)
     }
 
-    /// As SVG text.
+    /// Returns the figure as SVG text.
     ///
     /// # Errors
-    /// As the plotting library says.
+    /// Fails if the plotting library does.
     pub fn svg(&self) -> Result<String> {
         Figure::svg(self, &self.title)
     }
+}
+
+/// A percentage with its sign; zero has none.
+fn percent(value: f64) -> String {
+    let text = format!("{value:+.2} %");
+    if text[1..].starts_with("0.00 ") { text[1..].into() } else { text }
 }
 
 impl Figure for Bars {
@@ -71,15 +77,27 @@ impl Figure for Bars {
         for (n, bar) in self.bars.iter().enumerate() {
             let y = TOP + ROW * n as i32 + ROW / 2;
             let [least, median, most] = bar.percent;
-            let label: String = bar.label.chars().take(LENGTH).collect();
-            words(area, &label, (NAMES - 10, y), LABEL, &BLACK, HPos::Right)?;
+            words(area, &shortened(&bar.label, LENGTH), (NAMES - 10, y), LABEL, &BLACK, HPos::Right)?;
             let colour = if median > 0.0 { ORANGE } else { BLUE };
             let ends = (x(median.min(0.0)), x(median.max(0.0)));
             area.draw(&Rectangle::new([(ends.0, y - 7), (ends.1, y + 7)], colour.filled())).map_err(text_error)?;
             area.draw(&PathElement::new([(x(least), y), (x(most), y)], GREY.stroke_width(2))).map_err(text_error)?;
             let at = (x(most.max(0.0)) + 8, y);
-            words(area, &format!("{median:+.2} %"), at, LABEL, &BLACK, HPos::Left)?;
+            words(area, &percent(median), at, LABEL, &BLACK, HPos::Left)?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_has_no_sign() {
+        assert_eq!(
+            [-0.001, 0.0, 0.004, -0.006, 1.5].map(percent),
+            ["0.00 %", "0.00 %", "0.00 %", "-0.01 %", "+1.50 %"]
+        );
     }
 }

@@ -7,16 +7,17 @@ use plotters::coord::ranged1d::{Ranged, ValueFormatter};
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
-use crate::Result;
+use crate::error::Result;
+use crate::pareto;
 use crate::style::{
     COLOURS, DESCRIPTION, Drawn, FONT, Figure, GREY, LABEL, MESH, NOTE, SIZE, TITLE, above_note, decades, legend, note,
-    plain, range, round, scientific, text_error, words,
+    plain, range, round, scientific, shortened, text_error, words,
 };
 
-/// Curves that the legend names, and how many of them fit into the figure: more stand beside it.
+/// Most curves that the legend names, and most that it names inside the figure; more are named to the right of it.
 const NAMED: usize = 18;
 const INSIDE: usize = 5;
-/// Pixels beside the figure, and between two names there.
+/// Width in pixels of the legend to the right, and height of its rows.
 const SIDE: u32 = 300;
 const ROW: i32 = 22;
 /// Values of which the largest is more than so many times the least go by their logarithms where less is better.
@@ -29,46 +30,46 @@ const LABEL_LENGTH: usize = 44;
 /// A point of a curve.
 #[derive(Debug, Clone, PartialEq)]
 pub struct CurvePoint {
-    /// Its size, such as bits per weight.
+    /// Size, such as bits per weight.
     pub size: f64,
-    /// Its quality.
+    /// Quality at that size.
     pub value: f64,
-    /// A 95 % interval of that.
+    /// 95 % interval of the quality.
     pub interval: Option<(f64, f64)>,
-    /// A name to write beside it.
+    /// Name written next to the mark.
     pub name: Option<String>,
 }
 
-/// How points of a curve belong together.
+/// The line through the points of a curve.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Line {
-    /// Files of their own.
+    /// Solid: files of their own, with a free choice of lambda between them.
     Solid,
-    /// Prefixes of one checkpoint.
+    /// Dashed: prefixes of one checkpoint.
     Dashed,
-    /// Not at all: other quantizers.
+    /// No line: files of other quantizers.
     None,
 }
 
 /// A curve.
 #[derive(Debug, Clone)]
 pub struct Curve {
-    /// In the legend.
+    /// Name in the legend.
     pub label: String,
-    /// In the order in which they are joined.
+    /// Points in the order in which the line joins them.
     pub points: Vec<CurvePoint>,
-    /// How they are joined.
+    /// Kind of line.
     pub line: Line,
 }
 
-/// What quality is measured in.
+/// The vertical axis.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Quality {
-    /// Less is better, by its logarithm: KL.
+    /// A loss on a logarithmic axis, such as KL; less is better.
     Loss(String),
-    /// Less is better, by its logarithm where values are far apart; the original's value is a line.
+    /// Less is better; the axis is logarithmic if values are far apart. The original's value is drawn as a line.
     Low(String, Option<f64>),
-    /// More is better; the original's value is a line.
+    /// More is better. The original's value is drawn as a line.
     High(String, Option<f64>),
 }
 
@@ -84,60 +85,63 @@ impl Quality {
             Self::Low(_, original) | Self::High(_, original) => *original,
         }
     }
-
-    fn better(&self, a: f64, b: f64) -> bool {
-        if matches!(self, Self::High(..)) { a > b } else { a < b }
-    }
 }
 
 /// Curves in one figure.
 #[derive(Debug, Clone)]
 pub struct Curves {
-    /// Above the figure.
+    /// Title above the figure.
     pub title: String,
-    /// What sizes are.
+    /// Description of the horizontal axis.
     pub size: String,
-    /// Whether sizes go by their logarithms.
+    /// True for a logarithmic horizontal axis.
     pub log_size: bool,
-    /// What values are.
+    /// The vertical axis.
     pub quality: Quality,
-    /// All of them.
+    /// The curves.
     pub curves: Vec<Curve>,
-    /// Whether the points that no other is better than are joined.
+    /// True if the Pareto front is drawn.
     pub front: bool,
 }
 
-/// Points that none of as small a size is better than, by size (Pareto).
-pub(crate) fn front(curves: &[Curve], quality: &Quality) -> Vec<(f64, f64)> {
-    let mut all: Vec<(f64, f64)> = curves.iter().flat_map(|c| c.points.iter().map(|p| (p.size, p.value))).collect();
-    all.sort_by(|a, b| a.0.total_cmp(&b.0));
-    let mut best: Vec<(f64, f64)> = Vec::new();
-    for point in all {
-        if best.last().is_none_or(|last| quality.better(point.1, last.1)) {
-            best.push(point);
-        }
-    }
-    best
+/// The front of curves and points in the units of the axes, which go by logarithms or not: joined curves reach every size
+/// between their points, other points their own size and larger ones.
+fn front(curves: &[Curve], quality: &Quality, (log_size, log_value): (bool, bool)) -> Vec<(f64, f64)> {
+    let sign = if matches!(quality, Quality::High(..)) { -1.0 } else { 1.0 };
+    let shown = |p: &&CurvePoint| p.value.is_finite() && (!log_size || p.size > 0.0) && (!log_value || p.value > 0.0);
+    let place = |p: &CurvePoint| {
+        let size = if log_size { p.size.ln() } else { p.size };
+        (size, sign * if log_value { p.value.ln() } else { p.value })
+    };
+    let (joined, single): (Vec<&Curve>, Vec<&Curve>) = curves.iter().partition(|c| c.line != Line::None);
+    let joined: Vec<Vec<(f64, f64)>> =
+        joined.iter().map(|c| c.points.iter().filter(shown).map(place).collect()).collect();
+    let single: Vec<(f64, f64)> = single.iter().flat_map(|c| c.points.iter().filter(shown).map(place)).collect();
+    let back = |(size, cost): (f64, f64)| {
+        let value = sign * cost;
+        (if log_size { size.exp() } else { size }, if log_value { value.exp() } else { value })
+    };
+    pareto::front(&joined, &single).into_iter().map(back).collect()
 }
 
 impl Curves {
-    /// Draws to `NAME.svg` and `NAME.png` in a directory; the path of the latter.
+    /// Writes `NAME.svg` and `NAME.png` into a directory, and returns the path of the latter.
     ///
     /// # Errors
-    /// Files that cannot be written.
+    /// Fails if a file cannot be written.
     pub fn write(&self, dir: &Path, name: &str) -> Result<PathBuf> {
         Figure::write(self, dir, name)
     }
 
-    /// As SVG text.
+    /// Returns the figure as SVG text.
     ///
     /// # Errors
-    /// As the plotting library says.
+    /// Fails if the plotting library does.
     pub fn svg(&self) -> Result<String> {
         Figure::svg(self, &self.title)
     }
 
-    /// Whether names stand beside the figure.
+    /// True if names stand to the right of the figure.
     fn beside(&self) -> bool {
         self.curves.len() > INSIDE
     }
@@ -145,7 +149,7 @@ impl Curves {
     fn plot<'a, DB, X, Y>(
         &self,
         mut chart: ChartContext<'a, DB, Cartesian2d<X, Y>>,
-        marks: &dyn Fn(&f64) -> String,
+        log_value: bool,
         (low, high): (f64, f64),
     ) -> Drawn
     where
@@ -154,6 +158,7 @@ impl Curves {
         Y: Ranged<ValueType = f64> + ValueFormatter<f64>,
     {
         let sizes: &dyn Fn(&f64) -> String = if self.log_size { &round } else { &plain };
+        let marks: &dyn Fn(&f64) -> String = if log_value { &scientific } else { &plain };
         chart
             .configure_mesh()
             .x_desc(&self.size)
@@ -167,11 +172,11 @@ impl Curves {
             .draw()
             .map_err(text_error)?;
         if self.front {
-            let line = front(&self.curves, &self.quality);
+            let line = front(&self.curves, &self.quality, (self.log_size, log_value));
             chart
                 .draw_series(LineSeries::new(line, GREY.mix(0.35).stroke_width(9)))
                 .map_err(text_error)?
-                .label("best of all (Pareto)")
+                .label("Pareto front")
                 .legend(|(x, y)| PathElement::new(vec![(x, y), (x + 18, y)], GREY.mix(0.35).stroke_width(9)));
         }
         if let Some(original) = self.quality.original() {
@@ -185,7 +190,7 @@ impl Curves {
         for (n, curve) in self.curves.iter().enumerate() {
             let colour = COLOURS[n % COLOURS.len()];
             let line = || curve.points.iter().map(|p| (p.size, p.value));
-            let label: String = curve.label.chars().take(LABEL_LENGTH).collect();
+            let label = shortened(&curve.label, LABEL_LENGTH);
             let style = colour.stroke_width(if curve.line == Line::Solid { 2 } else { 1 });
             let series = match curve.line {
                 Line::Dashed => chart.draw_series(DashedLineSeries::new(line(), 5, 4, style)),
@@ -274,7 +279,7 @@ impl Figure for Curves {
                     false => side.draw(&Circle::new((10, y), 5, colour.filled())),
                 }
                 .map_err(text_error)?;
-                let label: String = curve.label.chars().take(LABEL_LENGTH).collect();
+                let label = shortened(&curve.label, LABEL_LENGTH);
                 words(&side, &label, (22, y), NOTE, &BLACK, HPos::Left)?;
             }
         }
@@ -302,26 +307,25 @@ impl Figure for Curves {
             true => decades(values()),
             false => range(all().flat_map(ends).chain(self.quality.original())),
         };
-        let marks: &dyn Fn(&f64) -> String = if loss { &scientific } else { &plain };
         // Whole decades, so that there are marks.
         let decade = |v: f64, up: fn(f64) -> f64| 10f64.powf(up(v.max(f64::MIN_POSITIVE).log10()));
         let sizes = decade(least, f64::floor)..decade(most * 1.01, f64::ceil);
         match (self.log_size, loss) {
             (false, true) => {
                 let chart = builder.build_cartesian_2d(whole, (low..high).log_scale()).map_err(text_error)?;
-                self.plot(chart, marks, (low, high))?;
+                self.plot(chart, loss, (low, high))?;
             }
             (false, false) => {
                 let chart = builder.build_cartesian_2d(whole, low..high).map_err(text_error)?;
-                self.plot(chart, marks, (low, high))?;
+                self.plot(chart, loss, (low, high))?;
             }
             (true, true) => {
                 let axes = (sizes.log_scale(), (low..high).log_scale());
-                self.plot(builder.build_cartesian_2d(axes.0, axes.1).map_err(text_error)?, marks, (low, high))?;
+                self.plot(builder.build_cartesian_2d(axes.0, axes.1).map_err(text_error)?, loss, (low, high))?;
             }
             (true, false) => {
                 let chart = builder.build_cartesian_2d(sizes.log_scale(), low..high).map_err(text_error)?;
-                self.plot(chart, marks, (low, high))?;
+                self.plot(chart, loss, (low, high))?;
             }
         }
         let prefixes = if self.curves.iter().any(|c| c.line == Line::Dashed) {
@@ -361,16 +365,34 @@ mod tests {
     }
 
     #[test]
-    fn the_front_has_what_nothing_smaller_is_better_than() {
-        let point = |size: f64, value: f64| CurvePoint { size, value, interval: None, name: None };
-        let curve = |points: &[(f64, f64)]| Curve {
+    fn the_front_follows_the_lines_that_are_drawn() {
+        let curve = |points: &[(f64, f64)], line: Line| Curve {
             label: String::new(),
-            points: points.iter().map(|&(s, v)| point(s, v)).collect(),
-            line: Line::Solid,
+            points: points
+                .iter()
+                .map(|&(size, value)| CurvePoint { size, value, interval: None, name: None })
+                .collect(),
+            line,
         };
-        let curves = [curve(&[(2.0, 0.5), (4.0, 0.1), (6.0, 0.05)]), curve(&[(3.0, 0.6), (5.0, 0.02)])];
-        assert_eq!(front(&curves, &Quality::Loss("KL".into())), [(2.0, 0.5), (4.0, 0.1), (5.0, 0.02)]);
-        let most = front(&curves, &Quality::High("accuracy".into(), None));
-        assert_eq!(most, [(2.0, 0.5), (3.0, 0.6)]);
+        let near = |a: &[(f64, f64)], b: &[(f64, f64)]| {
+            a.len() == b.len()
+                && a.iter().zip(b).all(|(a, b)| (a.0 - b.0).abs() < 1e-9 && (a.1 / b.1 - 1.0).abs() < 1e-9)
+        };
+        // The second curve's point is better than the smaller file of the first, and above the line between its two.
+        let better = curve(&[(2.0, 0.1), (4.0, 0.001)], Line::Solid);
+        let worse = curve(&[(3.0, 0.05), (5.0, 0.005)], Line::Solid);
+        let loss = Quality::Loss("KL".into());
+        let curves = [better.clone(), worse];
+        assert!(near(&front(&curves, &loss, (false, true)), &[(2.0, 0.1), (4.0, 0.001)]));
+        // By the values themselves the same line runs above that point.
+        assert_eq!(front(&curves, &loss, (false, false)).len(), 4);
+        // Other quantizers' files are not joined: a step.
+        let peers = curve(&[(3.0, 0.002), (6.0, 0.5)], Line::None);
+        let steps = front(&[better, peers], &loss, (false, true));
+        assert!(near(&steps[1..3], &[(3.0, 0.01), (3.0, 0.002)]), "{steps:?}");
+        let high = Quality::High("accuracy".into(), None);
+        let curves = [curve(&[(2.0, 50.0), (4.0, 90.0)], Line::Solid), curve(&[(3.0, 60.0), (5.0, 95.0)], Line::None)];
+        let most = front(&curves, &high, (false, false));
+        assert!(near(&most, &[(2.0, 50.0), (4.0, 90.0), (5.0, 90.0), (5.0, 95.0)]), "{most:?}");
     }
 }

@@ -11,7 +11,7 @@ use crate::style::{
 
 const FORMATS: [(&str, RGBColor); 4] = [("int4", BLUE), ("int8", ORANGE), ("fp8", GREEN), ("lossless", PURPLE)];
 
-/// Shares of the tuned checkpoints of a run.
+/// Shares of the compressed checkpoints of a run.
 pub(crate) struct Formats<'a>(pub &'a Report);
 
 impl Figure for Formats<'_> {

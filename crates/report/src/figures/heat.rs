@@ -18,7 +18,7 @@ pub(crate) struct Heat {
     rows: Vec<Option<usize>>,
     columns: Vec<String>,
     cells: BTreeMap<(usize, usize), f64>,
-    /// Whether colours go by logarithms.
+    /// True if colours follow the logarithms of the values.
     log: bool,
 }
 

@@ -6,32 +6,32 @@ use plotters::coord::Shift;
 use plotters::prelude::*;
 use serde::Serialize;
 
-use crate::Result;
+use crate::error::Result;
 use crate::style::{
     BLUE, DESCRIPTION, Drawn, FONT, Figure, LABEL, MESH, ORANGE, TITLE, above_note, decades, legend, note, scientific,
     text_error,
 };
 
-/// How often levels occur, and how often the entropy coder's table expects them to.
+/// Frequencies of levels, and their probabilities in the entropy coder's table.
 #[derive(Debug, Clone, Serialize)]
 pub struct Levels {
     /// Name of the matrix.
     pub tensor: String,
-    /// Standard deviation of the table, in levels.
+    /// Standard deviation of the table's distribution, in levels.
     pub spread: f64,
     /// Levels with the share of samples, and the table's probability.
     pub levels: Vec<(i32, f64, f64)>,
-    /// Samples of this table, and of the whole matrix.
+    /// Numbers of samples under this table and in the whole matrix.
     pub samples: (u64, u64),
-    /// Bits that a sample takes under the table, and its entropy.
+    /// Bits per sample under the table, and the entropy of the samples in bits.
     pub bits: (f64, f64),
 }
 
 impl Levels {
-    /// Draws to `NAME.svg` and `NAME.png` in a directory; the path of the latter.
+    /// Writes `NAME.svg` and `NAME.png` into a directory, and returns the path of the latter.
     ///
     /// # Errors
-    /// Files that cannot be written.
+    /// Fails if a file cannot be written.
     pub fn write(&self, dir: &Path, name: &str) -> Result<PathBuf> {
         Figure::write(self, dir, name)
     }
@@ -48,14 +48,15 @@ impl Figure for Levels {
             .margin(12)
             .x_label_area_size(52)
             .y_label_area_size(72)
-            .build_cartesian_2d(-f64::from(most) - 0.7..f64::from(most) + 0.7, (low..high.min(1.0)).log_scale())
+            // A decade more than there are shares, for the legend.
+            .build_cartesian_2d(-f64::from(most) - 0.7..f64::from(most) + 0.7, (low..10.0 * high.min(1.0)).log_scale())
             .map_err(text_error)?;
         chart
             .configure_mesh()
             .x_desc("level")
             .y_desc("share of samples")
             .x_label_formatter(&|v| format!("{v:.0}"))
-            .y_label_formatter(&scientific)
+            .y_label_formatter(&|v| if *v > 1.0 { String::new() } else { scientific(v) })
             .label_style((FONT, LABEL))
             .axis_desc_style((FONT, DESCRIPTION))
             .light_line_style(MESH)

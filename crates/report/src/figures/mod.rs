@@ -16,9 +16,9 @@ use formats::Formats;
 use heat::Heat;
 use scatter::{Predictions, Scatter};
 
-use crate::data::{Point, Report};
+use crate::data::{OperatingPoint, Report};
+use crate::error::{Result, save};
 use crate::style::{Figure, Z};
-use crate::{Result, save};
 
 /// Writes all figures of a run as `NAME.svg` and `NAME.png`; names and SVG text, for a page.
 pub(crate) fn write(report: &Report, dir: &Path) -> Result<Vec<(String, String)>> {
@@ -56,8 +56,8 @@ impl Figures<'_> {
 }
 
 fn curve(report: &Report) -> Curves {
-    let series = |label: &str, size: fn(&Point) -> f64| {
-        let point = |p: &Point| CurvePoint {
+    let series = |label: &str, size: fn(&OperatingPoint) -> f64| {
+        let point = |p: &OperatingPoint| CurvePoint {
             size: size(p),
             value: p.kl,
             interval: Some((p.kl - Z * p.kl_se, p.kl + Z * p.kl_se)),
@@ -71,7 +71,7 @@ fn curve(report: &Report) -> Curves {
         title: format!("{}: rate and distortion", report.model),
         size: "bits per weight".into(),
         log_size: false,
-        quality: Quality::Loss("KL(original || tuned), nats per token".into()),
+        quality: Quality::Loss("KL(original || compressed), nats per token".into()),
         curves: vec![series("file", |p| p.bits_per_weight), series("in memory", |p| p.resident_bits_per_weight)],
         front: false,
     }
@@ -80,7 +80,7 @@ fn curve(report: &Report) -> Curves {
 /// Accuracy against size, where there were questions.
 fn accuracy(report: &Report) -> Option<Curves> {
     let base = report.base_accuracy?;
-    let point = |p: &Point| {
+    let point = |p: &OperatingPoint| {
         Some(CurvePoint {
             size: p.bits_per_weight,
             value: 100.0 * p.accuracy?,
@@ -94,7 +94,7 @@ fn accuracy(report: &Report) -> Option<Curves> {
         size: "bits per weight of the files".into(),
         log_size: false,
         quality: Quality::High("right answers, %".into(), Some(100.0 * base)),
-        curves: vec![Curve { label: "tuned checkpoints".into(), points, line: Line::Solid }],
+        curves: vec![Curve { label: "compressed checkpoints".into(), points, line: Line::Solid }],
         front: false,
     })
 }
@@ -103,12 +103,12 @@ fn predicted(report: &Report) -> Scatter {
     let points = report.points.iter().map(|p| (p.predicted_loss, p.kl, p.kl_se)).collect();
     Scatter {
         title: format!("{}: predicted and measured loss", report.model),
-        runs: vec![Predictions { label: "tuned checkpoints".into(), points }],
+        runs: vec![Predictions { label: "compressed checkpoints".into(), points }],
         note: format!("bars: 95 % over {} sequences of {} tokens", report.sequences, report.context),
     }
 }
 
-fn allocation(point: &Point) -> Heat {
+fn allocation(point: &OperatingPoint) -> Heat {
     let values = point.tensors.iter().map(|t| (t.name.as_str(), t.bits / t.weights.max(1) as f64));
     Heat::new(format!("bits per weight by layer and tensor, file at {:.2}", point.bits_per_weight), values, false)
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use plotters::coord::Shift;
 use plotters::prelude::*;
 
-use crate::Result;
+use crate::error::Result;
 use crate::style::{
     COLOURS, DESCRIPTION, Drawn, FONT, Figure, GREY, LABEL, MESH, TITLE, Z, above_note, decades, legend, note,
     scientific, text_error,
@@ -14,36 +14,36 @@ use crate::style::{
 /// Points of one run.
 #[derive(Debug, Clone)]
 pub struct Predictions {
-    /// In the legend.
+    /// Name in the legend.
     pub label: String,
     /// Predicted loss, measured loss and its standard error, nats per token.
     pub points: Vec<(f64, f64, f64)>,
 }
 
-/// What was predicted against what was measured, for several runs.
+/// Predicted against measured losses of several runs.
 #[derive(Debug, Clone)]
 pub struct Scatter {
-    /// Above the figure.
+    /// Title above the figure.
     pub title: String,
     /// All runs.
     pub runs: Vec<Predictions>,
-    /// What was measured on, in words.
+    /// Small print: the text and its size.
     pub note: String,
 }
 
 impl Scatter {
-    /// Draws to `NAME.svg` and `NAME.png` in a directory; the path of the latter.
+    /// Writes `NAME.svg` and `NAME.png` into a directory, and returns the path of the latter.
     ///
     /// # Errors
-    /// Files that cannot be written.
+    /// Fails if a file cannot be written.
     pub fn write(&self, dir: &Path, name: &str) -> Result<PathBuf> {
         Figure::write(self, dir, name)
     }
 
-    /// As SVG text.
+    /// Returns the figure as SVG text.
     ///
     /// # Errors
-    /// As the plotting library says.
+    /// Fails if the plotting library does.
     pub fn svg(&self) -> Result<String> {
         Figure::svg(self, &self.title)
     }

@@ -6,7 +6,7 @@ use plotters::coord::Shift;
 use plotters::prelude::*;
 use plotters::style::text_anchor::HPos;
 
-use crate::Result;
+use crate::error::Result;
 use crate::style::{BLUE, Drawn, Figure, LABEL, ORANGE, TITLE, text_error, words};
 
 const ROW: i32 = 26;
@@ -14,39 +14,39 @@ const TOP: i32 = 84;
 const BAR: i32 = 170;
 const NAMES: i32 = 150;
 
-/// A stage, all its artifacts together.
+/// Costs of all artifacts of a stage.
 #[derive(Debug, Clone)]
 pub struct StageCost {
-    /// Its name.
+    /// Name of the stage.
     pub stage: String,
-    /// Artifacts.
+    /// Number of artifacts.
     pub artifacts: usize,
-    /// Seconds of all.
+    /// Sum of their wall-clock seconds.
     pub seconds: f64,
-    /// Most bytes that the process held.
+    /// Highest peak memory of a process that made one, bytes.
     pub peak_bytes: u64,
 }
 
-/// Seconds and memory, a row a stage.
+/// Seconds and memory, one row per stage.
 #[derive(Debug, Clone)]
 pub struct Stages {
-    /// In the order in which they are shown.
+    /// Stages from top to bottom.
     pub stages: Vec<StageCost>,
 }
 
 impl Stages {
-    /// Draws to `NAME.svg` and `NAME.png` in a directory; the path of the latter.
+    /// Writes `NAME.svg` and `NAME.png` into a directory, and returns the path of the latter.
     ///
     /// # Errors
-    /// Files that cannot be written.
+    /// Fails if a file cannot be written.
     pub fn write(&self, dir: &Path, name: &str) -> Result<PathBuf> {
         Figure::write(self, dir, name)
     }
 
-    /// As SVG text.
+    /// Returns the figure as SVG text.
     ///
     /// # Errors
-    /// As the plotting library says.
+    /// Fails if the plotting library does.
     pub fn svg(&self) -> Result<String> {
         Figure::svg(self, "stages")
     }

@@ -8,7 +8,7 @@ use plotters::prelude::*;
 use plotters::style::text_anchor::HPos;
 use serde::Serialize;
 
-use crate::Result;
+use crate::error::Result;
 use crate::style::{COLOURS, Drawn, Figure, LABEL, NOTE, TITLE, shade, text_error, words};
 
 /// Cells of a map across and down, at most; larger matrices have several tiles in a cell.
@@ -28,17 +28,17 @@ pub struct TileMap {
     pub tensor: String,
     /// Tiles in a row of tiles.
     pub across: usize,
-    /// Fisher information by weight, a mean over each tile.
+    /// Mean Fisher information of each tile's weights, nats.
     pub sensitivity: Vec<f64>,
-    /// Bits by weight, estimated.
+    /// Estimated bits per weight.
     pub bits: Vec<f64>,
     /// Format and coding tool, as coded.
     pub modes: Vec<String>,
-    /// Bits per weight of the file it is from.
+    /// Bits per weight of the whole file.
     pub bits_per_weight: f64,
 }
 
-/// What stands in a cell.
+/// Cells of a map and the tiles in each.
 struct Cells {
     across: usize,
     down: usize,
@@ -47,10 +47,10 @@ struct Cells {
 }
 
 impl TileMap {
-    /// Draws to `NAME.svg` and `NAME.png` in a directory; the path of the latter.
+    /// Writes `NAME.svg` and `NAME.png` into a directory, and returns the path of the latter.
     ///
     /// # Errors
-    /// Files that cannot be written.
+    /// Fails if a file cannot be written.
     pub fn write(&self, dir: &Path, name: &str) -> Result<PathBuf> {
         Figure::write(self, dir, name)
     }
