@@ -53,6 +53,22 @@ fn label(row: &Row) -> String {
     label.strip_prefix(&model).map(String::from).unwrap_or(label)
 }
 
+/// Rows of the ablation of coding tools in the form of a sweep's: settings become the label.
+fn labelled(mut rows: Vec<Row>) -> Vec<Row> {
+    for row in &mut rows {
+        let (Some(preset), Some(model)) = (row.get("preset").cloned(), row.get("model").cloned()) else { continue };
+        let with = row.get("with").map_or(String::new(), |tools| format!(" + {}", tools.replace(' ', ", ")));
+        let label = match (row.get("without"), preset.as_str()) {
+            (Some(tool), "best") => format!("all but {tool}"),
+            (Some(tool), preset) => format!("{preset}{with} - {tool}"),
+            (None, preset) => format!("{preset}{with}"),
+        };
+        row.insert("pipeline".into(), model);
+        row.insert("label".into(), label);
+    }
+    rows
+}
+
 /// Rows of each value, in the order in which values come first.
 fn grouped<'a>(rows: &[&'a Row], key: impl Fn(&Row) -> String) -> Vec<(String, Vec<&'a Row>)> {
     let mut groups: Vec<(String, Vec<&Row>)> = Vec::new();
@@ -261,7 +277,7 @@ fn main() -> Result<()> {
     for dir in folders {
         let points = dir.join("points.csv");
         if points.exists() {
-            let table = rows(&points)?;
+            let table = labelled(rows(&points)?);
             match table.first().is_some_and(|r| r.contains_key("pipeline")) {
                 true => sweep(&dir, &table, peer_file.as_deref())?,
                 false => single(&dir, &table)?,

@@ -385,7 +385,7 @@ mod tests {
         let curves = [better.clone(), worse];
         assert!(near(&front(&curves, &loss, (false, true)), &[(2.0, 0.1), (4.0, 0.001)]));
         // By the values themselves the same line runs above that point.
-        assert_eq!(front(&curves, &loss, (false, false)).len(), 4);
+        assert_eq!(front(&curves, &loss, (false, false)).len(), 5);
         // Other quantizers' files are not joined: a step.
         let peers = curve(&[(3.0, 0.002), (6.0, 0.5)], Line::None);
         let steps = front(&[better, peers], &loss, (false, true));
