@@ -13,7 +13,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use waterfill_checkpoint::packed::{PackedFormat, PackedTensor};
-use waterfill_checkpoint::{Checkpoint, CheckpointError, Control, Prefix, Storage};
+use waterfill_checkpoint::{Checkpoint, CheckpointError, Control, QualityPrefix, Storage};
 use waterfill_codec::Dtype;
 
 /// How a call ended.
@@ -264,9 +264,9 @@ pub unsafe extern "C" fn wf_open_prefix(
 ) -> WfStatus {
     guard(|| {
         let prefix = match (layers, bytes) {
-            (0, 0) => Prefix::All,
-            (layers, 0) => Prefix::Layers(layers),
-            (0, bytes) => Prefix::Bytes(bytes),
+            (0, 0) => QualityPrefix::All,
+            (layers, 0) => QualityPrefix::Layers(layers),
+            (0, bytes) => QualityPrefix::Bytes(bytes),
             _ => return Err(argument("layers and bytes are both given")),
         };
         // SAFETY: as this function's caller promises.
@@ -283,7 +283,7 @@ pub unsafe extern "C" fn wf_open_prefix(
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn wf_layers(checkpoint: *const WfCheckpoint) -> usize {
     // SAFETY: as the caller promises.
-    unsafe { checkpoint.as_ref() }.map_or(0, |c| c.checkpoint.layers())
+    unsafe { checkpoint.as_ref() }.map_or(0, |c| c.checkpoint.quality_layers())
 }
 
 /// Makes a tensor finer where it is: `data` holds what its first `layers` layers decode to, in its own type, and comes to

@@ -6,8 +6,9 @@ use rayon::prelude::*;
 use waterfill_codec::{CodecError, CodedTensor, Dtype, Format, Minifloat, TILE, TilePlan};
 
 use crate::control::{Control, Parts};
-use crate::error::{CheckpointError, Result};
-use crate::open::{Checkpoint, Storage};
+use crate::error::{CheckpointError, Result, TensorError};
+use crate::open::Checkpoint;
+use crate::types::Storage;
 
 /// Weights of a tile.
 const WEIGHTS: usize = TILE * TILE;
@@ -263,16 +264,15 @@ impl Checkpoint {
     pub fn decode_packed(&self, name: &str, control: Control) -> Result<PackedTensor> {
         let info = self.tensor(name)?;
         let &[rows, cols] = info.shape.as_slice() else {
-            return Err(self.wrong(info, format!("shape {:?}, expected a matrix", info.shape)));
+            return Err(self.wrong(info, TensorError::NotAMatrix { shape: info.shape.clone() }));
         };
         if rows.div_ceil(TILE).saturating_mul(cols.div_ceil(TILE)) > u32::MAX as usize {
-            return Err(self.wrong(info, "has more tiles than 32 bits count".into()));
+            return Err(self.wrong(info, TensorError::TooManyTiles));
         }
-        let path = &self.shards[info.shard].path;
-        let failed = |source| CheckpointError::Codec { path: path.clone(), tensor: name.into(), source };
+        let failed = self.codec_error(info);
         let empty = |dtype| PackedTensor { rows, cols, dtype, row_scales: vec![], col_scales: vec![], buckets: vec![] };
         // Planes of several layers do not add up to one.
-        if info.storage == Storage::Coded && info.layers() == 1 {
+        if info.storage == Storage::Coded && info.quality_layers() == 1 {
             let bytes = self.read_raw(name)?;
             let coded = CodedTensor::parse(&bytes).map_err(failed)?;
             let parts = Parts::new(control, coded.slices());

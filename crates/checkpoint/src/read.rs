@@ -5,10 +5,9 @@ use std::ops::Range;
 use rayon::prelude::*;
 use waterfill_codec::{CodedTensor, Dtype, TilePlan};
 
-use crate::Element;
-use crate::error::{CheckpointError, Result};
-use crate::mark::hex_check;
-use crate::open::{Checkpoint, Storage, TensorInfo};
+use crate::error::{CheckpointError, Result, TensorError};
+use crate::open::Checkpoint;
+use crate::types::{Element, Storage, TensorInfo};
 
 /// Elements that are converted together.
 const PART: usize = 1 << 18;
@@ -50,7 +49,7 @@ impl Rows<'_> {
     /// Read errors, rows that the matrix does not have, values that are not finite.
     pub fn read(&self, rows: Range<usize>) -> Result<Vec<f32>> {
         if rows.start > rows.end || rows.end > self.info.shape[0] {
-            let reason = format!("rows {rows:?} are asked for, there are {}", self.info.shape[0]);
+            let reason = TensorError::Rows { rows, available: self.info.shape[0] };
             return Err(self.checkpoint.wrong(self.info, reason));
         }
         let width = self.cols * self.dtype.bytes();
@@ -72,24 +71,6 @@ impl Rows<'_> {
 const FINITE: usize = 1 << 14;
 
 impl Checkpoint {
-    /// Bytes of a tensor, without its refinements, as they lie in the shard.
-    ///
-    /// # Errors
-    /// Read errors and unknown names.
-    pub fn read_raw(&self, name: &str) -> Result<Vec<u8>> {
-        let info = self.tensor(name)?;
-        let mut bytes = vec![0; info.bytes as usize];
-        let shard = &self.shards[info.shard];
-        shard.file.read_exact_at(&mut bytes, info.offset).map_err(CheckpointError::io(&shard.path))?;
-        if let Some(check) = info.check.as_ref() {
-            let computed = hex_check(&bytes);
-            if computed != *check {
-                return Err(self.wrong(info, format!("damaged: check {computed}, the shard's mark says {check}")));
-            }
-        }
-        Ok(bytes)
-    }
-
     /// Element type that a tensor has once decoded.
     ///
     /// # Errors
@@ -100,12 +81,10 @@ impl Checkpoint {
             (Storage::Plain, Element::BF16) => Ok(Dtype::Bf16),
             (Storage::Plain, Element::F16) => Ok(Dtype::F16),
             (Storage::Plain, Element::F32) => Ok(Dtype::F32),
-            (Storage::Plain, other) => Err(self.wrong(info, format!("dtype {other:?}, expected BF16, F16 or F32"))),
+            (Storage::Plain, other) => Err(self.wrong(info, TensorError::ElementType { found: other })),
             (Storage::Coded, _) => {
                 let raw = self.read_raw(name)?;
-                let path = &self.shards[info.shard].path;
-                let failed = |source| CheckpointError::Codec { path: path.clone(), tensor: name.into(), source };
-                Ok(CodedTensor::parse(&raw).map_err(failed)?.header().dtype)
+                Ok(CodedTensor::parse(&raw).map_err(self.codec_error(info))?.header().dtype)
             }
         }
     }
@@ -166,14 +145,8 @@ impl Checkpoint {
         let info = self.tensor(name)?;
         match info.shape == shape {
             true => Ok(info),
-            false => Err(self.wrong(info, format!("shape {:?}, expected {shape:?}", info.shape))),
+            false => Err(self.wrong(info, TensorError::Shape { found: info.shape.clone(), expected: shape.to_vec() })),
         }
-    }
-
-    /// Bytes of a tensor from `at` on.
-    fn read_at(&self, info: &TensorInfo, at: u64, bytes: &mut [u8]) -> Result<()> {
-        let shard = &self.shards[info.shard];
-        shard.file.read_exact_at(bytes, info.offset + at).map_err(CheckpointError::io(&shard.path))
     }
 
     /// `values` begin with element `first`.
@@ -184,10 +157,7 @@ impl Checkpoint {
             return Ok(());
         }
         match values.iter().position(|v| !v.is_finite()) {
-            Some(i) => {
-                let reason = format!("element {} is {}, expected a finite number", first + i, values[i]);
-                Err(self.wrong(info, reason))
-            }
+            Some(i) => Err(self.wrong(info, TensorError::NotFinite { element: first + i, value: values[i] })),
             None => Ok(()),
         }
     }

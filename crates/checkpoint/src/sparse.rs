@@ -5,8 +5,9 @@ use waterfill_codec::{CodedTensor, Format, TILE};
 
 use crate::control::{Control, Parts};
 use crate::error::{CheckpointError, Result};
-use crate::open::{Checkpoint, Storage};
+use crate::open::Checkpoint;
 use crate::packed::PackedTensor;
+use crate::types::Storage;
 
 /// Columns of which two have a level.
 pub const FOUR: usize = 4;
@@ -149,7 +150,7 @@ impl Checkpoint {
     /// As [`Checkpoint::decode_packed`].
     pub fn decode_structured(&self, name: &str, control: Control) -> Result<Option<StructuredTensor>> {
         let info = self.tensor(name)?;
-        if info.storage != Storage::Coded || info.layers() < 2 {
+        if info.storage != Storage::Coded || info.quality_layers() < 2 {
             return Ok(None);
         }
         let layered = self.layered(info)?;

@@ -91,11 +91,11 @@ fn fine_tunes_come_back_byte_for_byte() {
     let ([base, tuned], out, summary) = made(dir.path());
     // Three changed tensors, one the base's; the integers and the new one go alone.
     assert_eq!(summary.tensors, Counts { same: 1, given: 3, low_rank: 0, alone: 2 });
-    assert!(summary.delta < summary.tuned, "{summary:?}");
+    assert!(summary.delta < summary.fine_tune, "{summary:?}");
     let names: Vec<String> = files(&out).into_iter().map(|f| f.0).collect();
     assert_eq!(names, ["config.json", "delta.json", "model.safetensors.wfd"], "unchanged files take no room");
     let restored = dir.path().join("restored");
-    assert_eq!(apply(&base, &out, &restored, &|_| {}).unwrap().tuned, summary.tuned);
+    assert_eq!(apply(&base, &out, &restored, &|_| {}).unwrap().fine_tune, summary.fine_tune);
     assert_eq!(files(&restored), files(&tuned));
     for (what, message) in [
         ("delta", delta(&base, &tuned, &out, &|_| {}).unwrap_err().to_string()),

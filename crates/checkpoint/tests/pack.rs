@@ -116,9 +116,9 @@ fn truncated_and_foreign_files_are_refused() {
 /// Found by fuzzing: a head of a few bytes that declares a header of 10^8 took minutes to be refused.
 #[test]
 fn small_heads_that_declare_much_are_refused() {
-    use waterfill_codec::header::check_of;
-    use waterfill_codec::rans::Encoder;
-    use waterfill_codec::symbol::Coder;
+    use waterfill_codec::entropy::adaptive_rans::Encoder;
+    use waterfill_codec::entropy::models::Coder;
+    use waterfill_codec::syntax::header::check_of;
 
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("small.wfp");

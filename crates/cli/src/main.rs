@@ -14,7 +14,7 @@ use anyhow::{Context, Result};
 use arguments::{Arguments, Bench, Command, ExportTarget, RunArguments, RunOptions};
 use clap::Parser;
 use waterfill_pipeline::{
-    Console, Mode, Prefix, Session, Store, Until, apply, decode, delta, dry_run, evaluate_original, export_compressed,
+    Console, Mode, QualityPrefix, Session, Store, Until, apply, decode, delta, dry_run, evaluate_original, export_compressed,
     export_exact, export_gguf, inspect, json_schema, load, load_sweep, load_train, lossy_delta, make_checkpoint, pack,
     run, run_sweep, train, train_schema, unpack, validate, verify, write_recipes,
 };
@@ -204,9 +204,9 @@ fn execute(arguments: &Arguments) -> Result<()> {
         }
         Command::Decode { checkpoint, out, dtype, layers, bytes } => {
             let prefix = match (layers, bytes) {
-                (Some(layers), _) => Prefix::Layers(*layers as usize),
-                (_, Some(bytes)) => Prefix::Bytes(*bytes),
-                _ => Prefix::All,
+                (Some(layers), _) => QualityPrefix::Layers(*layers as usize),
+                (_, Some(bytes)) => QualityPrefix::Bytes(*bytes),
+                _ => QualityPrefix::All,
             };
             let (used, read) = decode((checkpoint, prefix), out, dtype.map(|d| d.name()), &console)?;
             console.finish("");
@@ -267,7 +267,7 @@ fn execute_export(
 ) -> Result<()> {
     if let ExportTarget::HfBf16 = to {
         let out = out.context("--to hf-bf16 needs --out, a directory to create")?;
-        decode((path, Prefix::All), out, Some("bf16"), console)?;
+        decode((path, QualityPrefix::All), out, Some("bf16"), console)?;
         console.finish("");
         return show(arguments, &format!("dense checkpoint in {}", out.display()), "exported");
     }

@@ -56,6 +56,6 @@ impl Measure for Measured {
         let quiet = Console::new(Mode::Quiet);
         let s = write_delta(base, tuned, &place.path().join("delta"), &quiet).map_err(|e| e.to_string())?;
         let xor = xor_bytes(base, tuned).map_err(|e| e.to_string())?;
-        Ok([s.delta, xor, s.tuned])
+        Ok([s.delta, xor, s.fine_tune])
     }
 }

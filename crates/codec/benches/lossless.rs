@@ -5,7 +5,7 @@ use waterfill_codec::{CodedTensor, Dtype, Elements, encode_lossless};
 
 const SIDE: usize = 2048;
 
-/// Roughly Gaussian patterns of spread 0.02: sums of twelve uniforms of a linear congruence.
+/// Roughly Gaussian patterns of sigma 0.02: sums of twelve uniforms of a linear congruence.
 fn bytes() -> Vec<u8> {
     let mut state = 1u64;
     let mut uniform = || {

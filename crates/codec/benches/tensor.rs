@@ -5,7 +5,7 @@ use waterfill_codec::{CodedTensor, Dtype, Format, TensorPlan, TilePlan, encode_t
 
 const SIDE: usize = 1024;
 
-/// Roughly Gaussian weights of spread 0.02: sums of twelve uniforms of a linear congruence.
+/// Roughly Gaussian weights of sigma 0.02: sums of twelve uniforms of a linear congruence.
 fn weights() -> Vec<f32> {
     let mut state = 1u64;
     let mut uniform = || {
@@ -16,10 +16,10 @@ fn weights() -> Vec<f32> {
     (0..SIDE * SIDE).map(|_| exact(((0..12).map(|_| uniform()).sum::<f32>() - 6.0) * 0.02)).collect()
 }
 
-/// Every tile in one format; the step is a quarter of the spread, about four bits.
+/// Every tile in one format; the step is a quarter of the sigma, about four bits.
 fn plan(format: Format) -> TensorPlan {
     let tile = TilePlan { format, ..TilePlan::default() };
-    TensorPlan { step_base: -61, spread_base: 8, ..TensorPlan::uniform(Dtype::Bf16, SIDE, SIDE, tile) }
+    TensorPlan { step_base: -61, sigma_base: 8, ..TensorPlan::uniform(Dtype::Bf16, SIDE, SIDE, tile) }
 }
 
 fn tensors(criterion: &mut Criterion) {

@@ -11,9 +11,9 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(120))]
     #[test]
     fn any_bytes_come_back(
-        kind in 0usize..7, rows in 0usize..70, cols in 0usize..40, period in 1usize..9, seed in any::<u64>(), spread in 0u32..24,
+        dtype in 0usize..7, rows in 0usize..70, cols in 0usize..40, period in 1usize..9, seed in any::<u64>(), sigma in 0u32..24,
     ) {
-        let dtype = Dtype::ALL[kind];
+        let dtype = Dtype::ALL[dtype];
         let cols = if dtype == Dtype::Nibble { cols * 2 } else { cols };
         let mut state = seed;
         let mut draw = || {
@@ -22,7 +22,7 @@ proptest! {
         };
         // From random bits (not-a-numbers and infinities among them) to nearly constant ones.
         let count = rows * cols * dtype.bits() / 8;
-        let bytes: Vec<u8> = (0..count).map(|i| (draw() >> spread.min(24)) as u8 ^ if i % 2 == 1 { 0x3c } else { 0 }).collect();
+        let bytes: Vec<u8> = (0..count).map(|i| (draw() >> sigma.min(24)) as u8 ^ if i % 2 == 1 { 0x3c } else { 0 }).collect();
         let coded = encode_lossless(&Elements { dtype, rows, cols, period }, &bytes).unwrap();
         prop_assert_eq!(decoded(&coded), bytes);
     }
@@ -69,7 +69,7 @@ fn row_and_column_scales_pay_for_themselves() {
     assert_eq!(decoded(&coded), bytes);
     let bits = coded.len() as f64 * 8.0 / (rows * cols) as f64;
     assert!(bits < 26.56, "{bits} bits per weight; without scales 26.47 plus the scales' entropy");
-    assert!(!CodedTensor::parse(&coded).unwrap().plan().row_spread.is_empty());
+    assert!(!CodedTensor::parse(&coded).unwrap().plan().row_sigma.is_empty());
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use waterfill_allocate::Allocation;
 use waterfill_checkpoint::delta::{self, Coders, Counts, DeltaSummary};
-use waterfill_checkpoint::{Checkpoint, CheckpointError, Prefix};
+use waterfill_checkpoint::{Checkpoint, CheckpointError, QualityPrefix, TensorError};
 use waterfill_codec::BitsPerWeight;
 use waterfill_quantize::{EncodeError, code_given, find_factors};
 use waterfill_store::{Artifact, Progress};
@@ -82,7 +82,8 @@ pub fn lossy_delta(session: &Session, base: &Path, out: &Path) -> Result<LossyDe
             let given = code_given(source, &map, info, before, &options).map_err(|error| match error {
                 EncodeError::Checkpoint(error) => error,
                 other => {
-                    let (path, tensor, reason) = (source.dir().into(), name.into(), other.to_string());
+                    let (path, tensor) = (source.dir().into(), name.into());
+                    let reason = TensorError::Coder { error: other.into() };
                     CheckpointError::Tensor { path, tensor, reason }
                 }
             })?;
@@ -99,9 +100,9 @@ pub fn lossy_delta(session: &Session, base: &Path, out: &Path) -> Result<LossyDe
     let summary: Summary = read_json(&made.path("summary.json"))?;
     let asked = session.asked()?;
     let original = session.evaluate(Whose::Original, &asked)?;
-    let restored = session.evaluate(Whose::Tuned(&made, Prefix::All, &original), &asked)?.read(Some(&original))?.text;
+    let restored = session.evaluate(Whose::Tuned(&made, QualityPrefix::All, &original), &asked)?.read(Some(&original))?.text;
     let unchanged = session.unchanged(base, &known)?;
-    let without = session.evaluate(Whose::Tuned(&unchanged, Prefix::All, &original), &asked)?.read(Some(&original))?;
+    let without = session.evaluate(Whose::Tuned(&unchanged, QualityPrefix::All, &original), &asked)?.read(Some(&original))?;
     copy(&made.path("delta"), out)?;
     Ok(LossyDelta {
         lambda: summary.lambda,

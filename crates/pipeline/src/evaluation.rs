@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
-use waterfill_checkpoint::Prefix;
+use waterfill_checkpoint::QualityPrefix;
 use waterfill_evaluate as eval;
 use waterfill_evaluate::tasks::{Items, Task};
 use waterfill_model::{Model, Text, Windows};
@@ -33,15 +33,15 @@ const QUESTIONS: &str = "questions.json";
 pub(crate) enum Whose<'a> {
     Original,
     /// A tuned checkpoint, or a prefix of it, beside the original's evaluation.
-    Tuned(&'a Artifact, Prefix, &'a Evaluated),
+    Tuned(&'a Artifact, QualityPrefix, &'a Evaluated),
 }
 
 /// What stands for the digest of a checkpoint of which a prefix is used.
-pub(crate) fn prefix_digest(digest: &str, prefix: Prefix) -> String {
+pub(crate) fn prefix_digest(digest: &str, prefix: QualityPrefix) -> String {
     match prefix {
-        Prefix::All => digest.to_string(),
-        Prefix::Layers(layers) => format!("{digest}, layers: {layers}"),
-        Prefix::Bytes(bytes) => format!("{digest}, bytes: {bytes}"),
+        QualityPrefix::All => digest.to_string(),
+        QualityPrefix::Layers(layers) => format!("{digest}, layers: {layers}"),
+        QualityPrefix::Bytes(bytes) => format!("{digest}, bytes: {bytes}"),
     }
 }
 

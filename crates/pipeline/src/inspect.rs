@@ -43,7 +43,7 @@ pub fn verify(path: &Path, base: Option<&Path>) -> Result<String> {
         let base = base.ok_or(PipelineError::Config { path: path.into(), reason })?;
         let place = tempfile::tempdir().map_err(|source| PipelineError::Io { path: path.into(), source })?;
         let restored = apply(base, path, &place.path().join("restored"), &|_| {})?;
-        return Ok(format!("{}: {} bytes that it restores match their digests\n", path.display(), restored.tuned));
+        return Ok(format!("{}: {} bytes that it restores match their digests\n", path.display(), restored.fine_tune));
     }
     if is_packed(path) {
         let summary = verify_packed(path)?;
@@ -177,8 +177,8 @@ fn inspect_checkpoint(checkpoint: &Checkpoint) -> Result<String> {
         "checkpoint of {weights} weights in {bytes} bytes: {:.3} bits per weight, headers and plain tensors included\n",
         bytes as f64 * 8.0 / weights.max(1) as f64
     );
-    if checkpoint.layers() > 1 {
-        let layers = checkpoint.layers();
+    if checkpoint.quality_layers() > 1 {
+        let layers = checkpoint.quality_layers();
         writeln!(text, "{layers} layers; below, sizes of all of them, formats, tools and entropy of the base")
             .expect("a string");
     }

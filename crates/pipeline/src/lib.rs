@@ -62,7 +62,7 @@ pub use stages::Until;
 pub use sweep::{DryRun, Sweep, SweepOutput, SweepRunOutput, dry_run, load_sweep, run_sweep};
 pub use targets::{Measure, Reached, Target};
 pub use training::{TrainConfig, TrainOutput, load_train, train, train_schema};
-pub use waterfill_checkpoint::Prefix;
+pub use waterfill_checkpoint::QualityPrefix;
 pub use waterfill_evaluate::{Band, Share};
 pub use waterfill_store::Store;
 
@@ -72,7 +72,7 @@ pub use waterfill_store::Store;
 /// # Errors
 /// Damaged checkpoints, a directory that exists, files that cannot be written.
 pub fn decode(
-    (from, prefix): (&std::path::Path, Prefix),
+    (from, prefix): (&std::path::Path, QualityPrefix),
     to: &std::path::Path,
     dtype: Option<&str>,
     console: &Console,
@@ -84,5 +84,5 @@ pub fn decode(
     };
     let checkpoint = waterfill_checkpoint::Checkpoint::open_prefix(from, prefix)?;
     waterfill_quantize::write_dense(&checkpoint, to, dtype, console)?;
-    Ok((checkpoint.layers(), checkpoint.bytes()))
+    Ok((checkpoint.quality_layers(), checkpoint.bytes()))
 }

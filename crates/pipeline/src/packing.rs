@@ -50,9 +50,9 @@ pub fn write_delta(base: &Path, tuned: &Path, out: &Path, console: &Console) -> 
 /// Files that cannot be read or written.
 pub fn delta(base: &Path, tuned: &Path, out: &Path, console: &Console) -> Result<String> {
     let s = write_delta(base, tuned, out, console)?;
-    let share = s.delta as f64 * 100.0 / s.tuned.max(1) as f64;
+    let share = s.delta as f64 * 100.0 / s.fine_tune.max(1) as f64;
     let bits = s.delta as f64 * 8.0 / s.elements.max(1) as f64;
-    let (out, delta, tuned, elements, tensors) = (out.display(), s.delta, s.tuned, s.elements, s.tensors);
+    let (out, delta, tuned, elements, tensors) = (out.display(), s.delta, s.fine_tune, s.elements, s.tensors);
     Ok(format!(
         "{out}: {delta} of {tuned} bytes, {share:.2} %, {bits:.3} bits for each of {elements} elements; {tensors}"
     ))
@@ -64,7 +64,7 @@ pub fn delta(base: &Path, tuned: &Path, out: &Path, console: &Console) -> Result
 /// Another base, damage, files that cannot be read or written.
 pub fn apply(base: &Path, dir: &Path, out: &Path, console: &Console) -> Result<String> {
     let s = in_parts("apply", dir, console, |on_bytes| Ok(deltas::apply(base, dir, out, on_bytes)?))?;
-    Ok(format!("{}: {} bytes, digests match", out.display(), s.tuned))
+    Ok(format!("{}: {} bytes, digests match", out.display(), s.fine_tune))
 }
 
 /// Progress of a directory, told in bytes of its parts.

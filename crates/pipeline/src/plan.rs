@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde::Serialize;
-use waterfill_checkpoint::Prefix;
+use waterfill_checkpoint::QualityPrefix;
 use waterfill_model::Windows;
 use waterfill_quantize::EncodeSummary;
 use waterfill_store::{Artifact, Identity};
@@ -224,7 +224,7 @@ pub(crate) fn plan(session: &Session) -> Result<Vec<PlannedStage>> {
             continue;
         }
         for layers in 1..=session.config.encode.layers.as_ref().map_or(0, |l| l.bits.len()) {
-            planner.evaluated(Some(prefix_digest(&encoded, Prefix::Layers(layers))), Some(&base), &asked)?;
+            planner.evaluated(Some(prefix_digest(&encoded, QualityPrefix::Layers(layers))), Some(&base), &asked)?;
         }
         planner.evaluated(Some(encoded), Some(&base), &asked)?;
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
-use waterfill_checkpoint::Prefix;
+use waterfill_checkpoint::QualityPrefix;
 use waterfill_codec::BitsPerWeight;
 use waterfill_evaluate::tasks::Task;
 use waterfill_evaluate::{Band, ChoiceResult, Estimate, TextResult};
@@ -263,7 +263,7 @@ pub fn run(session: &Session, until: Until) -> Result<RunOutput> {
 /// An allocation of a loop with its KL on the evaluation's text.
 fn attempt(session: &Session, attempt: &Attempt, tuned: &Tuned, base: Option<&(Evaluated, Asked)>) -> Result<Attempt> {
     let Some((base, asked)) = base else { return Ok(attempt.clone()) };
-    let text = session.evaluate_text(Whose::Tuned(&tuned.encoded, Prefix::All, base), asked)?;
+    let text = session.evaluate_text(Whose::Tuned(&tuned.encoded, QualityPrefix::All, base), asked)?;
     let text: TextResult = read_json(&text.path("result.json"))?;
     Ok(Attempt { kl: Some(text.kl), ..attempt.clone() })
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use waterfill_calibrate::Sensitivities;
-use waterfill_checkpoint::{Checkpoint, Prefix, TensorInfo};
+use waterfill_checkpoint::{Checkpoint, QualityPrefix, TensorInfo};
 use waterfill_quantize::{Baseline, EncodeSummary, encode_baseline};
 use waterfill_store::{Artifact, Identity};
 
@@ -33,7 +33,7 @@ pub(crate) struct Tuned {
 
 /// A prefix of a tuned checkpoint.
 pub(crate) struct Part {
-    pub prefix: Prefix,
+    pub prefix: QualityPrefix,
     pub layers: Option<Layers>,
     /// Of its last layer.
     pub lambda: f64,
@@ -45,16 +45,16 @@ impl Session<'_> {
     pub(crate) fn prefixes(&self, tuned: &Tuned) -> Result<Vec<Part>> {
         let (sizes, lambda) = (&tuned.sizes, tuned.allocation.lambda);
         let Some(layers) = self.config.encode.layers.as_ref().filter(|_| !sizes.layers.is_empty()) else {
-            return Ok(vec![Part { prefix: Prefix::All, layers: None, lambda, sizes: sizes.clone() }]);
+            return Ok(vec![Part { prefix: QualityPrefix::All, layers: None, lambda, sizes: sizes.clone() }]);
         };
         let (of, lambdas) = (layers.bits.len() + 1, layers.lambdas(lambda));
-        let part = |prefix: Prefix| -> Result<Part> {
+        let part = |prefix: QualityPrefix| -> Result<Part> {
             let opened = Checkpoint::open_prefix(tuned.encoded.path("checkpoint"), prefix)?;
             let linear = opened.tensors().filter(|info| info.name.contains("_proj."));
             let loss =
-                |info: &TensorInfo| Some((info.name.clone(), *sizes.layers[info.layers() - 1].losses.get(&info.name)?));
+                |info: &TensorInfo| Some((info.name.clone(), *sizes.layers[info.quality_layers() - 1].losses.get(&info.name)?));
             let losses: BTreeMap<String, f64> = opened.tensors().filter_map(loss).collect();
-            let (used, whole) = (opened.layers(), !matches!(prefix, Prefix::Bytes(_)));
+            let (used, whole) = (opened.quality_layers(), !matches!(prefix, QualityPrefix::Bytes(_)));
             let sizes = EncodeSummary {
                 bytes: opened.bytes(),
                 linear_bytes: linear.map(TensorInfo::stored_bytes).sum(),
@@ -68,10 +68,10 @@ impl Session<'_> {
         for n in 1..=of {
             if n > 1 {
                 let (from, to) = (sizes.layers[n - 2].bytes, sizes.layers[n - 1].bytes);
-                let cut = |i: usize| Prefix::Bytes(from + (to - from) * i as u64 / (layers.parts as u64 + 1));
+                let cut = |i: usize| QualityPrefix::Bytes(from + (to - from) * i as u64 / (layers.parts as u64 + 1));
                 parts.extend((1..=layers.parts).map(|i| part(cut(i))).collect::<Result<Vec<_>>>()?);
             }
-            parts.push(part(if n < of { Prefix::Layers(n) } else { Prefix::All })?);
+            parts.push(part(if n < of { QualityPrefix::Layers(n) } else { QualityPrefix::All })?);
         }
         Ok(parts)
     }

@@ -7,7 +7,7 @@ use pyo3::exceptions::{PyKeyError, PyOSError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyByteArray, PyBytes, PyDict, PyList};
 use waterfill_checkpoint::packed::PackedFormat;
-use waterfill_checkpoint::{CheckpointError, Control, Prefix, Storage};
+use waterfill_checkpoint::{CheckpointError, Control, QualityPrefix, Storage};
 use waterfill_codec::Dtype;
 
 fn failed(error: CheckpointError) -> PyErr {
@@ -51,8 +51,8 @@ impl Checkpoint {
     fn new(path: PathBuf, layers: Option<usize>, bytes: Option<u64>) -> PyResult<Self> {
         let prefix = match (layers, bytes) {
             (None, None) => return waterfill_checkpoint::Checkpoint::open(path).map(Self).map_err(failed),
-            (Some(layers @ 1..), None) => Prefix::Layers(layers),
-            (None, Some(bytes)) => Prefix::Bytes(bytes),
+            (Some(layers @ 1..), None) => QualityPrefix::Layers(layers),
+            (None, Some(bytes)) => QualityPrefix::Bytes(bytes),
             _ => return Err(PyValueError::new_err("expected layers of 1 or more, or bytes, not both")),
         };
         waterfill_checkpoint::Checkpoint::open_prefix(path, prefix).map(Self).map_err(failed)
@@ -60,7 +60,7 @@ impl Checkpoint {
 
     /// Layers that are open, the base counted.
     fn layers(&self) -> usize {
-        self.0.layers()
+        self.0.quality_layers()
     }
 
     /// Names of all tensors, sorted.

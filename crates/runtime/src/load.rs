@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use candle_core::Device;
 use serde::Serialize;
-use waterfill_checkpoint::Prefix;
+use waterfill_checkpoint::QualityPrefix;
 use waterfill_model::{Generator, Linear, Model, Reader, Text, greedy};
 
 use crate::error::{Result, RuntimeError};
@@ -65,7 +65,7 @@ impl Runtime {
     ///
     /// # Errors
     /// As [`Runtime::open`].
-    pub fn open_prefix(dir: &Path, prefix: Prefix, form: Form) -> Result<Self> {
+    pub fn open_prefix(dir: &Path, prefix: QualityPrefix, form: Form) -> Result<Self> {
         let start = Instant::now();
         Self::of(&Model::open_prefix(dir, prefix, &Device::Cpu)?, dir, form, start)
     }

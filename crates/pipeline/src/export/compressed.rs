@@ -8,7 +8,7 @@ use serde_json::json;
 use waterfill_allocate::{Factor, Importance, Sharing, WeightPoints};
 use waterfill_calibrate::Sensitivities;
 use waterfill_checkpoint::writer::{Data, Entry, write_checkpoint, write_file};
-use waterfill_checkpoint::{Checkpoint, Element, Prefix, TensorInfo};
+use waterfill_checkpoint::{Checkpoint, Element, QualityPrefix, TensorInfo};
 use waterfill_codec::{BitsPerWeight, Lambda, TILE};
 use waterfill_export::{Candidate, Chosen, ExportError, Scheme, choose, describe, read_values};
 use waterfill_model::fused;
@@ -69,7 +69,7 @@ pub fn export_compressed(session: &Session, out: Option<&Path>) -> Result<Export
     for goal in session.goals() {
         let chosen = session.packed_choice(&groups, goal)?;
         let artifact = session.packed(&groups, &chosen)?;
-        let text = session.evaluate(Whose::Tuned(&artifact, Prefix::All, &base), &asked)?.read(Some(&base))?.text;
+        let text = session.evaluate(Whose::Tuned(&artifact, QualityPrefix::All, &base), &asked)?.read(Some(&base))?.text;
         let summary: Summary = read_json(&artifact.path("summary.json"))?;
         let mut dir = artifact.path("model");
         let bytes = Checkpoint::open(&dir)?.bytes();

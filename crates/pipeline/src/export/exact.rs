@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde::Serialize;
 use waterfill_checkpoint::writer::{Data, Entry, write_checkpoint, write_file};
-use waterfill_checkpoint::{Checkpoint, Prefix, Storage, TensorInfo, element_of};
+use waterfill_checkpoint::{Checkpoint, QualityPrefix, Storage, TensorInfo, element_of};
 use waterfill_codec::{BitsPerWeight, CodedTensor};
 use waterfill_export::{ExportError, Scheme, Stored, describe, exact, read_values};
 use waterfill_model::fused;
@@ -94,7 +94,7 @@ fn stored(source: &Checkpoint, info: &TensorInfo) -> Result<Option<Stored>> {
     if fused(&info.name).is_none() || info.storage != Storage::Coded {
         return Ok(None);
     }
-    if info.layers() > 1 {
+    if info.quality_layers() > 1 {
         return Err(refused(format!("{} has several layers, whose codes do not add up to codes", info.name)));
     }
     let raw = source.read_raw(&info.name)?;
@@ -198,7 +198,7 @@ pub(super) fn export_tuned(session: &Session, out: &Path) -> Result<ExportOutput
     let mut all = Vec::new();
     for goal in session.goals() {
         let tuned = session.tune(&calibration, &points, None, goal)?;
-        let text = session.evaluate(Whose::Tuned(&tuned.encoded, Prefix::All, &base), &asked)?.read(Some(&base))?.text;
+        let text = session.evaluate(Whose::Tuned(&tuned.encoded, QualityPrefix::All, &base), &asked)?.read(Some(&base))?.text;
         let sizes: waterfill_quantize::EncodeSummary = read_json(&tuned.encoded.path("summary.json"))?;
         let place = tempfile::tempdir_in(out).map_err(io(out))?;
         let exported = export_exact(&tuned.encoded.path("checkpoint"), &place.path().join("model"), session.console)?;

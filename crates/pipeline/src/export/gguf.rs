@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use waterfill_allocate::WeightPoints;
 use waterfill_calibrate::Sensitivities;
 use waterfill_checkpoint::writer::{self, Entry, write_checkpoint};
-use waterfill_checkpoint::{Element, Prefix};
+use waterfill_checkpoint::{Element, QualityPrefix};
 use waterfill_codec::{BitsPerWeight, Lambda, TILE};
 use waterfill_export::{
     Candidate, Chosen, Data, ExportError, GgufFile, GgufTensor, GgufType, Name, Value, choose, head_bytes, metadata,
@@ -57,7 +57,7 @@ pub fn export_gguf(session: &Session, out: Option<&Path>) -> Result<ExportOutput
     for goal in session.goals() {
         let chosen = session.gguf_choice(&matrices, goal)?;
         let artifact = session.gguf(&points, &matrices, &chosen)?;
-        let text = session.evaluate(Whose::Tuned(&artifact, Prefix::All, &base), &asked)?.read(Some(&base))?.text;
+        let text = session.evaluate(Whose::Tuned(&artifact, QualityPrefix::All, &base), &asked)?.read(Some(&base))?.text;
         let summary: Summary = read_json(&artifact.path("summary.json"))?;
         let mut file = artifact.path(FILE);
         let mut recipe = artifact.path("recipe.txt");

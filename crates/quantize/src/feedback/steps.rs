@@ -1,8 +1,8 @@
 //! Steps at the water level: what every weight may lose at the price of a bit.
 
 use waterfill_allocate::{Importance, Sharing, water_fill};
-use waterfill_codec::scale::{UNIT, scale};
 use waterfill_codec::{Format, Lambda, TensorPlan, TilePlan};
+use waterfill_codec::scale::{UNIT, scale};
 
 /// Mean squared error of a scalar quantiser in squared steps, and of a trellis in those of its union
 /// quantiser.
@@ -85,9 +85,9 @@ pub fn set_tile_steps(
         index.clamp(-LIMIT, LIMIT).round() as i32
     };
     let mean = integer.iter().map(|&n| i64::from(wanted(n))).sum::<i64>().div_euclid(integer.len() as i64) as i32;
-    let spread = plan.spread_base + plan.step_base.div_euclid(2);
+    let sigma = plan.sigma_base + plan.step_base.div_euclid(2);
     plan.step_base = mean;
-    plan.spread_base = spread - mean.div_euclid(2);
+    plan.sigma_base = sigma - mean.div_euclid(2);
     let mut added = 0.0;
     for unit in sharing.units(plan) {
         let unit: Vec<usize> = unit.into_iter().filter(|n| plan.tiles[*n].format.level_range().is_some()).collect();
