@@ -5,11 +5,11 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 use waterfill_calibrate::Sensitivity;
-use waterfill_codec::{Dtype, Format, Loss, Rate, TILE, TensorPlan};
 use waterfill_codec::entropy::tables::class_of;
 use waterfill_codec::scale::{UNIT, scale};
 use waterfill_codec::syntax::float_prefix::{EntropyTables, FloatPrefixCosts, FloatPrefixModel};
 use waterfill_codec::syntax::level_costs::LevelCosts;
+use waterfill_codec::{Dtype, Format, Loss, Rate, TILE, TensorPlan};
 
 use crate::candidates::Candidates;
 use crate::factor::Factor;

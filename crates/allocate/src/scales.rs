@@ -2,9 +2,9 @@
 //! weights.
 
 use waterfill_calibrate::Sensitivity;
-use waterfill_codec::{Dtype, TILE, TensorPlan, TilePlan, scale};
 use waterfill_codec::encoder::sigma_fit;
 use waterfill_codec::encoder::sigma_fit::{fit_sigma, quarter_octaves, rms, sigma_vector};
+use waterfill_codec::{Dtype, TILE, TensorPlan, TilePlan, scale};
 
 use crate::factor::Factor;
 use crate::policy::{Granularity, ShardRule};

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use rayon::prelude::*;
 use waterfill_checkpoint::Checkpoint;
-use waterfill_codec::{Format, Lambda, Rate, TensorPlan};
 use waterfill_codec::syntax::header::Header;
+use waterfill_codec::{Format, Lambda, Rate, TensorPlan};
 
 use crate::AllocateError;
 use crate::error::Result;

@@ -6,12 +6,12 @@ use std::time::Instant;
 
 use serde::Serialize;
 use waterfill_checkpoint::{Checkpoint, Storage};
-use waterfill_codec::{CodedTensor, Predictor, TensorPlan, TileMode, TilePlan};
 use waterfill_codec::entropy::adaptive_rans::{Decoder, Encoder};
 use waterfill_codec::entropy::models::IntModel;
 use waterfill_codec::entropy::tables::CLASSES;
 use waterfill_codec::syntax::sample::{SampleDecoder, SampleEncoder, code_level};
 use waterfill_codec::syntax::slice::SlicePlan;
+use waterfill_codec::{CodedTensor, Predictor, TensorPlan, TileMode, TilePlan};
 
 /// One way of coding.
 #[derive(Debug, Clone, Serialize)]

@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use waterfill_allocate::{Importance, PlannedWeight};
-use waterfill_codec::{CodecError, CodedTensor, Dtype, Format, Kernel, Lambda, TensorPlan, TilePlan, Transform, scale};
 use waterfill_codec::encoder::sigma_fit::{fit_sigma, rms, sigma_vector};
+use waterfill_codec::{CodecError, CodedTensor, Dtype, Format, Kernel, Lambda, TensorPlan, TilePlan, Transform, scale};
 use waterfill_quantize::search::{Preset, Tool, encode_searched};
 
 use crate::{AT_ONCE, Timing, decode_with, source, time_together};

@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use waterfill_checkpoint::writer::{Data, Entry, write_checkpoint, write_quality_layers};
-use waterfill_codec::{CodedTensor, Dtype, Format, Scales, TensorEncoder, TensorPlan, TilePlan, encode_tensor};
 use waterfill_codec::encoder::quantize::quantize_slice;
+use waterfill_codec::{CodedTensor, Dtype, Format, Scales, TensorEncoder, TensorPlan, TilePlan, encode_tensor};
 
 fn here() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))

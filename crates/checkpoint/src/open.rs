@@ -1,7 +1,6 @@
 //! Opening, listing, reading and verifying.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -79,11 +78,7 @@ impl Checkpoint {
     /// # Errors
     /// When there is none.
     pub fn tensor(&self, name: &str) -> Result<&TensorInfo> {
-        self.tensors.get(name).ok_or_else(|| CheckpointError::Tensor {
-            path: self.dir.clone(),
-            tensor: name.into(),
-            reason: TensorError::Missing,
-        })
+        self.tensors.get(name).ok_or_else(|| CheckpointError::tensor(&self.dir, name, TensorError::Missing))
     }
 
     /// True when a tensor of that name exists.
@@ -134,8 +129,7 @@ impl Checkpoint {
 
     /// Error of a tensor in its base shard.
     pub(crate) fn wrong(&self, info: &TensorInfo, reason: TensorError) -> CheckpointError {
-        let path = self.shards[info.shard].path.clone();
-        CheckpointError::Tensor { path, tensor: info.name.clone(), reason }
+        CheckpointError::tensor(&self.shards[info.shard].path, &info.name, reason)
     }
 
     /// Adds a shard; `compressed` is what `config.json` says of the directory's shards, none for a file alone.

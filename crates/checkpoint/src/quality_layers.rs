@@ -13,7 +13,7 @@ use crate::open::{Checkpoint, Shard};
 use crate::parallel::{decode_parallel, refine_parallel};
 use crate::safetensors_file::SafetensorsFile;
 use crate::shard_mark::{ShardMark, digest_of_marks};
-use crate::types::{Element, MARK_KEY, QualityLayerMark, QualityPrefix, Refinement, Storage, TensorInfo};
+use crate::types::{Element, MARK_KEY, QualityPrefix, Refinement, Storage, TensorInfo};
 
 /// Name of a layer's shard.
 pub fn quality_layer_name(number: usize, of: usize) -> String {
@@ -133,7 +133,7 @@ impl Checkpoint {
             if bytes >= 16 {
                 file.read_exact_at(&mut head, offset).at(&path)?;
             }
-            let wrong = |reason| CheckpointError::Tensor { path: path.clone(), tensor: name.clone(), reason };
+            let wrong = |reason| CheckpointError::tensor(&path, &name, reason);
             if head[..4] != MAGIC || info.dtype != Element::U8 {
                 return Err(wrong(TensorError::NotCoded));
             }

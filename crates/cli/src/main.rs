@@ -14,9 +14,9 @@ use anyhow::{Context, Result};
 use arguments::{Arguments, Bench, Command, ExportTarget, RunArguments, RunOptions};
 use clap::Parser;
 use waterfill_pipeline::{
-    Console, Mode, QualityPrefix, Session, Store, Until, apply, decode, delta, dry_run, evaluate_original, export_compressed,
-    export_exact, export_gguf, inspect, json_schema, load, load_sweep, load_train, lossy_delta, make_checkpoint, pack,
-    run, run_sweep, train, train_schema, unpack, validate, verify, write_recipes,
+    Console, Mode, QualityPrefix, Session, Store, Until, apply, decode, delta, dry_run, evaluate_original,
+    export_compressed, export_exact, export_gguf, inspect, json_schema, load, load_sweep, load_train, lossy_delta,
+    make_checkpoint, pack, run, run_sweep, train, train_schema, unpack, validate, verify, write_recipes,
 };
 use waterfill_runtime::{Form, Runtime};
 

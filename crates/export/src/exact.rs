@@ -1,8 +1,8 @@
 //! A matrix of a tuned checkpoint with its own codes and scales, where another format can hold them.
 
 use waterfill_checkpoint::Element;
-use waterfill_codec::{CodedTensor, Format};
 use waterfill_codec::scale::scale;
+use waterfill_codec::{CodedTensor, Format};
 
 use crate::directory::{Stored, words};
 use crate::packed::Scheme;

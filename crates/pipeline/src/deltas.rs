@@ -81,11 +81,7 @@ pub fn lossy_delta(session: &Session, base: &Path, out: &Path) -> Result<LossyDe
             let info = source.tensor(name)?;
             let given = code_given(source, &map, info, before, &options).map_err(|error| match error {
                 EncodeError::Checkpoint(error) => error,
-                other => {
-                    let (path, tensor) = (source.dir().into(), name.into());
-                    let reason = TensorError::Coder { error: other.into() };
-                    CheckpointError::Tensor { path, tensor, reason }
-                }
+                other => CheckpointError::tensor(source.dir(), name, TensorError::Coder { error: other.into() }),
             })?;
             session.console.advance(1);
             Ok(Some(given.coded))
@@ -100,9 +96,11 @@ pub fn lossy_delta(session: &Session, base: &Path, out: &Path) -> Result<LossyDe
     let summary: Summary = read_json(&made.path("summary.json"))?;
     let asked = session.asked()?;
     let original = session.evaluate(Whose::Original, &asked)?;
-    let restored = session.evaluate(Whose::Tuned(&made, QualityPrefix::All, &original), &asked)?.read(Some(&original))?.text;
+    let restored =
+        session.evaluate(Whose::Tuned(&made, QualityPrefix::All, &original), &asked)?.read(Some(&original))?.text;
     let unchanged = session.unchanged(base, &known)?;
-    let without = session.evaluate(Whose::Tuned(&unchanged, QualityPrefix::All, &original), &asked)?.read(Some(&original))?;
+    let without =
+        session.evaluate(Whose::Tuned(&unchanged, QualityPrefix::All, &original), &asked)?.read(Some(&original))?;
     copy(&made.path("delta"), out)?;
     Ok(LossyDelta {
         lambda: summary.lambda,

@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 
 use waterfill_calibrate::Sensitivities;
 use waterfill_checkpoint::Checkpoint;
-use waterfill_codec::{CodedTensor, Format, Predictor, TILE, TensorPlan, TileMode, TilePlan};
 use waterfill_codec::entropy::tables::{CLASSES, UNIT_CLASS};
 use waterfill_codec::syntax::level_costs::LevelCosts;
+use waterfill_codec::{CodedTensor, Format, Predictor, TILE, TensorPlan, TileMode, TilePlan};
 use waterfill_quantize::search::tools_of;
 use waterfill_report::{Levels, Sensitivity, TileMap, tile_bits};
 

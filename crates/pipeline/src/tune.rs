@@ -51,8 +51,9 @@ impl Session<'_> {
         let part = |prefix: QualityPrefix| -> Result<Part> {
             let opened = Checkpoint::open_prefix(tuned.encoded.path("checkpoint"), prefix)?;
             let linear = opened.tensors().filter(|info| info.name.contains("_proj."));
-            let loss =
-                |info: &TensorInfo| Some((info.name.clone(), *sizes.layers[info.quality_layers() - 1].losses.get(&info.name)?));
+            let loss = |info: &TensorInfo| {
+                Some((info.name.clone(), *sizes.layers[info.quality_layers() - 1].losses.get(&info.name)?))
+            };
             let losses: BTreeMap<String, f64> = opened.tensors().filter_map(loss).collect();
             let (used, whole) = (opened.quality_layers(), !matches!(prefix, QualityPrefix::Bytes(_)));
             let sizes = EncodeSummary {

@@ -2,8 +2,8 @@
 
 use waterfill_checkpoint::writer::{Data, Entry, write_checkpoint, write_quality_layers};
 use waterfill_checkpoint::{Checkpoint, Control};
-use waterfill_codec::{CodedTensor, Dtype, Format, Scales, TensorEncoder, TensorPlan, TilePlan, encode_tensor};
 use waterfill_codec::encoder::quantize::quantize_slice;
+use waterfill_codec::{CodedTensor, Dtype, Format, Scales, TensorEncoder, TensorPlan, TilePlan, encode_tensor};
 use waterfill_fixture::{FAMILIES, small_config_of, write_random};
 use waterfill_runtime::{Form, PackedLinear, Runtime, RuntimeError, SparseLinear, check};
 

@@ -232,7 +232,7 @@ impl<'a> Packed<'a> {
     }
 
     fn decode(&self, n: usize, record: &Record, stored: Vec<u8>) -> Result<Vec<u8>> {
-        let wrong = |reason| CheckpointError::Tensor { path: self.path.into(), tensor: self.name(n), reason };
+        let wrong = |reason| CheckpointError::tensor(self.path, self.name(n), reason);
         if !record.coded {
             return match check_of(&[&stored]) {
                 computed if computed == record.check => Ok(stored),

@@ -30,7 +30,7 @@ pub enum CheckpointError {
         /// The file.
         path: PathBuf,
         /// Found and expected form.
-        reason: FileError,
+        reason: Box<FileError>,
     },
     /// A tensor is missing, damaged, or has another type or shape than needed.
     #[error("{path}: tensor {tensor}: {reason}")]
@@ -40,7 +40,7 @@ pub enum CheckpointError {
         /// Name of the tensor.
         tensor: String,
         /// Found and expected form.
-        reason: TensorError,
+        reason: Box<TensorError>,
     },
     /// A coded tensor is damaged or not of this version.
     #[error("{path}: tensor {tensor}: {source}")]
@@ -64,8 +64,14 @@ impl CheckpointError {
         move |source| Self::Io { path, source }
     }
 
-    pub(crate) fn file(path: impl Into<PathBuf>, reason: FileError) -> Self {
-        Self::File { path: path.into(), reason }
+    /// Says why a file cannot be used.
+    pub fn file(path: impl Into<PathBuf>, reason: FileError) -> Self {
+        Self::File { path: path.into(), reason: Box::new(reason) }
+    }
+
+    /// Says why a tensor cannot be used; `path` is its shard or directory.
+    pub fn tensor(path: impl Into<PathBuf>, tensor: impl Into<String>, reason: TensorError) -> Self {
+        Self::Tensor { path: path.into(), tensor: tensor.into(), reason: Box::new(reason) }
     }
 }
 

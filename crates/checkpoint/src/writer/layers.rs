@@ -45,7 +45,7 @@ pub fn write_quality_layers(dir: &Path, layers: &[Vec<Entry>]) -> Result<()> {
             let bytes = entry.read()?;
             if bytes.len() as u64 != entry.bytes {
                 let reason = TensorError::Announced { found: bytes.len() as u64, announced: entry.bytes };
-                return Err(CheckpointError::Tensor { path, tensor: entry.name.clone(), reason });
+                return Err(CheckpointError::tensor(path, &entry.name, reason));
             }
             write(&bytes)?;
         }

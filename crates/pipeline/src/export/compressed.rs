@@ -69,7 +69,8 @@ pub fn export_compressed(session: &Session, out: Option<&Path>) -> Result<Export
     for goal in session.goals() {
         let chosen = session.packed_choice(&groups, goal)?;
         let artifact = session.packed(&groups, &chosen)?;
-        let text = session.evaluate(Whose::Tuned(&artifact, QualityPrefix::All, &base), &asked)?.read(Some(&base))?.text;
+        let text =
+            session.evaluate(Whose::Tuned(&artifact, QualityPrefix::All, &base), &asked)?.read(Some(&base))?.text;
         let summary: Summary = read_json(&artifact.path("summary.json"))?;
         let mut dir = artifact.path("model");
         let bytes = Checkpoint::open(&dir)?.bytes();

@@ -198,7 +198,8 @@ pub(super) fn export_tuned(session: &Session, out: &Path) -> Result<ExportOutput
     let mut all = Vec::new();
     for goal in session.goals() {
         let tuned = session.tune(&calibration, &points, None, goal)?;
-        let text = session.evaluate(Whose::Tuned(&tuned.encoded, QualityPrefix::All, &base), &asked)?.read(Some(&base))?.text;
+        let text =
+            session.evaluate(Whose::Tuned(&tuned.encoded, QualityPrefix::All, &base), &asked)?.read(Some(&base))?.text;
         let sizes: waterfill_quantize::EncodeSummary = read_json(&tuned.encoded.path("summary.json"))?;
         let place = tempfile::tempdir_in(out).map_err(io(out))?;
         let exported = export_exact(&tuned.encoded.path("checkpoint"), &place.path().join("model"), session.console)?;

@@ -57,7 +57,8 @@ pub fn export_gguf(session: &Session, out: Option<&Path>) -> Result<ExportOutput
     for goal in session.goals() {
         let chosen = session.gguf_choice(&matrices, goal)?;
         let artifact = session.gguf(&points, &matrices, &chosen)?;
-        let text = session.evaluate(Whose::Tuned(&artifact, QualityPrefix::All, &base), &asked)?.read(Some(&base))?.text;
+        let text =
+            session.evaluate(Whose::Tuned(&artifact, QualityPrefix::All, &base), &asked)?.read(Some(&base))?.text;
         let summary: Summary = read_json(&artifact.path("summary.json"))?;
         let mut file = artifact.path(FILE);
         let mut recipe = artifact.path("recipe.txt");

@@ -2,11 +2,11 @@
 
 use std::ops::Range;
 
-use waterfill_codec::{Format, Result, TensorPlan, TileMode, dispatch};
 use waterfill_codec::entropy::tables::class_of;
 use waterfill_codec::recon::reconstruct::TileScales;
 use waterfill_codec::scale::{UNIT, scale};
 use waterfill_codec::syntax::slice::{SlicePlan, neighbour_bin};
+use waterfill_codec::{Format, Result, TensorPlan, TileMode, dispatch};
 
 use super::FeedbackInput;
 use super::survivors::{Kind, Survivors, WINDOW};

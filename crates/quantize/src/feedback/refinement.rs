@@ -3,9 +3,9 @@
 use rayon::prelude::*;
 use waterfill_allocate::PlannedWeight;
 use waterfill_checkpoint::Values;
-use waterfill_codec::{Format, Parameters, Result, Scales, TensorEncoder, TensorPlan, TileMode, TilePlan};
 use waterfill_codec::encoder::sigma_fit::{fit_sigma, quarter_octaves, rms, sigma_vector};
 use waterfill_codec::scale::{UNIT, nearest_index, scale};
+use waterfill_codec::{Format, Parameters, Result, Scales, TensorEncoder, TensorPlan, TileMode, TilePlan};
 
 use super::steps::{Freedom, set_steps, set_tile_steps};
 use super::tensor::{Costs, FeedbackOptions, SecondMoments};

@@ -1,8 +1,8 @@
 //! Steps at the water level: what every weight may lose at the price of a bit.
 
 use waterfill_allocate::{Importance, Sharing, water_fill};
-use waterfill_codec::{Format, Lambda, TensorPlan, TilePlan};
 use waterfill_codec::scale::{UNIT, scale};
+use waterfill_codec::{Format, Lambda, TensorPlan, TilePlan};
 
 /// Mean squared error of a scalar quantiser in squared steps, and of a trellis in those of its union
 /// quantiser.

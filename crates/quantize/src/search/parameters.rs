@@ -1,11 +1,11 @@
 //! What tools share over a tensor, from its weights before the search and its samples after.
 
 use waterfill_allocate::Importance;
-use waterfill_codec::{Kernel, Result, TILE, TensorPlan, TileMode, TilePlan, Transform};
 use waterfill_codec::recon::reconstruct::{TileScales, filter_plane};
 use waterfill_codec::recon::transform::TilePass;
 use waterfill_codec::syntax::slice::{SlicePlan, neighbour_bin};
 use waterfill_codec::syntax::tile_plan::{BANDS, band};
+use waterfill_codec::{Kernel, Result, TILE, TensorPlan, TileMode, TilePlan, Transform};
 
 use super::{SearchInput, Tool};
 

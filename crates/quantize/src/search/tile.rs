@@ -3,7 +3,6 @@
 
 use std::ops::Range;
 
-use waterfill_codec::{Format, Palette, Predictor, Result, TILE, TensorPlan, TileMode, TilePlan, dispatch};
 use waterfill_codec::constants::MAX_TILE;
 use waterfill_codec::entropy::models::RateCounter;
 use waterfill_codec::entropy::tables::class_of;
@@ -12,6 +11,7 @@ use waterfill_codec::syntax::sample::MAX_LEVEL;
 use waterfill_codec::syntax::slice::SlicePlan;
 use waterfill_codec::syntax::tile_header::{HeaderContext, HeaderModels, code_tile};
 use waterfill_codec::syntax::tile_plan::{BANDS, band};
+use waterfill_codec::{Format, Palette, Predictor, Result, TILE, TensorPlan, TileMode, TilePlan, dispatch};
 
 use super::transforms::{Prices, Transformed, Transforms, sigma_change};
 use super::{Rounding, SearchInput, Tool};
@@ -60,7 +60,7 @@ impl<'a> TileSearch<'a> {
         slice.tools.0 &= !Tools::UNIFORM.0;
         slice.tools.add(Tools::STEPS, true);
         slice.tools.add(Tools::SIGMAS, uses(&[Tool::Spread]));
-        slice.tools.add(Tools::KINDS, uses(&[Tool::Skip, Tool::Palette, Tool::BitPlanes]));
+        slice.tools.add(Tools::MODES, uses(&[Tool::Skip, Tool::Palette, Tool::BitPlanes]));
         slice.tools.add(Tools::PREDICTORS, uses(&PREDICTING));
         let transforms = uses(&[Tool::Dct, Tool::Dst, Tool::Hadamard, Tool::Learned]);
         slice.tools.add(Tools::TRANSFORMS, transforms);

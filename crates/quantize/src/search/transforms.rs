@@ -3,11 +3,11 @@
 
 use std::sync::OnceLock;
 
-use waterfill_codec::{Kernel, TILE, TensorPlan, Transform};
 use waterfill_codec::entropy::tables::{CLASSES, UNIT_CLASS, class_of};
 use waterfill_codec::recon::transform::{Basis, basis, forward_along, forward_down};
 use waterfill_codec::syntax::level_costs::LevelCosts;
 use waterfill_codec::syntax::tile_plan::{BANDS, band};
+use waterfill_codec::{Kernel, TILE, TensorPlan, Transform};
 
 use super::{SearchInput, Tool};
 

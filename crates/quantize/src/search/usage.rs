@@ -18,7 +18,8 @@ impl Usage {
                 usage.count(tile.format.name());
                 continue;
             }
-            let plain = plan.parameters.trellis.is_some() && tile.mode == TileMode::Coded && tile.transform.is_identity();
+            let plain =
+                plan.parameters.trellis.is_some() && tile.mode == TileMode::Coded && tile.transform.is_identity();
             let shared = [(!tile.transform.is_identity(), "transform"), (plain, "trellis")];
             let shared = shared.iter().filter_map(|&(used, name)| used.then_some(name));
             tools_of(tile).into_iter().chain(shared).for_each(|name| usage.count(name));

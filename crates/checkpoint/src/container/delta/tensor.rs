@@ -180,7 +180,7 @@ impl Tensor {
     /// The tensor from its `bytes` in the delta file `from`.
     pub fn restore(&self, base: &Base, piece: &Piece, bytes: Vec<u8>, from: &Path) -> Result<Vec<u8>> {
         let failed = |source| CheckpointError::Codec { path: from.into(), tensor: piece.name.clone(), source };
-        let damaged = |reason| CheckpointError::Tensor { path: from.into(), tensor: piece.name.clone(), reason };
+        let damaged = |reason| CheckpointError::tensor(from, &piece.name, reason);
         let before = || base.read(piece)?.ok_or_else(|| damaged(TensorError::NoCounterpart));
         let weights = || dtype_of(piece).filter(|d| d.is_weight()).ok_or_else(|| damaged(TensorError::NotWeights));
         let restored = match self {
@@ -244,10 +244,7 @@ fn verify(dtype: Dtype, base: &[u8], streams: &[Vec<u8>], bytes: &[u8], piece: &
     let failed = |source| CheckpointError::Codec { path: path.into(), tensor: tensor.clone(), source };
     match decode_streams(dtype, base, &streams).map_err(failed)? == bytes {
         true => Ok(()),
-        false => {
-            let reason = TensorError::NotRestored;
-            Err(CheckpointError::Tensor { path: path.into(), tensor: tensor.clone(), reason })
-        }
+        false => Err(CheckpointError::tensor(path, tensor, TensorError::NotRestored)),
     }
 }
 
