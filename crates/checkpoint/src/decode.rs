@@ -1,4 +1,4 @@
-//! Whole tensors on all threads.
+//! Decoding a whole tensor on all threads.
 
 use rayon::prelude::*;
 use waterfill_codec::{CodedTensor, Dtype};
@@ -8,7 +8,7 @@ use crate::error::{Result, TensorError};
 use crate::open::Checkpoint;
 use crate::types::Storage;
 
-/// Elements of a plain tensor that are one part.
+/// Elements of a plain tensor that one task converts.
 const PART: usize = 1 << 18;
 
 impl Checkpoint {
@@ -20,12 +20,12 @@ impl Checkpoint {
         Ok(self.tensor(name)?.weights() as usize * dtype.bytes())
     }
 
-    /// Decodes a tensor into `out` as row-major little-endian elements of `dtype` (bf16, f16 or f32), rounded to
-    /// nearest even where that has fewer bits. A tensor in its own type passes through no other buffer; what is
-    /// written of a damaged one is not to be used.
+    /// Decodes a tensor into `out`: row-major little-endian elements of `dtype` (bf16, f16 or f32), rounded to
+    /// nearest even where it has fewer bits. In its own type a tensor passes through no other buffer. After an error
+    /// `out` must not be used.
     ///
     /// # Errors
-    /// As [`Checkpoint::read`], a buffer of another size, values beyond f16's range, and a cancelled decoding.
+    /// As [`Checkpoint::read`], a buffer of another size, values beyond the range of f16, cancelled work.
     pub fn decode(&self, name: &str, dtype: Dtype, out: &mut [u8], control: Control) -> Result<()> {
         let info = self.tensor(name)?;
         if !dtype.is_weight() {

@@ -1,4 +1,4 @@
-//! Opening, listing, reading and verifying.
+//! Opening directories and files; tensors as they lie in their shards.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -20,21 +20,21 @@ pub(crate) struct Shard {
     pub(crate) mark: Option<ShardMark>,
     /// Names in the order of the shard.
     pub(crate) names: Vec<String>,
-    /// Whether these are refinements.
+    /// True for the shard of a quality layer.
     pub(crate) layer: bool,
 }
 
 /// An open checkpoint directory.
 pub struct Checkpoint {
     dir: PathBuf,
-    /// Whether it is a directory, and not one file of any.
+    /// False where a single file was opened.
     pub(crate) whole: bool,
     pub(crate) shards: Vec<Shard>,
     pub(crate) tensors: BTreeMap<String, TensorInfo>,
 }
 
 impl Checkpoint {
-    /// Opens all but refinement layers.
+    /// Opens everything but quality layers.
     pub(crate) fn open_base(path: &Path) -> Result<Self> {
         if path.is_file() {
             let mut this = Self::empty(path.parent().unwrap_or(Path::new("")), false);
@@ -49,7 +49,7 @@ impl Checkpoint {
         Ok(this)
     }
 
-    /// Opens the bytes of one safetensors file; `name` is for messages.
+    /// Opens a safetensors file that is in memory; `name` appears in messages.
     ///
     /// # Errors
     /// Bytes that are no such file.
@@ -86,20 +86,21 @@ impl Checkpoint {
         self.tensors.contains_key(name)
     }
 
-    /// Bytes of all shards that are used, headers included.
+    /// Bytes of all shards in use, headers included.
     pub fn bytes(&self) -> u64 {
         self.shards.iter().map(|s| s.bytes).sum()
     }
 
-    /// Weights of all tensors.
+    /// Number of weights of all tensors.
     pub fn weights(&self) -> u64 {
         self.tensors().map(TensorInfo::weights).sum()
     }
 
-    /// Bytes of a tensor, without its refinements, as they lie in the shard.
+    /// Stored bytes of a tensor, without its refinements; a plain tensor of a compressed shard is compared with its
+    /// check.
     ///
     /// # Errors
-    /// Read errors and unknown names.
+    /// Read errors, unknown names, damage.
     pub fn read_raw(&self, name: &str) -> Result<Vec<u8>> {
         let info = self.tensor(name)?;
         let mut bytes = vec![0; info.bytes as usize];
@@ -193,7 +194,7 @@ impl Checkpoint {
     }
 }
 
-/// Whether `config.json` says that the shards are compressed; directories without one are plain.
+/// True if `config.json` says that the shards are compressed; false without one.
 fn is_compressed(dir: &Path) -> Result<bool> {
     let path = dir.join("config.json");
     if !path.exists() {

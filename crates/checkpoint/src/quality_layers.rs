@@ -1,5 +1,5 @@
-//! Layers of quality: refinements of coded tensors, a shard for each layer, of which any first part is a checkpoint
-//! (section 12.1 of `docs/BITSTREAM.md`).
+//! Quality layers: refinements of coded tensors, one shard for each layer. A base with any number of the first layers
+//! is a checkpoint (section 12.1 of `docs/BITSTREAM.md`).
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -15,7 +15,7 @@ use crate::safetensors_file::SafetensorsFile;
 use crate::shard_mark::{ShardMark, digest_of_marks};
 use crate::types::{Element, MARK_KEY, QualityPrefix, Refinement, Storage, TensorInfo};
 
-/// Name of a layer's shard.
+/// File name of quality layer `number` of `of`.
 pub fn quality_layer_name(number: usize, of: usize) -> String {
     format!("refinement-{number}-of-{of}.safetensors")
 }
@@ -26,7 +26,7 @@ fn parse_name(name: &str) -> Option<(usize, usize)> {
     (name == quality_layer_name(number, of) && (1..=of).contains(&number)).then_some((number, of))
 }
 
-/// Refinement shards of a directory in order, as far as none is missing.
+/// Quality layers of a directory in order: number, number of layers, path.
 fn layer_files(dir: &Path) -> Result<Vec<(usize, usize, PathBuf)>> {
     let mut found = BTreeMap::new();
     for entry in std::fs::read_dir(dir).at(dir)? {
@@ -50,7 +50,7 @@ fn layer_files(dir: &Path) -> Result<Vec<(usize, usize, PathBuf)>> {
 
 impl Checkpoint {
     /// Opens a directory with `model.safetensors` or a sharded index, or one safetensors file, and reads all tensor
-    /// tables; refinement layers as far as they are there.
+    /// tables. Quality layers are used as far as they are there.
     ///
     /// # Errors
     /// Missing or malformed files; shards named by the index that are not there.
@@ -58,8 +58,8 @@ impl Checkpoint {
         Self::open_prefix(path, QualityPrefix::All)
     }
 
-    /// Opens a directory as [`Checkpoint::open`] does, but no more of it than `prefix`. The last layer that is there may
-    /// be cut short anywhere behind its header: what arrived of it is used.
+    /// Opens no more of a directory than `prefix`. The last quality layer may be cut anywhere after its header: its
+    /// complete tensors are used.
     ///
     /// # Errors
     /// As [`Checkpoint::open`], layers that do not follow each other, and fewer bytes than the base takes.
@@ -96,7 +96,8 @@ impl Checkpoint {
         1 + self.shards.iter().filter(|s| s.layer).count()
     }
 
-    /// Adds what fits into `left` bytes of a layer; returns the bytes taken, and whether that is all of it.
+    /// Adds the tensors of a layer that fit into `left` bytes; returns the bytes taken, and true if the layer is
+    /// complete.
     fn add_layer(&mut self, shard: SafetensorsFile, (number, of): (usize, usize), left: u64) -> Result<(u64, bool)> {
         let SafetensorsFile { path, file, size, header, metadata } = shard;
         let in_shard = |reason| CheckpointError::file(&path, reason);
@@ -157,11 +158,11 @@ impl Checkpoint {
         Ok((used, whole))
     }
 
-    /// Makes the values of a matrix finer where they are: `values` are those that the first `layers` of its layers give,
-    /// in its own type, and become those of all its layers that are open. Nothing of them is to be used after an error.
+    /// Refines the values of a matrix in place. `values` are what its first `layers` quality layers decode to, in its
+    /// own type, and become what all open layers decode to. After an error they must not be used.
     ///
     /// # Errors
-    /// As [`Checkpoint::read`], a buffer of another size, values that are not of these layers, a cancelled decoding.
+    /// As [`Checkpoint::read`], a buffer of another size, values that are not of these layers, cancelled work.
     pub fn refine(&self, name: &str, layers: usize, values: &mut [u8], control: Control) -> Result<()> {
         let info = self.tensor(name)?;
         let layered = self.layered(info)?;
@@ -176,12 +177,12 @@ impl Checkpoint {
         let parts = Parts::new(control, left.iter().map(CodedTensor::slices).sum());
         left.iter().enumerate().try_for_each(|(n, coded)| {
             refine_parallel(coded, values, &parts, layered.failed(layers + n))?;
-            // What came before may have been anything.
+            // `values` may have been those of other layers.
             coded.check_digest(values).map_err(layered.failed(layers + n))
         })
     }
 
-    /// All layers of a coded tensor.
+    /// All quality layers of a coded tensor.
     pub(crate) fn layered<'a>(&'a self, info: &'a TensorInfo) -> Result<Layered<'a>> {
         let mut raw = vec![(&self.shards[info.shard].path, self.read_raw(&info.name)?)];
         for part in &info.refinements {
@@ -194,7 +195,7 @@ impl Checkpoint {
     }
 }
 
-/// A coded tensor's layers as they lie in their shards.
+/// Stored quality layers of a coded tensor.
 pub(crate) struct Layered<'a> {
     name: &'a str,
     raw: Vec<(&'a PathBuf, Vec<u8>)>,
@@ -207,7 +208,7 @@ impl Layered<'_> {
         move |source| CheckpointError::Codec { path: path.clone(), tensor: tensor.clone(), source }
     }
 
-    /// Layers, each with those before.
+    /// Parses the layers, each completed by the one before.
     pub fn chain(&self) -> Result<Vec<CodedTensor<'_>>> {
         let mut chain: Vec<CodedTensor> = Vec::new();
         for (n, (_, raw)) in self.raw.iter().enumerate() {
@@ -221,14 +222,14 @@ impl Layered<'_> {
         Ok(chain)
     }
 
-    /// Decodes a chain into `out`; the last layer's digest is compared.
+    /// Decodes parsed layers into `out` and verifies the last layer's digest.
     pub fn decode_into(&self, chain: &[CodedTensor], out: &mut [u8], parts: &Parts) -> Result<()> {
         let mut layers = chain.iter().enumerate();
         layers.try_for_each(|(n, coded)| refine_parallel(coded, out, parts, self.failed(n)))?;
         chain.last().map_or(Ok(()), |coded| coded.check_digest(out).map_err(self.failed(chain.len() - 1)))
     }
 
-    /// Values of all layers, and the base's tiles. Every digest is compared where `each` says so, else the last.
+    /// Type and values of all layers, and the base's tiles. Verifies every layer's digest if `each`, else the last.
     pub fn decode(&self, each: bool) -> Result<(Dtype, Vec<u8>, Vec<TilePlan>)> {
         let chain = self.chain()?;
         let (mut bytes, tiles) = decode_parallel(&chain[0]).map_err(self.failed(0))?;

@@ -9,10 +9,10 @@ use crate::error::{CheckpointError, Result, TensorError};
 use crate::open::Checkpoint;
 use crate::types::{Element, Storage, TensorInfo};
 
-/// Elements that are converted together.
+/// Elements that one task converts.
 const PART: usize = 1 << 18;
 
-/// A decoded tensor: its type and little-endian bytes.
+/// A decoded tensor.
 pub struct Values {
     /// Element type.
     pub dtype: Dtype,
@@ -32,18 +32,18 @@ impl Values {
     }
 }
 
-/// A matrix whose rows are read when they are needed. Of a plain tensor nothing else is held.
+/// A matrix that is read a few rows at a time. A plain matrix stays on disk.
 pub struct Rows<'a> {
     checkpoint: &'a Checkpoint,
     info: &'a TensorInfo,
     dtype: Dtype,
     cols: usize,
-    /// A coded tensor is decoded once.
+    /// A coded matrix, decoded once.
     whole: Option<Values>,
 }
 
 impl Rows<'_> {
-    /// Values of some rows, one after another.
+    /// Values of the given rows, `[rows.len(), cols]`.
     ///
     /// # Errors
     /// Read errors, rows that the matrix does not have, values that are not finite.
@@ -67,11 +67,11 @@ impl Rows<'_> {
     }
 }
 
-/// Values that are asked side by side whether they are finite.
+/// Values that one task tests for being finite.
 const FINITE: usize = 1 << 14;
 
 impl Checkpoint {
-    /// Element type that a tensor has once decoded.
+    /// Element type of a decoded tensor.
     ///
     /// # Errors
     /// As [`Checkpoint::read`].
@@ -151,7 +151,7 @@ impl Checkpoint {
 
     /// `values` begin with element `first`.
     fn finite(&self, info: &TensorInfo, first: usize, values: &[f32]) -> Result<()> {
-        // A part is asked as a whole, which vectorises; looking for the first one takes as long as decoding.
+        // Testing a whole part vectorises; a search for the first such value takes as long as decoding.
         let part = |part: &[f32]| part.iter().fold(true, |all, v| all & v.is_finite());
         if values.par_chunks(FINITE).all(part) {
             return Ok(());

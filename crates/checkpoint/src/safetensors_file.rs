@@ -1,4 +1,4 @@
-//! One safetensors file, whose header was checked and whose tensors are read one at a time.
+//! One safetensors file with a checked header; tensors are read one at a time.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -13,7 +13,7 @@ use crate::types::Element;
 /// Largest safetensors header accepted, the limit of the reference implementation.
 const MAX_HEADER: u64 = 100_000_000;
 
-/// Where the bytes of a file are.
+/// Source of a file's bytes.
 #[derive(Debug, Clone)]
 pub(crate) enum Source {
     File(Arc<File>),
@@ -35,7 +35,7 @@ impl Source {
     }
 }
 
-/// An open file whose header fits its size.
+/// An open file; its header fits its size.
 #[derive(Debug)]
 pub struct SafetensorsFile {
     pub(crate) path: PathBuf,
@@ -102,7 +102,7 @@ impl SafetensorsFile {
         self.metadata.tensors().into_keys().collect()
     }
 
-    /// Whether there is a tensor of this name.
+    /// True if there is a tensor of this name.
     pub fn contains(&self, name: &str) -> bool {
         self.metadata.info(name).is_some()
     }

@@ -1,6 +1,6 @@
-//! What a tuned shard says of itself in its metadata, so that no damage to a tuned directory passes
-//! unnoticed: checks of its header, of every plain tensor and of the files beside it. Coded tensors carry
-//! their own. Section 12 of `docs/BITSTREAM.md`.
+//! The mark in the metadata of a compressed shard, by which any damage to the directory is noticed: checks of the
+//! shard's header, of every plain tensor, and of the other files of the directory. Coded tensors carry their own
+//! (section 12 of `docs/BITSTREAM.md`).
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -15,7 +15,7 @@ use crate::types::{Element, QualityLayerMark, Storage, TensorInfo};
 
 /// Version of the bitstream and of the directory's layout.
 pub const VERSION: &str = "1-draft";
-/// Header digest of a mark that waits for its own.
+/// Placeholder of the header digest until [`ShardMark::seal`].
 const BLANK: &str = "00000000000000000000000000000000";
 
 /// The value of the metadata key [`MARK_KEY`](crate::MARK_KEY), as JSON. Checks are in hexadecimal.
@@ -29,14 +29,14 @@ pub struct ShardMark {
     pub header: String,
     /// Checks (8 bytes) of the plain tensors, one after the other in order of their names.
     pub plain: String,
-    /// Checks of the directory's other files by name.
+    /// Checks of the other files of the directory, by name.
     pub files: BTreeMap<String, String>,
-    /// Of a refinement layer, which one.
+    /// Number of the quality layer; none in a base shard.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub layer: Option<QualityLayerMark>,
 }
 
-/// Check of some bytes as a mark has it.
+/// Check of bytes, in hexadecimal.
 pub(crate) fn hex_check(bytes: &[u8]) -> String {
     format!("{:016x}", check_of(&[bytes]))
 }
@@ -46,7 +46,7 @@ pub(crate) fn file_check(path: &Path) -> Result<String> {
     Ok(hex_check(&std::fs::read(path).at(path)?))
 }
 
-/// Digest over the header digests of shards, truncated as those are.
+/// Digest of the header digests of several shards.
 pub(crate) fn digest_of_marks<'a>(marks: impl Iterator<Item = &'a ShardMark>) -> String {
     let mut hasher = blake3::Hasher::new();
     for mark in marks {
@@ -84,7 +84,7 @@ impl ShardMark {
         }
     }
 
-    /// Gives the plain tensors of a shard their checks.
+    /// Assigns their checks to the plain tensors of a shard.
     pub(crate) fn assign_checks(&self, tensors: &mut [TensorInfo]) -> std::result::Result<(), FileError> {
         let mut plain: Vec<&mut TensorInfo> = tensors.iter_mut().filter(|t| t.storage == Storage::Plain).collect();
         plain.sort_by(|a, b| a.name.cmp(&b.name));
@@ -102,7 +102,7 @@ impl ShardMark {
         Ok(())
     }
 
-    /// Puts the header digest into a shard that was written with a blank one.
+    /// Writes the header digest into a shard that was written with a blank one.
     pub(crate) fn seal(path: &Path) -> Result<()> {
         let mut file = File::options().read(true).write(true).open(path).at(path)?;
         let mut length = [0; 8];
@@ -118,7 +118,7 @@ impl ShardMark {
     }
 }
 
-/// Where the digest of a mark lies in a header: `"header":"` escaped as JSON in JSON is before it.
+/// Position of a mark's digest in a header, after `"header":"` escaped as JSON in JSON.
 fn find(prefix: &[u8], digest: &str) -> Option<usize> {
     let pattern = format!("\\\"header\\\":\\\"{digest}");
     let at = prefix.windows(pattern.len()).position(|w| w == pattern.as_bytes())?;

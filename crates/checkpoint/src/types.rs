@@ -22,7 +22,7 @@ pub fn element_of(dtype: waterfill_codec::Dtype) -> Element {
     }
 }
 
-/// How a tensor lies in its shard.
+/// Form of a tensor in its shard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Storage {
     /// Elements as they are.
@@ -77,7 +77,7 @@ impl TensorInfo {
     }
 }
 
-/// How much of a checkpoint in quality layers is used.
+/// Part of a checkpoint with quality layers that is used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum QualityPrefix {
     /// Everything that is there.
@@ -89,7 +89,7 @@ pub enum QualityPrefix {
     Bytes(u64),
 }
 
-/// Number of a quality layer's shard, in its mark.
+/// Place of a quality layer's shard among the others, in its mark.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct QualityLayerMark {

@@ -13,7 +13,7 @@ use crate::shard_mark::file_check;
 use crate::types::Storage;
 
 impl Checkpoint {
-    /// Files beside the shards that determine the model; of one file alone none are known.
+    /// Files next to the shards that determine the model; none for a single file.
     fn companions(&self) -> Vec<PathBuf> {
         let all = ["config.json", "tokenizer.json"].map(|name| self.dir().join(name));
         all.into_iter().filter(|path| self.whole && path.exists()).collect()

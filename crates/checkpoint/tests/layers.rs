@@ -51,7 +51,7 @@ fn entry(name: &str, (rows, cols): (usize, usize), bytes: Vec<u8>) -> Entry<'sta
     Entry { name: name.into(), shape: vec![rows, cols], plain: None, data, bytes: length }
 }
 
-/// A tuned checkpoint in layers, with a plain tensor beside the coded ones.
+/// A compressed checkpoint in layers, with a plain tensor next to the coded ones.
 fn write(dir: &Path, seed: f32) {
     let from = tempfile::tempdir().unwrap();
     std::fs::write(from.path().join("config.json"), "{}").unwrap();

@@ -64,6 +64,7 @@ pub use encoder::{Elements, EncodedSlice, TensorEncoder, encode_lossless, encode
 pub use error::{CodecError, Result};
 pub use format::{Dtype, Format};
 pub use minifloat::Minifloat;
+pub use scale::SigmaIndex;
 pub use simd::dispatch;
 pub use syntax::tensor_plan::{Parameters, Scales, TensorPlan};
 pub use syntax::tile_plan::{Kernel, Palette, Predictor, TileMode, TilePlan, Transform};

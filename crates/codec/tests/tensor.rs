@@ -2,6 +2,8 @@
 //! arithmetic, and damage.
 
 use proptest::prelude::*;
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{RngCore, SeedableRng};
 use waterfill_codec::{
     CodecError, CodedTensor, Dtype, Format, Kernel, Palette, Parameters, Predictor, TensorPlan, TileMode, TilePlan,
     Transform, encode_tensor,
@@ -9,11 +11,8 @@ use waterfill_codec::{
 
 /// Deterministic weights, roughly Gaussian with sigma 0.02, exact in `dtype`.
 fn weights(dtype: Dtype, count: usize, seed: u64) -> Vec<f32> {
-    let mut state = seed;
-    let mut uniform = || {
-        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-        (state >> 40) as f32 / (1 << 24) as f32
-    };
+    let mut random = ChaCha8Rng::seed_from_u64(seed);
+    let mut uniform = || (random.next_u32() >> 8) as f32 / (1 << 24) as f32;
     (0..count)
         .map(|_| {
             let sum: f32 = (0..12).map(|_| uniform()).sum();
@@ -62,11 +61,8 @@ fn tooled_plan(dtype: Dtype, rows: usize, cols: usize, seed: u64) -> TensorPlan 
     plan.parameters.bands.iter_mut().enumerate().for_each(|(i, b)| *b = (i % 6) as i8 - 3);
     let across = plan.tiles_across();
     for (i, tile) in plan.tiles.iter_mut().enumerate() {
-        let mut state = (i as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(seed);
-        let mut draw = |n: u64| {
-            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-            (state >> 33) % n
-        };
+        let mut random = ChaCha8Rng::seed_from_u64((i as u64) << 8 | seed);
+        let mut draw = |n: u64| random.next_u64() % n;
         tile.format = Format::Int8;
         tile.step = -8;
         tile.predictor = match draw(10) {

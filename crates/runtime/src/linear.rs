@@ -12,7 +12,7 @@ use waterfill_model::Linear;
 
 use crate::sparse::SparseLinear;
 
-/// A linear layer whose weights stay as they are stored: tiles, and 2:4 sparse refinements of them.
+/// A linear layer that keeps its weights as stored: tiles, and 2:4 sparse refinements of them.
 pub struct PackedLinear {
     base: PackedTensor,
     refinements: Vec<SparseLinear>,
@@ -24,7 +24,7 @@ impl PackedLinear {
         Self { base, refinements: vec![] }
     }
 
-    /// The weight `name`, its layers apart where they can be computed with.
+    /// Opens the weight `name`, with its quality layers apart where they are 2:4 sparse.
     ///
     /// # Errors
     /// As [`Checkpoint::decode_packed`].

@@ -4,7 +4,10 @@
 
 use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
-use waterfill_codec::{CodedTensor, Dtype, Elements, Format, Kernel, Palette, Predictor, TILE, TensorPlan, TileMode, TilePlan, Transform, encode_lossless, encode_tensor};
+use waterfill_codec::{
+    CodedTensor, Dtype, Elements, Format, Kernel, Palette, Predictor, TILE, TensorPlan, TileMode, TilePlan, Transform,
+    encode_lossless, encode_tensor,
+};
 
 #[derive(Arbitrary, Debug)]
 struct Input {
@@ -68,7 +71,9 @@ fuzz_target!(|input: Input| {
         plan.parameters.dictionary = vec![(0..cols).map(entry).collect()];
     }
     let count = rows.div_ceil(plan.tile) * cols.div_ceil(plan.tile);
-    plan.tiles = (0..count).map(|n| input.tiles.get(n % input.tiles.len().max(1)).map_or(TilePlan::default(), plan_of)).collect();
+    plan.tiles = (0..count)
+        .map(|n| input.tiles.get(n % input.tiles.len().max(1)).map_or(TilePlan::default(), plan_of))
+        .collect();
     for n in 0..count {
         let (r, c) = plan.tile_range(n);
         let full = r.len() == TILE && c.len() == TILE && plan.tile == TILE;
@@ -77,7 +82,8 @@ fuzz_target!(|input: Input| {
         if !full {
             tile.transform = Transform::default();
             tile.mode = if tile.mode == TileMode::BitPlanes { TileMode::Coded } else { tile.mode };
-            tile.predictor = if matches!(tile.predictor, Predictor::RankOne(..)) { Predictor::Left } else { tile.predictor };
+            tile.predictor =
+                if matches!(tile.predictor, Predictor::RankOne(..)) { Predictor::Left } else { tile.predictor };
         }
         match tile.predictor {
             Predictor::Row(d) if usize::from(d) > r.start - slice_start || d == 0 => tile.predictor = Predictor::Top,
@@ -93,7 +99,8 @@ fuzz_target!(|input: Input| {
 
 fn plan_of(tile: &Tile) -> TilePlan {
     let format = Format::ALL[usize::from(tile.format) % 8];
-    let mut plan = TilePlan { format, step: tile.step.into(), sigma: tile.sigma.max(-127).into(), ..TilePlan::default() };
+    let mut plan =
+        TilePlan { format, step: tile.step.into(), sigma: tile.sigma.max(-127).into(), ..TilePlan::default() };
     if format.level_range().is_none() {
         return plan;
     }
@@ -125,7 +132,11 @@ fn plan_of(tile: &Tile) -> TilePlan {
     if matches!(plan.mode, TileMode::Coded | TileMode::BitPlanes) {
         plan.coarse = tile.coarse % 32;
         let (down, along, side) = tile.transform;
-        plan.transform = Transform { down: Kernel::COMMON[usize::from(down) % 4], along: Kernel::COMMON[usize::from(along) % 4], side: 4 << (side % 3) };
+        plan.transform = Transform {
+            down: Kernel::COMMON[usize::from(down) % 4],
+            along: Kernel::COMMON[usize::from(along) % 4],
+            side: 4 << (side % 3),
+        };
         if plan.transform.is_identity() {
             plan.transform.side = 16;
         }

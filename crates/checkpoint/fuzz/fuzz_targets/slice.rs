@@ -4,8 +4,11 @@
 use std::sync::OnceLock;
 
 use libfuzzer_sys::fuzz_target;
-use waterfill_codec::{CodedTensor, Dtype, Elements, Format, Kernel, Predictor, TensorPlan, TileMode, TilePlan, Transform, encode_lossless, encode_tensor};
 use waterfill_codec::syntax::header::Header;
+use waterfill_codec::{
+    CodedTensor, Dtype, Elements, Format, Kernel, Predictor, TensorPlan, TileMode, TilePlan, Transform,
+    encode_lossless, encode_tensor,
+};
 
 /// Coded tensors whose slices are replaced.
 fn bases() -> &'static Vec<Vec<u8>> {

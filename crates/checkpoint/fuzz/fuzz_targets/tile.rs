@@ -4,9 +4,9 @@
 
 use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
-use waterfill_codec::{CodedTensor, Dtype};
 use waterfill_codec::syntax::header::Header;
 use waterfill_codec::syntax::tools::Tools;
+use waterfill_codec::{CodedTensor, Dtype};
 
 #[derive(Arbitrary, Debug)]
 struct Input {

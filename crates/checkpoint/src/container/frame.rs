@@ -1,4 +1,4 @@
-//! What packed files and deltas have in common: magic and version, blobs, and a head at the end with its length and check
+//! Frame of packed files and deltas: magic and version, blobs, and a head at the end with its length and check
 //! (section 11 of `docs/BITSTREAM.md`).
 
 use std::fs::File;
@@ -38,23 +38,23 @@ impl Framed {
 }
 
 impl Frame {
-    /// Where blobs begin.
+    /// Offset of the first blob.
     pub const START: u64 = 8;
 
-    /// Writes what is before the blobs.
+    /// Writes magic and version, which blobs follow.
     pub fn begin(&self, out: &mut dyn Write, to: &Path) -> Result<()> {
         let start = [&self.magic[..], &self.version.to_le_bytes()].concat();
         out.write_all(&start).at(to)
     }
 
-    /// Writes the head after them.
+    /// Writes the head, which follows the blobs.
     pub fn end(&self, out: &mut dyn Write, head: &[u8], to: &Path) -> Result<()> {
         let length = (head.len() as u64).to_le_bytes();
         let check = check_of(&[&self.magic, &self.version.to_le_bytes(), head, &length]).to_le_bytes();
         [head, &length, &check].iter().try_for_each(|part| out.write_all(part)).at(to)
     }
 
-    /// Whether a file begins as these do.
+    /// True if a file begins with the magic.
     pub fn is(&self, path: &Path) -> bool {
         let mut magic = [0; 4];
         File::open(path).and_then(|f| f.read_exact_at(&mut magic, 0)).is_ok() && magic == self.magic
@@ -112,7 +112,7 @@ pub(crate) fn write_whole(to: &Path, write: impl FnOnce(&mut dyn Write) -> Resul
     drop(out);
     file.as_file().sync_all().at(to)?;
     file.persist_noclobber(to).map_err(|e| e.error).at(to)?;
-    // A temporary file is private; what is kept has the usual rights.
+    // A temporary file is private; the finished one gets the usual rights.
     let usual = std::os::unix::fs::PermissionsExt::from_mode(0o644);
     std::fs::set_permissions(to, usual).at(to)
 }

@@ -35,10 +35,10 @@ const FRAME: Frame = Frame { magic: *b"WFPK", version: 1, kind: "packed file" };
 /// Most records; a safetensors header of [`MAX_PREFIX`] names fewer tensors.
 const MAX_RECORDS: u64 = 4_000_000;
 
-/// What the packed file says of itself.
+/// Head of a packed file.
 #[derive(Debug, Default)]
 struct Head {
-    /// The file's first bytes: header length and header.
+    /// First bytes of the file: header length and header.
     prefix: Vec<u8>,
     /// BLAKE3 of the whole file, truncated.
     digest: [u8; 16],
@@ -165,7 +165,7 @@ fn truncate(digest: &blake3::Hasher) -> [u8; 16] {
     digest.finalize().as_bytes()[..16].try_into().expect("32 bytes")
 }
 
-/// An opened packed file whose head has been checked.
+/// An open packed file with a checked head.
 struct Packed<'a> {
     path: &'a Path,
     file: File,

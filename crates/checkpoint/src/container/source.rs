@@ -19,13 +19,13 @@ const LEAST_BYTES: usize = 256;
 /// A piece of the file's data.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Record {
-    /// Whether it is a coded tensor.
+    /// True for a coded tensor, false for raw bytes.
     pub(crate) coded: bool,
     /// Bytes in the file.
     pub(crate) bytes: u64,
     /// Bytes in the packed file.
     pub(crate) stored: u64,
-    /// Check of bytes stored as they are.
+    /// Check of raw bytes.
     pub(crate) check: u64,
 }
 
@@ -117,7 +117,7 @@ impl<'a> Source<'a> {
     }
 }
 
-/// Tensors of a file that begins with `prefix`, in their order; or what is wrong with it.
+/// Tensors, in order, of a file that begins with `prefix`.
 pub(crate) fn pieces_of(prefix: &[u8]) -> std::result::Result<Vec<Piece>, FileError> {
     let metadata: Metadata =
         serde_json::from_slice(prefix.get(8..).unwrap_or_default()).map_err(|error| FileError::Header { error })?;
@@ -137,7 +137,7 @@ const ROW: usize = 4096;
 /// Longest row that a coded tensor may have in a slice of 16.
 const MAX_ROW: usize = 1 << 18;
 
-/// How a tensor's bytes are looked at, and whether as nibbles too; `None` where no shape fits.
+/// Shape in which a tensor's bytes are coded (`None` where there is none), and true if they are tried as nibbles too.
 fn layout(dtype: Element, shape: &[usize], bytes: usize) -> (Option<Elements>, bool) {
     let (kind, width, nibbles) = match dtype {
         Element::BF16 => (Dtype::Bf16, 2, false),

@@ -1,4 +1,4 @@
-//! Writing checkpoints: shards are assembled from tensors on disk or made on the way, one in memory at a time.
+//! Writing shards from tensors on disk, or made on the way: one is in memory at a time.
 
 use std::borrow::Cow;
 use std::cell::RefCell;
@@ -13,7 +13,7 @@ use crate::error::{AtPath, CheckpointError, FileError, Result};
 use crate::shard_mark::{ShardMark, VERSION, file_check, hex_check};
 use crate::types::{Element, INDEX, MARK_KEY, QUANT_METHOD};
 
-/// Files beside the shards that make a directory loadable by other software.
+/// Files next to the shards that make a directory loadable by other software.
 const COMPANIONS: [&str; 7] = [
     "tokenizer.json",
     "tokenizer.model",
@@ -27,7 +27,7 @@ const COMPANIONS: [&str; 7] = [
 /// Largest shard, as transformers writes them; a tensor is never split.
 pub const SHARD_BYTES: u64 = 5_000_000_000;
 
-/// Where the bytes of a tensor come from; they are asked for one tensor at a time.
+/// Source of a tensor's bytes, read for one tensor at a time.
 pub enum Data<'a> {
     /// A file with them.
     File(PathBuf),
@@ -45,7 +45,7 @@ pub struct Entry<'a> {
     pub plain: Option<Element>,
     /// The tensor's bytes.
     pub data: Data<'a>,
-    /// How many those are.
+    /// Number of the tensor's bytes.
     pub bytes: u64,
 }
 
@@ -62,7 +62,7 @@ struct Blob<'a> {
     entry: &'a Entry<'a>,
     /// Shape as stored: a coded tensor is a vector of bytes.
     shape: Vec<usize>,
-    /// The interface below cannot fail: what could not be read is told afterwards.
+    /// The interface below cannot fail: a read error is kept here and returned afterwards.
     failed: RefCell<Option<CheckpointError>>,
 }
 
@@ -95,13 +95,13 @@ pub fn write_shards(dir: &Path, entries: &[Entry]) -> Result<()> {
     write_shards_of(dir, entries, false, SHARD_BYTES)
 }
 
-/// Writes a whole checkpoint into `dir`: shards, and the files of `from` that other software needs
-/// beside them. Compressed shards carry a [`ShardMark`], others `format: pt` as other software expects.
+/// Writes a whole checkpoint into `dir`: shards, and the files of `from` that other software needs next to them.
+/// Compressed shards carry a [`ShardMark`], others `format: pt` as other software expects.
 ///
 /// # Errors
 /// As [`write_shards`] and [`write_companions`].
 pub fn write_checkpoint(from: &Path, dir: &Path, entries: &[Entry], compressed: bool) -> Result<()> {
-    // Marks have checks of the files beside the shards.
+    // Marks have checks of the files next to the shards.
     write_companions(from, dir, compressed)?;
     write_shards_of(dir, entries, compressed, SHARD_BYTES)
 }

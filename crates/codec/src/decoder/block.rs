@@ -51,7 +51,7 @@ fn decode_block_inline(
     let width = cols.len();
     let mut sigmas = [[0; BAND]; TILE];
     if tiles.iter().all(|t| t.format == Format::Lossless) {
-        let Some(model) = entropy_tables.patterns().filter(|m| m.dtype().layout().is_some()) else { return false };
+        let Some(model) = entropy_tables.lossless().filter(|m| m.dtype().layout().is_some()) else { return false };
         let base = plan.sigma_base + (plan.step_base >> 1);
         fill_sigmas(
             &mut sigmas,
@@ -150,7 +150,7 @@ fn decode_bf16_block_inline(
     {
         return false;
     }
-    let Some(model) = entropy_tables.patterns() else { return false };
+    let Some(model) = entropy_tables.lossless() else { return false };
     let width = cols.len();
     let base = plan.sigma_base + (plan.step_base >> 1);
     let mut symbols = [[0u8; BAND]; TILE];

@@ -83,12 +83,12 @@ impl CodedSlice<'_> {
         let mut planes = Planes::new(slice);
         for (rows, cols) in slice.blocks() {
             if cols.start == 0 {
-                context.forget_left();
+                context.clear_left();
             }
             let (height, width) = (rows.len(), cols.len());
             if planes.is_empty() && sink.bf16_block(decoder, slice, self.entropy_tables, rows.clone(), cols.clone()) {
                 // Lossless elements count as zeros for the levels to their right.
-                context.forget_left();
+                context.clear_left();
                 continue;
             }
             let block = &mut block[..height * width];

@@ -277,7 +277,7 @@ fn with_tables(plan: &TensorPlan, counts: &[[u64; 256]; 4]) -> (TensorPlan, f64)
 fn encode_slice(plan: &TensorPlan, entropy_tables: &EntropyTables, bytes: &[u8], rows: Range<usize>) -> Vec<u8> {
     let count = rows.len() * plan.cols;
     let mut encoder = SampleEncoder { lanes: LaneEncoder::with_capacity(count), ..SampleEncoder::default() };
-    let model = entropy_tables.patterns().expect("bytes and nibbles have tables");
+    let model = entropy_tables.lossless().expect("bytes and nibbles have tables");
     dispatch(
         #[inline(always)]
         || encode_rows(&mut encoder, plan, &model, bytes, rows),

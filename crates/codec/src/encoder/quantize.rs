@@ -51,7 +51,7 @@ pub fn quantize_slice(slice: &SlicePlan, weights: &[f32]) -> Result<Vec<i32>> {
                 match plan.trellis_of(tile, rows.start, cols.start) {
                     Some(trellis) => {
                         let states = &mut states[cols.clone()];
-                        walk_tile(trellis, states, tile, values, predicted, &mut tile_samples[..count]);
+                        quantize_trellis_tile(trellis, states, tile, values, predicted, &mut tile_samples[..count]);
                     }
                     None => quantize_tile(slice, tile, values, predicted, &mut tile_samples[..count]),
                 }
@@ -99,7 +99,7 @@ fn quantize_tile(slice: &SlicePlan, tile: &TilePlan, values: &[f32], prediction:
 
 /// The level nearest to each value among those of the column's trellis state. A search that looks ahead is in the
 /// crate `quantize`.
-fn walk_tile(
+fn quantize_trellis_tile(
     trellis: Trellis,
     states: &mut [u8],
     tile: &TilePlan,

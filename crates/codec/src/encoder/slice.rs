@@ -48,7 +48,7 @@ pub(super) fn code_samples<S: SampleCoder>(
     let mut context = BlockContext::new(slice.plan);
     for (rows, cols) in slice.blocks() {
         if cols.start == 0 {
-            context.forget_left();
+            context.clear_left();
         }
         let height = rows.len();
         for (i, row) in rows.clone().enumerate() {

@@ -8,6 +8,7 @@ use std::sync::OnceLock;
 
 use crate::constants::{LANE_PROB_BITS, LANE_PROB_ONE};
 use crate::entropy::table_data::{HEADS, LEVEL_TABLES, LEVELS, ODD_LEVELS};
+use crate::scale::SigmaIndex;
 
 /// Classes of a level's sigma: 1/8 to 128 levels.
 pub const CLASSES: usize = LEVEL_TABLES + 16;
@@ -24,10 +25,10 @@ pub const PREFIX_FIRST: i32 = 2;
 /// Octaves below the sigma that prefixes have symbols for.
 pub const PREFIX_OCTAVES: i32 = 8;
 
-/// Class for a sigma of 2^(quarter octaves / 4) levels.
+/// Class of a sigma index in levels.
 #[inline]
-pub fn class_of(quarter_octaves: i32) -> usize {
-    (quarter_octaves + UNIT_CLASS).clamp(0, CLASSES as i32 - 1) as usize
+pub fn class_of(sigma: SigmaIndex) -> usize {
+    (sigma + UNIT_CLASS).clamp(0, CLASSES as i32 - 1) as usize
 }
 
 /// Number of a level's low bits that are raw, and the table of the rest.

@@ -275,6 +275,8 @@ pub fn difference_entropy(dtype: Dtype, base: &[u8], target: &[u8]) -> Result<f6
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use rand_chacha::ChaCha8Rng;
+    use rand_chacha::rand_core::{RngCore, SeedableRng};
 
     use super::*;
 
@@ -330,12 +332,9 @@ mod tests {
     /// Replaced rows cost what they cost without the base, changed ones the entropy of the change.
     #[test]
     fn replaced_rows_are_coded_without_the_base() {
-        let mut state = 5u64;
+        let mut random = ChaCha8Rng::seed_from_u64(5);
         let mut gaussian = || {
-            let mut random = || {
-                state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-                (state >> 40) as f32 / (1 << 24) as f32
-            };
+            let mut random = || (random.next_u32() >> 8) as f32 / (1 << 24) as f32;
             ((0..12).map(|_| random()).sum::<f32>() - 6.0) * 0.02
         };
         let base: Vec<f32> = (0..1 << 18).map(|_| gaussian()).collect();
@@ -357,11 +356,8 @@ mod tests {
 
     #[test]
     fn a_sparse_change_costs_its_entropy() {
-        let mut state = 7u64;
-        let mut random = || {
-            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-            (state >> 40) as f32 / (1 << 24) as f32
-        };
+        let mut random = ChaCha8Rng::seed_from_u64(7);
+        let mut random = || (random.next_u32() >> 8) as f32 / (1 << 24) as f32;
         let mut gaussian = || (0..12).map(|_| random()).sum::<f32>() - 6.0;
         let base: Vec<f32> = (0..400_000).map(|_| gaussian() * 0.02).collect();
         let target: Vec<f32> = base

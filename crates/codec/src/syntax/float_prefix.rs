@@ -3,6 +3,7 @@
 
 use crate::entropy::tables::{ESCAPE, FP4_TABLE, PREFIX_FIRST, PREFIX_OCTAVES, PREFIX_ZERO, Tables, prefix_table};
 use crate::format::{Dtype, Format};
+use crate::scale::SigmaIndex;
 use crate::syntax::sample::SampleCoder;
 use crate::syntax::tensor_plan::TensorPlan;
 
@@ -21,7 +22,7 @@ impl EntropyTables {
     }
 
     /// Model of the elements of lossless tiles; `None` for bytes and nibbles without tables.
-    pub fn patterns(&self) -> Option<FloatPrefixModel<'_>> {
+    pub fn lossless(&self) -> Option<FloatPrefixModel<'_>> {
         match (self.tables.len(), self.dtype) {
             (0, Dtype::Byte | Dtype::Nibble) => None,
             (0, _) => Some(FloatPrefixModel::fixed(self.dtype)),
@@ -88,14 +89,14 @@ impl<'a> FloatPrefixModel<'a> {
     }
 
     /// Table, and prefix of the symbol [`PREFIX_FIRST`] (0 for plain symbols), of an element in column `col` with
-    /// sigma index `class`.
+    /// sigma index `sigma`.
     #[inline]
-    pub(crate) fn context(&self, class: i32, col: usize) -> (usize, i32) {
+    pub(crate) fn context(&self, sigma: SigmaIndex, col: usize) -> (usize, i32) {
         if self.leading == 0 {
             return (self.base + col % self.count, 0);
         }
-        let table = self.base + (class & (self.count as i32 - 1)) as usize;
-        (table, ((class >> 2) + self.bias - PREFIX_OCTAVES) << self.leading)
+        let table = self.base + (sigma & (self.count as i32 - 1)) as usize;
+        (table, ((sigma >> 2) + self.bias - PREFIX_OCTAVES) << self.leading)
     }
 
     /// Symbol of a prefix, [`ESCAPE`] where it has none.
@@ -116,10 +117,17 @@ impl<'a> FloatPrefixModel<'a> {
         (if prefix == 0 { i32::from(PREFIX_ZERO) } else { symbol }) as u8
     }
 
-    /// Codes the prefix of a sample in column `col` with sigma index `class`.
+    /// Codes the prefix of a sample in column `col` with sigma index `sigma`.
     #[inline]
-    pub fn code_prefix<S: SampleCoder>(&self, coder: &mut S, lane: usize, col: usize, class: i32, prefix: u32) -> u32 {
-        let (table, origin) = self.context(class, col);
+    pub fn code_prefix<S: SampleCoder>(
+        &self,
+        coder: &mut S,
+        lane: usize,
+        col: usize,
+        sigma: SigmaIndex,
+        prefix: u32,
+    ) -> u32 {
+        let (table, origin) = self.context(sigma, col);
         let symbol = coder.symbol(self.tables, table, lane, self.symbol(table, origin, prefix));
         self.prefix_of(coder, origin, symbol, prefix)
     }
@@ -160,11 +168,11 @@ impl<'a> FloatPrefixModel<'a> {
         coder: &mut S,
         lane: usize,
         col: usize,
-        class: i32,
+        sigma: SigmaIndex,
         pattern: u32,
     ) -> u32 {
         let (prefix, rest) = self.dtype.split(pattern);
-        let prefix = self.code_prefix(coder, lane, col, class, prefix);
+        let prefix = self.code_prefix(coder, lane, col, sigma, prefix);
         self.dtype.join(prefix, coder.raw(self.dtype.raw_bits(), rest))
     }
 }
@@ -184,10 +192,10 @@ impl<'a> FloatPrefixCosts<'a> {
         Self { model, bits }
     }
 
-    /// Bits of a prefix with sigma index `class`, and of the raw bits of its element.
+    /// Bits of a prefix with sigma index `sigma`, and of the raw bits of its element.
     #[inline]
-    pub fn bits(&self, class: i32, prefix: u32) -> f32 {
-        let (table, origin) = self.model.context(class, 0);
+    pub fn bits(&self, sigma: SigmaIndex, prefix: u32) -> f32 {
+        let (table, origin) = self.model.context(sigma, 0);
         let symbol = self.model.symbol(table, origin, prefix);
         let escape = if symbol == ESCAPE { ESCAPE_BITS } else { 0.0 };
         self.bits[(table - self.model.base) << 8 | usize::from(symbol)] + escape + self.model.dtype.raw_bits() as f32

@@ -21,6 +21,7 @@
 
 use crate::error::{CodecError, Part, Result};
 use crate::format::Dtype;
+use crate::scale::SigmaIndex;
 use crate::syntax::tools::Tools;
 
 /// First four bytes: name and bitstream version (1, a draft until the specification is final).
@@ -50,7 +51,7 @@ pub struct Header {
     /// Scale index that tile, row and column indices add to, in eighths of an octave.
     pub step_base: i32,
     /// Sigma index that tile, row and column indices add to: quarter octaves over the base step.
-    pub sigma_base: i32,
+    pub sigma_base: SigmaIndex,
     /// Tools of the tensor.
     pub tools: Tools,
     /// Bytes of side information.

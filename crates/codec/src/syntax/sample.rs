@@ -6,6 +6,7 @@ use crate::entropy::interleaved_rans::{LaneDecoder, LaneEncoder};
 use crate::entropy::tables::{
     ESCAPE, LEVEL_ZERO, ODD_TABLE, Tables, class_of, largest_level, largest_odd_index, level_table,
 };
+use crate::scale::SigmaIndex;
 use crate::syntax::trellis::parity;
 use crate::units::Rate;
 
@@ -135,7 +136,7 @@ pub fn code_level<S: SampleCoder>(coder: &mut S, lane: usize, class: usize, leve
 
 /// Codes a level with a sigma index, by its index among the levels of its trellis state's quantiser.
 #[inline]
-pub fn code_trellis_level<S: SampleCoder>(coder: &mut S, lane: usize, sigma: i32, state: u8, level: i32) -> i32 {
+pub fn code_trellis_level<S: SampleCoder>(coder: &mut S, lane: usize, sigma: SigmaIndex, state: u8, level: i32) -> i32 {
     // Levels of one quantiser are an octave further apart than those of both.
     let class = class_of(sigma - 4);
     let parity = parity(state);

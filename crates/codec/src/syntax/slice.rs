@@ -13,6 +13,7 @@ use crate::entropy::models::{Coder, RateCounter};
 use crate::entropy::tables::class_of;
 use crate::error::{CodecError, Result};
 use crate::format::Format;
+use crate::scale::SigmaIndex;
 use crate::syntax::bit_planes::code_bit_planes;
 use crate::syntax::float_prefix::{EntropyTables, FloatPrefixModel};
 use crate::syntax::sample::{SampleCoder, code_level, code_trellis_level};
@@ -181,7 +182,7 @@ impl BlockContext {
     }
 
     /// Clears the levels to the left: at the start of a band, and after lossless tiles.
-    pub fn forget_left(&mut self) {
+    pub fn clear_left(&mut self) {
         self.magnitudes = [[0; 64]; 2];
     }
 }
@@ -189,7 +190,7 @@ impl BlockContext {
 /// Bin of the two levels to the left: (2 |last| + |before|) / (0.6 * 2^(sigma / 4)), rounded down, at most 7. `sigma`
 /// is the sigma index of the level to code.
 #[inline]
-pub fn neighbour_bin(last: u16, before: u16, sigma: i32) -> usize {
+pub fn neighbour_bin(last: u16, before: u16, sigma: SigmaIndex) -> usize {
     // 2^(i/4) / 0.6, scaled by 2^10.
     const RECIPROCAL: [u64; 4] = [1707, 1435, 1207, 1015];
     let quarters = sigma.clamp(-40, 60);
@@ -206,7 +207,7 @@ enum Run<'a> {
     Levels,
     Trellis(Trellis),
     Codes(FloatPrefixModel<'a>, u32),
-    Patterns(FloatPrefixModel<'a>),
+    Lossless(FloatPrefixModel<'a>),
     Palette(Palette),
 }
 
@@ -230,7 +231,7 @@ pub fn code_block<S: SampleCoder>(
     for top in rows.clone().step_by(plan.tile) {
         let tile = slice.tile_at(top, cols.start);
         let run = match (tile.format, tile.mode) {
-            (Format::Lossless, _) => Run::Patterns(entropy_tables.patterns().ok_or(no_table.clone())?),
+            (Format::Lossless, _) => Run::Lossless(entropy_tables.lossless().ok_or(no_table.clone())?),
             (format, _) if format.minifloat().is_some() => {
                 let bits = format.minifloat().map_or(0, |m| m.magnitude_bits());
                 Run::Codes(EntropyTables::codes(format), bits)
@@ -274,7 +275,7 @@ pub fn code_block<S: SampleCoder>(
                         let prefix = model.code_prefix(coder, lane_of(row, col), 0, sigma, *sample as u32 & mask);
                         *sample = (coder.raw(1, *sample as u32 >> bits & 1) << bits | prefix & mask) as i32;
                     }
-                    Run::Patterns(model) => {
+                    Run::Lossless(model) => {
                         let sigma = plan.lossless_sigma(tile, row, col);
                         *sample = model.code_pattern(coder, lane_of(row, col), col, sigma, *sample as u32) as i32;
                     }

@@ -6,7 +6,7 @@ use crate::constants::TILE;
 use crate::entropy::tables::class_of;
 use crate::error::{CodecError, Result};
 use crate::format::{Dtype, Format};
-use crate::scale::{UNIT, scale};
+use crate::scale::{SigmaIndex, UNIT, scale};
 use crate::syntax::header::{check_slice, slice_count};
 use crate::syntax::tile_plan::{BANDS, Predictor, TileMode, TilePlan, band};
 use crate::syntax::tools::Tools;
@@ -37,7 +37,7 @@ pub struct TensorPlan {
     /// Scale index of the base step, eighths of an octave.
     pub step_base: i32,
     /// Sigma index of the base, quarter octaves over the base step.
-    pub sigma_base: i32,
+    pub sigma_base: SigmaIndex,
     /// Step index of each row, or empty.
     pub row_scale: Vec<i8>,
     /// Step index of each column, or empty.
@@ -339,7 +339,7 @@ impl TensorPlan {
 
     /// Sigma index that the entropy coder expects of a weight, quarter octaves over the base step.
     #[inline]
-    pub fn sigma(&self, tile: &TilePlan, row: usize, col: usize) -> i32 {
+    pub fn sigma(&self, tile: &TilePlan, row: usize, col: usize) -> SigmaIndex {
         self.sigma_base + i32::from(tile.sigma) + entry(&self.row_sigma, row) + entry(&self.col_sigma, col)
     }
 
@@ -362,7 +362,7 @@ impl TensorPlan {
     /// Sigma index of a level, quarter octaves. A transform mixes rows and columns, so only tile and position count
     /// in a transformed tile.
     #[inline]
-    pub(crate) fn level_sigma(&self, tile: &TilePlan, row: usize, col: usize) -> i32 {
+    pub(crate) fn level_sigma(&self, tile: &TilePlan, row: usize, col: usize) -> SigmaIndex {
         let unit = i32::from(tile.step) + i32::from(tile.coarse);
         if tile.transform.is_identity() || !self.is_full(row, col) {
             return self.sigma(tile, row, col) - self.row_col_scale(row, col) - unit;
@@ -372,21 +372,21 @@ impl TensorPlan {
 
     /// Sigma index of a coefficient of a band, quarter octaves.
     #[inline]
-    pub fn transform_sigma(&self, tile: &TilePlan, band: usize) -> i32 {
+    pub fn transform_sigma(&self, tile: &TilePlan, band: usize) -> SigmaIndex {
         let unit = i32::from(tile.step) + i32::from(tile.coarse);
         self.sigma_base + i32::from(tile.sigma) + i32::from(self.parameters.bands[band]) - unit
     }
 
     /// Sigma index of the value of a small floating-point code, quarter octaves.
     #[inline]
-    pub(crate) fn code_sigma(&self, tile: &TilePlan, row: usize, col: usize) -> i32 {
+    pub(crate) fn code_sigma(&self, tile: &TilePlan, row: usize, col: usize) -> SigmaIndex {
         let shift = tile.format.minifloat().map_or(0, |m| m.scale_shift() / UNIT);
         self.sigma(tile, row, col) - i32::from(tile.step) - self.row_col_scale(row, col) + shift
     }
 
     /// Sigma index of the value of a lossless element, quarter octaves over one.
     #[inline]
-    pub(crate) fn lossless_sigma(&self, tile: &TilePlan, row: usize, col: usize) -> i32 {
+    pub(crate) fn lossless_sigma(&self, tile: &TilePlan, row: usize, col: usize) -> SigmaIndex {
         self.sigma(tile, row, col) + (self.step_base >> 1)
     }
 }

@@ -56,7 +56,7 @@ enum FileKind {
     Delta,
 }
 
-/// What a `.wfd` says of itself, as JSON.
+/// Head of a `.wfd`, as JSON.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Head {
@@ -112,15 +112,15 @@ fn create(dir: &Path) -> Result<()> {
     std::fs::create_dir_all(dir).at(dir)
 }
 
-/// Writes what the directory `fine_tune` has changed from the directory `base` into `out`, which is created.
+/// Writes the delta of the directory `fine_tune` from the directory `base` into `out`, which is created.
 ///
 /// # Errors
-/// Files that cannot be read or written, and safetensors files that are none.
+/// Files that cannot be read or written; safetensors files that are malformed.
 pub fn delta(base: &Path, fine_tune: &Path, out: &Path, on_bytes: OnBytes) -> Result<DeltaSummary> {
     delta_with(base, fine_tune, out, &Coders::default(), on_bytes)
 }
 
-/// As [`delta`], with more ways to code tensors, some of them with loss: what is restored has their decoded values then.
+/// As [`delta`], with further coders. Tensors that they code with loss are restored to their decoded values.
 ///
 /// # Errors
 /// As [`delta`], and those of `coders`.
@@ -157,7 +157,7 @@ pub fn delta_with(
                 let source = Source::open(&path)?;
                 let to = out.join(format!("{name}{END}"));
                 if write_delta(&known, &source, &to, coders, &mut summary, on_bytes)? {
-                    // What will be restored is another file.
+                    // The restored file will differ from the fine-tune's.
                     let place = tempfile::tempdir_in(out).at(out)?;
                     let restored = place.path().join(name);
                     restore(&known, &to, &restored, &mut DeltaSummary::default(), &|_| {})?;
@@ -190,7 +190,7 @@ pub fn delta_with(
     Ok(summary)
 }
 
-/// Writes the delta of a file; whether something of it was coded with loss.
+/// Writes the delta of a file; returns true if something was coded with loss.
 fn write_delta(
     base: &Base,
     source: &Source,
@@ -227,12 +227,12 @@ fn write_delta(
     Ok(loses)
 }
 
-/// Whether a directory is a delta.
+/// True if a directory is a delta.
 pub fn is_delta(dir: &Path) -> bool {
     dir.join(LIST).is_file()
 }
 
-/// Restores the fine-tune from its base and the delta in `dir` into `out`, which is created.
+/// Restores a fine-tune from its base and the delta in `dir` into `out`, which is created.
 ///
 /// # Errors
 /// Another base, named by its file; damage, named by file and tensor; files that cannot be read or written.

@@ -10,13 +10,13 @@ const SPAN: i32 = 24;
 /// Largest rank: sums of products stay within 63 bits.
 const RANK: usize = 256;
 
-/// What a `.wfd` says of factors; their entries are blobs.
+/// Shape of factors in the head of a `.wfd`; their entries are blobs.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Shape {
     /// Bytes of an entry, 1 or 2.
     pub width: u8,
-    /// Of each component, log2 of what a product of two entries stands for.
+    /// For each component, log2 of the unit of a product of two entries.
     pub exponents: Vec<i32>,
 }
 

@@ -18,13 +18,13 @@ use crate::read::Values;
 /// Tensors by how they are stored.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counts {
-    /// The base's.
+    /// Equal to the base's.
     pub same: usize,
-    /// Differences from the base's, or refinements of it.
+    /// Coded as differences from the base's or refinements of it.
     pub given: usize,
-    /// The base's with a change of low rank.
+    /// Coded as a low-rank change of the base's.
     pub low_rank: usize,
-    /// Without the base.
+    /// Coded without the base.
     pub alone: usize,
 }
 
@@ -39,7 +39,7 @@ impl std::fmt::Display for Counts {
     }
 }
 
-/// How a tensor is stored, and in how many bytes.
+/// Form and size of a stored tensor.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum Tensor {
@@ -78,13 +78,13 @@ impl Lossy {
     }
 }
 
-/// Gives what a tensor is coded as, or nothing where it is to be kept without loss. The bytes are those that the base
-/// has in its place.
+/// Codes a tensor with loss; `None` keeps it lossless. Arguments: its name, and the base's bytes of the same tensor.
 type CodeLossy<'a> = &'a (dyn Fn(&str, Option<Vec<u8>>) -> Result<Option<Lossy>> + Sync);
-/// Gives changes of low rank that a matrix's values (the second) may be made of, from the base's (the first).
+/// Finds low-rank changes between the values of two matrices. Arguments: shape, type, values of the base, values of
+/// the fine-tune.
 type FindFactors<'a> = &'a (dyn Fn([usize; 2], Dtype, &[f32], &[f32]) -> Vec<Factors> + Sync);
 
-/// What tensors may be coded by beside differences.
+/// Coders that are tried besides differences.
 #[derive(Clone, Copy)]
 pub struct Coders<'a> {
     /// With loss.
@@ -125,7 +125,7 @@ impl Tensor {
         } += 1;
     }
 
-    /// How a tensor is stored, its bytes, and whether with loss.
+    /// Stored form of a tensor, its bytes, and true if it is coded with loss.
     pub fn code(base: &Base, source: &Source, coders: &Coders, piece: &Piece) -> Result<(Self, Vec<Vec<u8>>, bool)> {
         let before = base.read(piece)?;
         let bytes = source.read(piece)?;
@@ -237,7 +237,7 @@ fn parts<'a>(lengths: &[u64], mut bytes: &'a [u8]) -> Vec<&'a [u8]> {
     lengths.iter().map(part).collect()
 }
 
-/// Decodes what was just coded: the fine-tune may be deleted next.
+/// Decodes what was just coded, since the fine-tune may be deleted next.
 fn verify(dtype: Dtype, base: &[u8], streams: &[Vec<u8>], bytes: &[u8], piece: &Piece, source: &Source) -> Result<()> {
     let (path, tensor) = (source.path, &piece.name);
     let streams: Vec<&[u8]> = streams.iter().map(Vec::as_slice).collect();
