@@ -112,7 +112,7 @@ pub enum FileError {
     /// The shard has no mark.
     #[error("has no metadata key {MARK_KEY}{}", if *.configured { ", which config.json (waterfill) asks for" } else { "" })]
     MissingMark {
-        /// Whether `config.json` says that the shards are compressed.
+        /// True if `config.json` says that the shards are compressed.
         configured: bool,
     },
     /// A shard is compressed, which `config.json` does not say.

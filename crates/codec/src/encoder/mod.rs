@@ -6,6 +6,7 @@ pub mod quantize;
 mod rate;
 pub mod sigma_fit;
 mod slice;
+mod statistics;
 mod tensor;
 mod writer;
 
