@@ -87,19 +87,19 @@ impl Blobs {
 
     fn put_plan(&mut self, name: &str, plan: &TensorPlan) {
         let tiles = [plan.tiles.len() / plan.tiles_across().max(1), plan.tiles_across()];
-        let fixed = [plan.rows as i32, plan.cols as i32, plan.step_base, plan.spread_base, plan.dtype as i32];
+        let fixed = [plan.rows as i32, plan.cols as i32, plan.step_base, plan.sigma_base, plan.dtype as i32];
         self.put_i32(&format!("{name}|plan"), &[fixed.len()], fixed.into_iter());
         for (part, vector) in [
             ("row_scale", &plan.row_scale),
             ("col_scale", &plan.col_scale),
-            ("row_spread", &plan.row_spread),
-            ("col_spread", &plan.col_spread),
+            ("row_spread", &plan.row_sigma),
+            ("col_spread", &plan.col_sigma),
         ] {
             self.put_i8(&format!("{name}|{part}"), &[vector.len()], vector.iter().copied());
         }
         self.put_u8(&format!("{name}|format"), &tiles, plan.tiles.iter().map(|t| t.format as u8));
         self.put_i16(&format!("{name}|step"), &tiles, plan.tiles.iter().map(|t| t.step));
-        self.put_i16(&format!("{name}|spread"), &tiles, plan.tiles.iter().map(|t| t.spread));
+        self.put_i16(&format!("{name}|spread"), &tiles, plan.tiles.iter().map(|t| t.sigma));
     }
 
     fn put_importance(&mut self, name: &str, importance: &Importance) {
@@ -121,26 +121,26 @@ impl Blobs {
     fn plan(&self, name: &str) -> Result<TensorPlan> {
         let wrong = |what: &str| failed(&self.path, format!("{name}: {what} does not fit the plan"));
         let fixed = self.i32s(&format!("{name}|plan"))?;
-        let &[rows, cols, step_base, spread_base, dtype] = fixed.as_slice() else { return Err(wrong("plan")) };
+        let &[rows, cols, step_base, sigma_base, dtype] = fixed.as_slice() else { return Err(wrong("plan")) };
         let vector = |part: &str| self.i8s(&format!("{name}|{part}"));
         let formats = self.u8s(&format!("{name}|format"))?;
         let steps = self.i16s(&format!("{name}|step"))?;
-        let spreads = self.i16s(&format!("{name}|spread"))?;
-        if steps.len() != formats.len() || spreads.len() != formats.len() || rows < 1 || cols < 1 {
+        let sigmas = self.i16s(&format!("{name}|spread"))?;
+        if steps.len() != formats.len() || sigmas.len() != formats.len() || rows < 1 || cols < 1 {
             return Err(wrong("number of tiles"));
         }
-        let tiles = formats.iter().zip(steps).zip(spreads).map(|((&format, step), spread)| {
+        let tiles = formats.iter().zip(steps).zip(sigmas).map(|((&format, step), sigma)| {
             let format = Format::from_code(format).ok_or_else(|| wrong("format"))?;
-            Ok(TilePlan { format, step, spread, ..TilePlan::default() })
+            Ok(TilePlan { format, step, sigma, ..TilePlan::default() })
         });
         let dtype = Dtype::ALL.into_iter().find(|&d| d as i32 == dtype).ok_or_else(|| wrong("dtype"))?;
         Ok(TensorPlan {
             step_base,
-            spread_base,
+            sigma_base,
             row_scale: vector("row_scale")?,
             col_scale: vector("col_scale")?,
-            row_spread: vector("row_spread")?,
-            col_spread: vector("col_spread")?,
+            row_sigma: vector("row_spread")?,
+            col_sigma: vector("col_spread")?,
             tiles: tiles.collect::<Result<_>>()?,
             ..TensorPlan::uniform(dtype, rows as usize, cols as usize, TilePlan::default())
         })
@@ -289,12 +289,12 @@ mod tests {
     fn points_are_read_back() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("p.safetensors");
-        let tile = TilePlan { spread: -3, ..TilePlan::default() };
+        let tile = TilePlan { sigma: -3, ..TilePlan::default() };
         let plan = TensorPlan {
             step_base: -70,
-            spread_base: 9,
+            sigma_base: 9,
             row_scale: vec![3; 20],
-            col_spread: vec![-2; 40],
+            col_sigma: vec![-2; 40],
             ..TensorPlan::uniform(Dtype::F16, 20, 40, tile)
         };
         let point = |i: i16| Point { format: Format::Fp8, step: i, loss: Loss(0.5), rate: Rate(100.0) };

@@ -5,10 +5,10 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 use waterfill_calibrate::Sensitivity;
-use waterfill_codec::sample::{HeadCosts, HeadModel};
+use waterfill_codec::entropy::tables::class_of;
 use waterfill_codec::scale::{UNIT, scale};
-use waterfill_codec::side::Books;
-use waterfill_codec::table::{LevelCosts, class_of};
+use waterfill_codec::syntax::float_prefix::{EntropyTables, FloatPrefixCosts, FloatPrefixModel};
+use waterfill_codec::syntax::level_costs::LevelCosts;
 use waterfill_codec::{Dtype, Format, Loss, Rate, TILE, TensorPlan};
 
 use crate::candidates::Candidates;
@@ -125,12 +125,12 @@ pub fn measure_points(weights: &[f32], dtype: Dtype, sensitivity: &Sensitivity, 
     }
     let importance = importance.unwrap_or_else(|| Importance::new(&info));
     let plan = plan_scales(&info, weights, dtype, rules.granularity);
-    let pattern_costs = HeadCosts::new(HeadModel::fixed(dtype));
-    let floats: Vec<(Format, HeadCosts)> = rules
+    let pattern_costs = FloatPrefixCosts::new(FloatPrefixModel::fixed(dtype));
+    let floats: Vec<(Format, FloatPrefixCosts)> = rules
         .formats
         .iter()
         .filter(|f| f.minifloat().is_some())
-        .map(|&format| (format, HeadCosts::new(Books::codes(format))))
+        .map(|&format| (format, FloatPrefixCosts::new(EntropyTables::codes(format))))
         .collect();
     let points = |n: usize| {
         let tile = Tile::new(&plan, &info, weights, n);
@@ -221,7 +221,7 @@ impl Tile {
         for i in rows {
             for j in cols.clone() {
                 let units = entry(&plan.row_scale, i) + entry(&plan.col_scale, j);
-                let spread = entry(&plan.row_spread, i) + entry(&plan.col_spread, j);
+                let sigma = entry(&plan.row_sigma, i) + entry(&plan.col_sigma, j);
                 let step = scale(plan.step_base + UNIT * units);
                 let weight = weights[i * plan.cols + j];
                 let fisher = density * info.by_row[i] * info.by_col[j];
@@ -229,7 +229,7 @@ impl Tile {
                 tile.scaled.push(weight / step);
                 tile.importance.push((0.5 * fisher * f64::from(step).powi(2)) as f32);
                 tile.units.push(units);
-                tile.class.push(plan.spread_base + i32::from(plan.tiles[n].spread) + spread - units);
+                tile.class.push(plan.sigma_base + i32::from(plan.tiles[n].sigma) + sigma - units);
             }
         }
         tile.largest = tile.scaled.iter().fold(0.0, |m: f32, v| m.max(v.abs()));
@@ -286,7 +286,7 @@ impl Tile {
 
     /// Points of a small floating-point format, an octave apart from the finest scale that does not
     /// saturate.
-    fn add_float_points(&self, format: Format, costs: &HeadCosts, shared: bool, points: &mut TilePoints) {
+    fn add_float_points(&self, format: Format, costs: &FloatPrefixCosts, shared: bool, points: &mut TilePoints) {
         let Some(kind) = format.minifloat() else { return };
         let shift = kind.scale_shift() / UNIT;
         let finest = self.finest(kind.max() * (-shift as f32 / 4.0).exp2());
@@ -310,10 +310,10 @@ impl Tile {
     }
 
     /// Bits of the original patterns; `base` is the base step's index in quarter octaves.
-    fn pattern_bits(&self, dtype: Dtype, costs: &HeadCosts, base: i32) -> f64 {
-        let spreads = self.class.iter().zip(&self.units).map(|(class, units)| class + units + base);
+    fn pattern_bits(&self, dtype: Dtype, costs: &FloatPrefixCosts, base: i32) -> f64 {
+        let sigmas = self.class.iter().zip(&self.units).map(|(class, units)| class + units + base);
         let heads = self.weights.iter().map(|&w| dtype.split(dtype.pattern_of(w)).0);
-        spreads.zip(heads).map(|(spread, head)| f64::from(costs.bits(spread, head))).sum()
+        sigmas.zip(heads).map(|(sigma, head)| f64::from(costs.bits(sigma, head))).sum()
     }
 }
 

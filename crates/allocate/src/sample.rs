@@ -143,7 +143,7 @@ fn part(points: &WeightPoints, tile_rows: &[usize]) -> WeightPoints {
     let plan = TensorPlan {
         rows: rows.len(),
         row_scale: entries(&plan.row_scale),
-        row_spread: entries(&plan.row_spread),
+        row_sigma: entries(&plan.row_sigma),
         tiles: numbers.iter().map(|&n| plan.tiles[n]).collect(),
         ..plan.clone()
     };

@@ -2,7 +2,8 @@
 //! weights.
 
 use waterfill_calibrate::Sensitivity;
-use waterfill_codec::spread::{self, fit_spread, quarter_octaves, rms, spread_vector};
+use waterfill_codec::encoder::sigma_fit;
+use waterfill_codec::encoder::sigma_fit::{fit_sigma, quarter_octaves, rms, sigma_vector};
 use waterfill_codec::{Dtype, TILE, TensorPlan, TilePlan, scale};
 
 use crate::factor::Factor;
@@ -81,32 +82,32 @@ pub(crate) fn plan_scales(info: &Information, weights: &[f32], dtype: Dtype, gra
     if granularity == Granularity::RowColumn {
         col_scale = water_fill(&info.by_col, rows);
     }
-    let (row_rms, col_rms) = fit_spread(weights, rows, cols);
-    let row_spread = spread_vector(&row_rms, cols);
-    let col_spread = spread_vector(&col_rms, rows);
-    let spread = |i: usize, j: usize| {
+    let (row_rms, col_rms) = fit_sigma(weights, rows, cols);
+    let row_sigma = sigma_vector(&row_rms, cols);
+    let col_sigma = sigma_vector(&col_rms, rows);
+    let sigma = |i: usize, j: usize| {
         let entry = |v: &[i8], n: usize| v.get(n).map_or(0.0, |&x| f64::from(x));
-        ((entry(&row_spread, i) + entry(&col_spread, j)) / 4.0).exp2()
+        ((entry(&row_sigma, i) + entry(&col_sigma, j)) / 4.0).exp2()
     };
-    let all = rms(weights.iter().enumerate().map(|(n, &w)| f64::from(w) / spread(n / cols, n % cols)));
+    let all = rms(weights.iter().enumerate().map(|(n, &w)| f64::from(w) / sigma(n / cols, n % cols)));
     // The base step is a quarter of the spread: near three bits, where tile indices are small.
     let step_base = (scale::nearest_index(all) - 16).clamp(-scale::MAX_INDEX / 2, scale::MAX_INDEX / 2);
-    let spread_base = ((all.max(f64::MIN_POSITIVE).log2() * 8.0 - f64::from(step_base)) / 2.0).round();
+    let sigma_base = ((all.max(f64::MIN_POSITIVE).log2() * 8.0 - f64::from(step_base)) / 2.0).round();
     let mut plan = TensorPlan {
         step_base,
-        spread_base: spread_base.clamp(-1000.0, 1000.0) as i32,
+        sigma_base: sigma_base.clamp(-1000.0, 1000.0) as i32,
         row_scale,
         col_scale,
-        row_spread: row_spread.clone(),
-        col_spread: col_spread.clone(),
+        row_sigma: row_sigma.clone(),
+        col_sigma: col_sigma.clone(),
         ..TensorPlan::uniform(dtype, rows, cols, TilePlan::default())
     };
     let across = plan.tiles_across();
     for (n, tile) in plan.tiles.iter_mut().enumerate() {
         let (top, left) = (n / across * TILE, n % across * TILE);
         let inside = (top..rows.min(top + TILE)).flat_map(|i| (left..cols.min(left + TILE)).map(move |j| (i, j)));
-        let tile_rms = rms(inside.map(|(i, j)| f64::from(weights[i * cols + j]) / spread(i, j)));
-        tile.spread = quarter_octaves(tile_rms / all, 40.0) as i16;
+        let tile_rms = rms(inside.map(|(i, j)| f64::from(weights[i * cols + j]) / sigma(i, j)));
+        tile.sigma = quarter_octaves(tile_rms / all, 40.0) as i16;
     }
     plan
 }
@@ -117,7 +118,7 @@ pub(crate) fn plan_scales(info: &Information, weights: &[f32], dtype: Dtype, gra
 pub fn water_fill(information: &[f64], others: usize) -> Vec<i8> {
     let mean = information.iter().sum::<f64>() / information.len() as f64;
     let log_mean = information.iter().map(|v| v.log2()).sum::<f64>() / information.len() as f64;
-    if (mean.log2() - log_mean) / 2.0 * others as f64 <= spread::ENTRY_BITS {
+    if (mean.log2() - log_mean) / 2.0 * others as f64 <= sigma_fit::ENTRY_BITS {
         return Vec::new();
     }
     information.iter().map(|v| (-2.0 * (v.log2() - log_mean)).round().clamp(-MAX_SCALE, MAX_SCALE) as i8).collect()

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use rayon::prelude::*;
 use waterfill_checkpoint::Checkpoint;
-use waterfill_codec::header::Header;
+use waterfill_codec::syntax::header::Header;
 use waterfill_codec::{Format, Lambda, Rate, TensorPlan};
 
 use crate::AllocateError;
@@ -123,7 +123,7 @@ pub fn estimated_bits(selection: &Selection) -> Rate {
 
 /// Estimated bits around the slices of a coded tensor.
 pub(crate) fn side_bits(plan: &TensorPlan, lossless: bool) -> Rate {
-    let vectors = [&plan.row_scale, &plan.col_scale, &plan.row_spread, &plan.col_spread];
+    let vectors = [&plan.row_scale, &plan.col_scale, &plan.row_sigma, &plan.col_sigma];
     let entries: usize = vectors.iter().map(|v| v.len()).sum();
     let codebook = if lossless { 700.0 } else { 0.0 };
     let header = Header::bytes(plan.slices()) as f64 * 8.0;

@@ -6,7 +6,7 @@ use std::time::Instant;
 use serde::Serialize;
 use waterfill_checkpoint::Checkpoint;
 use waterfill_codec::Dtype;
-use waterfill_codec::difference::{SLICE, decode_difference, difference_entropy, encode_difference};
+use waterfill_codec::syntax::difference::{SLICE, decode_difference, difference_entropy, encode_difference};
 
 use waterfill_quantize::find_factors;
 

@@ -6,12 +6,12 @@ use std::time::Instant;
 
 use serde::Serialize;
 use waterfill_checkpoint::{Checkpoint, Storage};
-use waterfill_codec::rans::{Decoder, Encoder};
-use waterfill_codec::sample::{SampleDecoder, SampleEncoder, code_level};
-use waterfill_codec::slice::SlicePlan;
-use waterfill_codec::symbol::IntModel;
-use waterfill_codec::table::CLASSES;
-use waterfill_codec::{CodedTensor, Kind, Predictor, TensorPlan, TilePlan};
+use waterfill_codec::entropy::adaptive_rans::{Decoder, Encoder};
+use waterfill_codec::entropy::models::IntModel;
+use waterfill_codec::entropy::tables::CLASSES;
+use waterfill_codec::syntax::sample::{SampleDecoder, SampleEncoder, code_level};
+use waterfill_codec::syntax::slice::SlicePlan;
+use waterfill_codec::{CodedTensor, Predictor, TensorPlan, TileMode, TilePlan};
 
 /// One way of coding.
 #[derive(Debug, Clone, Serialize)]
@@ -78,7 +78,7 @@ fn levels_of(tensor: &CodedTensor, n: usize, tiles: Vec<TilePlan>, plane: &[i32]
     let slice = SlicePlan { plan: &whole, tools: tensor.header().tools, rows: rows.clone(), tiles };
     let plain = |t: &TilePlan| {
         t.format.level_range().is_some()
-            && t.kind == Kind::Coded
+            && t.mode == TileMode::Coded
             && t.predictor == Predictor::None
             && t.transform.is_identity()
             && t.coarse == 0

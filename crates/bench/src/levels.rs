@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use waterfill_allocate::{Importance, PlannedWeight};
-use waterfill_codec::spread::{fit_spread, rms, spread_vector};
+use waterfill_codec::encoder::sigma_fit::{fit_sigma, rms, sigma_vector};
 use waterfill_codec::{CodecError, CodedTensor, Dtype, Format, Kernel, Lambda, TensorPlan, TilePlan, Transform, scale};
 use waterfill_quantize::search::{Preset, Tool, encode_searched};
 
@@ -25,8 +25,8 @@ pub struct Levels {
 /// A matrix of about four bits a weight: steps a quarter of the spread, coarser where a row or a column
 /// matters less, so that rows and columns have scales and spreads of their own.
 fn planned(side: usize, weights: &[f32]) -> PlannedWeight {
-    let (row_rms, col_rms) = fit_spread(weights, side, side);
-    let (row_spread, col_spread) = (spread_vector(&row_rms, side), spread_vector(&col_rms, side));
+    let (row_rms, col_rms) = fit_sigma(weights, side, side);
+    let (row_sigma, col_sigma) = (sigma_vector(&row_rms, side), sigma_vector(&col_rms, side));
     let all = rms(weights.iter().map(|&w| f64::from(w)));
     let step_base = scale::nearest_index(all) - 16;
     let mut source = source::Gaussians::new(3);
@@ -42,11 +42,11 @@ fn planned(side: usize, weights: &[f32]) -> PlannedWeight {
     let tile = TilePlan { format: Format::Int8, ..TilePlan::default() };
     let mut plan = TensorPlan {
         step_base,
-        spread_base: 8,
+        sigma_base: 8,
         row_scale,
         col_scale,
-        row_spread,
-        col_spread,
+        row_sigma,
+        col_sigma,
         ..TensorPlan::uniform(Dtype::Bf16, side, side, tile)
     };
     for n in 0..plan.tiles.len() {

@@ -9,7 +9,7 @@ use std::time::Instant;
 use rustix::fs::{Advice, fadvise};
 use serde::{Deserialize, Serialize};
 use waterfill_checkpoint::writer::{Data, Entry, write_companions, write_shards};
-use waterfill_checkpoint::{Checkpoint, CheckpointError, Element, Prefix, SafetensorsFile};
+use waterfill_checkpoint::{Checkpoint, CheckpointError, Element, QualityPrefix, SafetensorsFile};
 use waterfill_codec::Dtype;
 use waterfill_model::Model;
 use waterfill_runtime::{Form, Runtime};
@@ -92,7 +92,7 @@ struct Measured {
 pub fn start_once(source: Source, dir: &Path, prompt: &str) -> Result<Start, BenchError> {
     let start = Instant::now();
     let runtime = match source {
-        Source::Base => Runtime::open_prefix(dir, Prefix::Layers(1), Form::Dense)?,
+        Source::Base => Runtime::open_prefix(dir, QualityPrefix::Layers(1), Form::Dense)?,
         Source::Tuned | Source::Bf16 => Runtime::open(dir, Form::Dense)?,
         Source::TunedPacked => Runtime::open(dir, Form::Packed)?,
         Source::FlatInt8 => Runtime::of(&flat_model(dir)?, dir, Form::Dense, start)?,
@@ -119,7 +119,7 @@ pub fn bench_load(
     let checkpoint = Checkpoint::open(dir)?;
     waterfill_quantize::write_dense(&checkpoint, &bf16, Some(Dtype::Bf16), progress)?;
     write_flat(&checkpoint, &flat)?;
-    let layered = checkpoint.layers() > 1;
+    let layered = checkpoint.quality_layers() > 1;
     let sources: Vec<Source> = Source::ALL
         .into_iter()
         .filter(|s| if layered { *s != Source::TunedPacked } else { *s != Source::Base })
@@ -150,7 +150,7 @@ pub fn bench_load(
         let Measured { reads, colds, warms } = &found[&source.name()];
         let of = |starts: &[Start], f: fn(&Start) -> f64| spread(starts.iter().map(f).collect());
         let bytes = match source {
-            Source::Base => Checkpoint::open_prefix(dir, Prefix::Layers(1))?.bytes(),
+            Source::Base => Checkpoint::open_prefix(dir, QualityPrefix::Layers(1))?.bytes(),
             _ => files_of(*source, dir_of(*source))?.iter().filter_map(|f| Some(f.metadata().ok()?.len())).sum(),
         };
         Ok(LoadRow {

@@ -82,7 +82,7 @@ fn options(states: Option<u32>, damping: f64) -> FeedbackOptions {
 /// Standard Gaussians, all as important as another.
 fn planned((rows, cols): (usize, usize), bits: f64) -> PlannedWeight {
     let tile = TilePlan { format: Format::Int8, ..TilePlan::default() };
-    let plan = TensorPlan { spread_base: 0, ..TensorPlan::uniform(Dtype::F32, rows, cols, tile) };
+    let plan = TensorPlan { sigma_base: 0, ..TensorPlan::uniform(Dtype::F32, rows, cols, tile) };
     let importance =
         Importance { tiles: vec![1.0; plan.tiles.len()], rows: vec![1.0; rows], cols: vec![1.0; cols], lookup: vec![] };
     let error = AIMED * (-2.0 * bits).exp2();

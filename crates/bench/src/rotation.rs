@@ -173,9 +173,9 @@ fn code(
         let of = |line: ndarray::ArrayView1<f32>| level(line.iter().map(|w| w * w).sum(), count) - all;
         weights.axis_iter(axis).map(|line| of(line).round().clamp(-40.0, 40.0) as i8).collect()
     };
-    (plan.row_spread, plan.col_spread) = (relative(Axis(0), cols), relative(Axis(1), rows));
-    plan.spread_base = all.round() as i32;
-    plan.tiles.iter_mut().for_each(|t| t.spread = 0);
+    (plan.row_sigma, plan.col_sigma) = (relative(Axis(0), cols), relative(Axis(1), rows));
+    plan.sigma_base = all.round() as i32;
+    plan.tiles.iter_mut().for_each(|t| t.sigma = 0);
     let planned = PlannedWeight {
         plan,
         importance: importance.clone(),

@@ -7,9 +7,9 @@
 #include <stddef.h>
 #include <stdint.h>
 
-// How a call ended.
+// Outcome of a call.
 typedef enum WfStatus {
-  // As asked.
+  // Success.
   WF_STATUS_OK = 0,
   // A file cannot be read.
   WF_STATUS_IO = 1,
@@ -19,7 +19,7 @@ typedef enum WfStatus {
   WF_STATUS_TENSOR = 3,
   // A coded tensor is damaged or of another version.
   WF_STATUS_DAMAGED = 4,
-  // The callback asked for an end.
+  // The callback cancelled the work.
   WF_STATUS_CANCELLED = 5,
   // A null pointer, text that is not UTF-8, an index beyond the end, or a buffer of another size.
   WF_STATUS_ARGUMENT = 6,
@@ -57,7 +57,7 @@ typedef struct WfCheckpoint WfCheckpoint;
 // A matrix in packed tiles.
 typedef struct WfPacked WfPacked;
 
-// Told parts done and parts in all, from any thread; anything but zero ends the decoding.
+// Called with the parts done and all parts, from any thread; a result other than zero cancels the work.
 typedef int32_t (*WfProgress)(uintptr_t done, uintptr_t all, void *user);
 
 // A tensor of a checkpoint; pointers hold until the checkpoint is closed.
@@ -66,13 +66,13 @@ typedef struct WfTensorInfo {
   const char *name;
   // Its dimensions.
   const uintptr_t *shape;
-  // How many there are.
+  // Number of dimensions.
   uintptr_t dims;
   // Weights.
   uint64_t weights;
   // Bytes in the file.
   uint64_t bytes;
-  // Whether it is coded.
+  // True for a coded tensor.
   bool coded;
 } WfTensorInfo;
 
@@ -98,11 +98,11 @@ typedef struct WfPackedInfo {
 typedef struct WfBucket {
   // Their format.
   enum WfFormat format;
-  // How many there are.
+  // Number of tiles.
   uintptr_t tiles;
-  // Where each is: row of tiles times tiles across, plus column of tiles; ascending.
+  // Index of each tile: row of tiles times tiles across, plus column of tiles; ascending.
   const uint32_t *places;
-  // Scale of each, or null of plain tiles.
+  // Scale of each tile, or null for plain tiles.
   const float *scales;
   // Tile after tile, 16 rows of 16; aligned to 128 bytes.
   const uint8_t *data;
@@ -114,7 +114,7 @@ typedef struct WfBucket {
 extern "C" {
 #endif // __cplusplus
 
-// Message of the last call on this thread; empty where it went well. Holds until the next call.
+// Message of the last call on this thread, empty after success. Valid until the next call.
 const char *wf_last_error(void);
 
 // Opens a directory or one safetensors file.
@@ -123,8 +123,8 @@ const char *wf_last_error(void);
 // `path` ends with a zero; `out` takes the handle, to be closed with [`wf_close`].
 enum WfStatus wf_open(const char *path, struct WfCheckpoint **out);
 
-// Opens a directory in layers no further than its first `layers`, or its first `bytes` of all shards one after the other;
-// 0 is no limit.
+// Opens the first `layers` quality layers of a directory, or what fits into the first `bytes` of all its shards; 0
+// means no limit, and at most one of the two may be given.
 //
 // # Safety
 // As [`wf_open`].
@@ -133,14 +133,14 @@ enum WfStatus wf_open_prefix(const char *path,
                              uint64_t bytes,
                              struct WfCheckpoint **out);
 
-// Layers that are open: 1 of a checkpoint that has no refinements.
+// Quality layers that are open: 1 for a checkpoint without refinements.
 //
 // # Safety
 // `checkpoint` is null or open.
 uintptr_t wf_layers(const struct WfCheckpoint *checkpoint);
 
-// Makes a tensor finer where it is: `data` holds what its first `layers` layers decode to, in its own type, and comes to
-// hold what all open layers decode to. Nothing of it is to be used after an error.
+// Refines a tensor in place: `data` holds what its first `layers` quality layers decode to, in its own type, and
+// receives what all open layers decode to. After an error it must not be used.
 //
 // # Safety
 // `checkpoint` is open, `name` ends with a zero, `data` has `bytes` bytes that nobody else uses meanwhile.
@@ -173,15 +173,15 @@ uintptr_t wf_tensor_count(const struct WfCheckpoint *checkpoint);
 // Tensor `index` in the order of names.
 //
 // # Safety
-// `checkpoint` is open; `out` takes what is told.
+// `checkpoint` is open; `out` receives the description.
 enum WfStatus wf_tensor_info(const struct WfCheckpoint *checkpoint,
                              uintptr_t index,
                              struct WfTensorInfo *out);
 
-// Bytes that [`wf_decode`] of a tensor as a [`WfDtype`] gives.
+// Bytes of a tensor decoded by [`wf_decode`] to a [`WfDtype`].
 //
 // # Safety
-// `checkpoint` is open, `name` ends with a zero, `out` takes the number.
+// `checkpoint` is open, `name` ends with a zero, `out` receives the number.
 enum WfStatus wf_decoded_bytes(const struct WfCheckpoint *checkpoint,
                                const char *name,
                                uint32_t dtype,
@@ -200,20 +200,20 @@ enum WfStatus wf_decode(const struct WfCheckpoint *checkpoint,
                         WfProgress progress,
                         void *user);
 
-// Decodes a matrix to tiles that can be computed with.
+// Decodes a matrix to tiles to multiply with.
 //
 // # Safety
-// As [`wf_decode`]; `out` takes the handle, to be freed with [`wf_packed_free`].
+// As [`wf_decode`]; `out` receives the handle, to be freed with [`wf_packed_free`].
 enum WfStatus wf_decode_packed(const struct WfCheckpoint *checkpoint,
                                const char *name,
                                struct WfPacked **out,
                                WfProgress progress,
                                void *user);
 
-// What a packed matrix is.
+// Describes a packed matrix.
 //
 // # Safety
-// `packed` is a matrix that was not freed; `out` takes what is told.
+// `packed` is a matrix that was not freed; `out` receives the description.
 enum WfStatus wf_packed_info(const struct WfPacked *packed, struct WfPackedInfo *out);
 
 // Bucket `index` of a packed matrix.

@@ -1,9 +1,9 @@
-//! The decoder for C. Every function returns a [`WfStatus`]; what went wrong is told by [`wf_last_error`] on the same
-//! thread. No panic crosses the border: it becomes [`WfStatus::Panic`].
+//! The decoder for C. Every function returns a [`WfStatus`]; [`wf_last_error`] on the same thread has the message of
+//! a failure. No panic crosses the border: it becomes [`WfStatus::Panic`].
 //!
-//! Unsafe code is confined to this file. Its invariant: pointers that callers hand over are null, which is an error,
-//! or valid for what the function's documentation says; handles come from this library and are used until they are
-//! freed, by one thread at a time where that is a freeing one.
+//! Unsafe code is confined to this file. Its invariant: a pointer from a caller is null, which is an error, or valid
+//! for what the function's documentation says. A handle comes from this library and is used until it is freed, and
+//! while it is freed by no other thread.
 
 #![allow(unsafe_code)]
 
@@ -13,14 +13,14 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use waterfill_checkpoint::packed::{PackedFormat, PackedTensor};
-use waterfill_checkpoint::{Checkpoint, CheckpointError, Control, Prefix, Storage};
+use waterfill_checkpoint::{Checkpoint, CheckpointError, Control, QualityPrefix, Storage};
 use waterfill_codec::Dtype;
 
-/// How a call ended.
+/// Outcome of a call.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum WfStatus {
-    /// As asked.
+    /// Success.
     Ok = 0,
     /// A file cannot be read.
     Io = 1,
@@ -30,7 +30,7 @@ pub enum WfStatus {
     Tensor = 3,
     /// A coded tensor is damaged or of another version.
     Damaged = 4,
-    /// The callback asked for an end.
+    /// The callback cancelled the work.
     Cancelled = 5,
     /// A null pointer, text that is not UTF-8, an index beyond the end, or a buffer of another size.
     Argument = 6,
@@ -82,13 +82,13 @@ pub struct WfTensorInfo {
     pub name: *const c_char,
     /// Its dimensions.
     pub shape: *const usize,
-    /// How many there are.
+    /// Number of dimensions.
     pub dims: usize,
     /// Weights.
     pub weights: u64,
     /// Bytes in the file.
     pub bytes: u64,
-    /// Whether it is coded.
+    /// True for a coded tensor.
     pub coded: bool,
 }
 
@@ -116,11 +116,11 @@ pub struct WfPackedInfo {
 pub struct WfBucket {
     /// Their format.
     pub format: WfFormat,
-    /// How many there are.
+    /// Number of tiles.
     pub tiles: usize,
-    /// Where each is: row of tiles times tiles across, plus column of tiles; ascending.
+    /// Index of each tile: row of tiles times tiles across, plus column of tiles; ascending.
     pub places: *const u32,
-    /// Scale of each, or null of plain tiles.
+    /// Scale of each tile, or null for plain tiles.
     pub scales: *const f32,
     /// Tile after tile, 16 rows of 16; aligned to 128 bytes.
     pub data: *const u8,
@@ -128,7 +128,7 @@ pub struct WfBucket {
     pub bytes: usize,
 }
 
-/// Told parts done and parts in all, from any thread; anything but zero ends the decoding.
+/// Called with the parts done and all parts, from any thread; a result other than zero cancels the work.
 pub type WfProgress = Option<extern "C" fn(done: usize, all: usize, user: *mut c_void) -> i32>;
 
 thread_local! {
@@ -214,7 +214,7 @@ fn followed<T>(
     f: impl FnOnce(Control) -> waterfill_checkpoint::Result<T>,
 ) -> Result<T, Failure> {
     let stop = AtomicBool::new(false);
-    // What the caller does with the pointer on several threads is told in the header.
+    // The header says that the callback runs on several threads: sharing the pointer is up to the caller.
     let user = user as usize;
     let told = |done: usize, all: usize| {
         if let Some(callback) = progress
@@ -230,7 +230,7 @@ fn followed<T>(
     }
 }
 
-/// Message of the last call on this thread; empty where it went well. Holds until the next call.
+/// Message of the last call on this thread, empty after success. Valid until the next call.
 #[unsafe(no_mangle)]
 pub extern "C" fn wf_last_error() -> *const c_char {
     LAST.with_borrow(|last| last.as_ptr())
@@ -250,8 +250,8 @@ pub unsafe extern "C" fn wf_open(path: *const c_char, out: *mut *mut WfCheckpoin
     })
 }
 
-/// Opens a directory in layers no further than its first `layers`, or its first `bytes` of all shards one after the other;
-/// 0 is no limit.
+/// Opens the first `layers` quality layers of a directory, or what fits into the first `bytes` of all its shards; 0
+/// means no limit, and at most one of the two may be given.
 ///
 /// # Safety
 /// As [`wf_open`].
@@ -264,9 +264,9 @@ pub unsafe extern "C" fn wf_open_prefix(
 ) -> WfStatus {
     guard(|| {
         let prefix = match (layers, bytes) {
-            (0, 0) => Prefix::All,
-            (layers, 0) => Prefix::Layers(layers),
-            (0, bytes) => Prefix::Bytes(bytes),
+            (0, 0) => QualityPrefix::All,
+            (layers, 0) => QualityPrefix::Layers(layers),
+            (0, bytes) => QualityPrefix::Bytes(bytes),
             _ => return Err(argument("layers and bytes are both given")),
         };
         // SAFETY: as this function's caller promises.
@@ -276,18 +276,18 @@ pub unsafe extern "C" fn wf_open_prefix(
     })
 }
 
-/// Layers that are open: 1 of a checkpoint that has no refinements.
+/// Quality layers that are open: 1 for a checkpoint without refinements.
 ///
 /// # Safety
 /// `checkpoint` is null or open.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn wf_layers(checkpoint: *const WfCheckpoint) -> usize {
     // SAFETY: as the caller promises.
-    unsafe { checkpoint.as_ref() }.map_or(0, |c| c.checkpoint.layers())
+    unsafe { checkpoint.as_ref() }.map_or(0, |c| c.checkpoint.quality_layers())
 }
 
-/// Makes a tensor finer where it is: `data` holds what its first `layers` layers decode to, in its own type, and comes to
-/// hold what all open layers decode to. Nothing of it is to be used after an error.
+/// Refines a tensor in place: `data` holds what its first `layers` quality layers decode to, in its own type, and
+/// receives what all open layers decode to. After an error it must not be used.
 ///
 /// # Safety
 /// `checkpoint` is open, `name` ends with a zero, `data` has `bytes` bytes that nobody else uses meanwhile.
@@ -356,7 +356,7 @@ pub unsafe extern "C" fn wf_tensor_count(checkpoint: *const WfCheckpoint) -> usi
 /// Tensor `index` in the order of names.
 ///
 /// # Safety
-/// `checkpoint` is open; `out` takes what is told.
+/// `checkpoint` is open; `out` receives the description.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn wf_tensor_info(
     checkpoint: *const WfCheckpoint,
@@ -382,10 +382,10 @@ pub unsafe extern "C" fn wf_tensor_info(
     })
 }
 
-/// Bytes that [`wf_decode`] of a tensor as a [`WfDtype`] gives.
+/// Bytes of a tensor decoded by [`wf_decode`] to a [`WfDtype`].
 ///
 /// # Safety
-/// `checkpoint` is open, `name` ends with a zero, `out` takes the number.
+/// `checkpoint` is open, `name` ends with a zero, `out` receives the number.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn wf_decoded_bytes(
     checkpoint: *const WfCheckpoint,
@@ -431,10 +431,10 @@ pub unsafe extern "C" fn wf_decode(
     })
 }
 
-/// Decodes a matrix to tiles that can be computed with.
+/// Decodes a matrix to tiles to multiply with.
 ///
 /// # Safety
-/// As [`wf_decode`]; `out` takes the handle, to be freed with [`wf_packed_free`].
+/// As [`wf_decode`]; `out` receives the handle, to be freed with [`wf_packed_free`].
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn wf_decode_packed(
     checkpoint: *const WfCheckpoint,
@@ -452,10 +452,10 @@ pub unsafe extern "C" fn wf_decode_packed(
     })
 }
 
-/// What a packed matrix is.
+/// Describes a packed matrix.
 ///
 /// # Safety
-/// `packed` is a matrix that was not freed; `out` takes what is told.
+/// `packed` is a matrix that was not freed; `out` receives the description.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn wf_packed_info(packed: *const WfPacked, out: *mut WfPackedInfo) -> WfStatus {
     guard(|| {

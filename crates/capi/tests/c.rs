@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use waterfill_checkpoint::writer::{Data, Entry, write_checkpoint, write_layers};
-use waterfill_codec::quantize::quantize_slice;
+use waterfill_checkpoint::writer::{Data, Entry, write_checkpoint, write_quality_layers};
+use waterfill_codec::encoder::quantize::quantize_slice;
 use waterfill_codec::{CodedTensor, Dtype, Format, Scales, TensorEncoder, TensorPlan, TilePlan, encode_tensor};
 
 fn here() -> &'static Path {
@@ -96,7 +96,7 @@ fn layered(dir: &Path) {
     std::fs::write(from.path().join("config.json"), "{}").unwrap();
     let finer = entry(encoder.finish());
     write_checkpoint(from.path(), dir, &[entry(base)], true).unwrap();
-    write_layers(dir, &[vec![finer]]).unwrap();
+    write_quality_layers(dir, &[vec![finer]]).unwrap();
 }
 
 #[test]

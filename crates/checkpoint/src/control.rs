@@ -1,18 +1,18 @@
-//! Following and stopping what takes long.
+//! Progress and cancellation of long work.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use crate::error::{CheckpointError, Result};
 
-/// Told after each part of a tensor: parts done, and parts in all. Comes from any thread.
+/// Called after each part of a tensor with the parts done and all parts, from any thread.
 pub type Progress<'a> = &'a (dyn Fn(usize, usize) + Sync);
 
-/// How a decoding is followed and stopped.
+/// Progress and cancellation of a decoding.
 #[derive(Clone, Copy, Default)]
 pub struct Control<'a> {
-    /// Where progress is told.
+    /// Called after each part.
     pub progress: Option<Progress<'a>>,
-    /// Once set, decoding ends with [`CheckpointError::Cancelled`] after the parts that are under way.
+    /// Once true, decoding ends with [`CheckpointError::Cancelled`] after the parts in progress.
     pub cancelled: Option<&'a AtomicBool>,
 }
 
@@ -28,7 +28,7 @@ impl<'a> Parts<'a> {
         Self { control, done: AtomicUsize::new(0), all }
     }
 
-    /// To be called before each part.
+    /// Call before each part.
     pub fn go_on(&self) -> Result<()> {
         match self.control.cancelled {
             Some(flag) if flag.load(Ordering::Relaxed) => Err(CheckpointError::Cancelled),
@@ -36,7 +36,7 @@ impl<'a> Parts<'a> {
         }
     }
 
-    /// To be called after each part.
+    /// Call after each part.
     pub fn done(&self) {
         let done = self.done.fetch_add(1, Ordering::Relaxed) + 1;
         if let Some(progress) = self.control.progress {

@@ -1,24 +1,15 @@
-//! Whole tensors on all threads.
+//! Decoding a whole tensor on all threads.
 
 use rayon::prelude::*;
-use waterfill_codec::{CodecError, CodedTensor, Dtype, TilePlan};
+use waterfill_codec::{CodedTensor, Dtype};
 
 use crate::control::{Control, Parts};
-use crate::error::{CheckpointError, Result};
-use crate::open::{Checkpoint, Storage};
+use crate::error::{Result, TensorError};
+use crate::open::Checkpoint;
+use crate::types::Storage;
 
-/// Elements of a plain tensor that are one part.
+/// Elements of a plain tensor that one task converts.
 const PART: usize = 1 << 18;
-
-/// Decodes a tensor, its slices side by side, and checks its digest; bytes and tiles.
-pub(crate) fn decode_parallel(coded: &CodedTensor) -> std::result::Result<(Vec<u8>, Vec<TilePlan>), CodecError> {
-    let mut bytes = coded.buffer()?;
-    let part = coded.bytes(coded.header().slice_rows).max(1);
-    let tiles = bytes.par_chunks_mut(part).enumerate().map(|(n, out)| coded.decode_slice(n, out));
-    let tiles = tiles.collect::<std::result::Result<Vec<_>, _>>()?.concat();
-    coded.check_digest(&bytes)?;
-    Ok((bytes, tiles))
-}
 
 impl Checkpoint {
     /// Bytes that [`Checkpoint::decode`] of a tensor as `dtype` gives.
@@ -29,24 +20,23 @@ impl Checkpoint {
         Ok(self.tensor(name)?.weights() as usize * dtype.bytes())
     }
 
-    /// Decodes a tensor into `out` as row-major little-endian elements of `dtype` (bf16, f16 or f32), rounded to
-    /// nearest even where that has fewer bits. A tensor in its own type passes through no other buffer; what is
-    /// written of a damaged one is not to be used.
+    /// Decodes a tensor into `out`: row-major little-endian elements of `dtype` (bf16, f16 or f32), rounded to
+    /// nearest even where it has fewer bits. In its own type a tensor passes through no other buffer. After an error
+    /// `out` must not be used.
     ///
     /// # Errors
-    /// As [`Checkpoint::read`], a buffer of another size, values beyond f16's range, and a cancelled decoding.
+    /// As [`Checkpoint::read`], a buffer of another size, values beyond the range of f16, cancelled work.
     pub fn decode(&self, name: &str, dtype: Dtype, out: &mut [u8], control: Control) -> Result<()> {
         let info = self.tensor(name)?;
         if !dtype.is_weight() {
-            return Err(self.wrong(info, format!("cannot be decoded to {dtype:?}, expected Bf16, F16 or F32")));
+            return Err(self.wrong(info, TensorError::OutputType { dtype }));
         }
         let expected = self.decoded_bytes(name, dtype)?;
         if out.len() != expected {
-            return Err(self.wrong(info, format!("a buffer of {} bytes, expected {expected}", out.len())));
+            return Err(self.wrong(info, TensorError::BufferSize { found: out.len(), expected }));
         }
-        let path = &self.shards[info.shard].path;
-        let failed = |source| CheckpointError::Codec { path: path.clone(), tensor: name.into(), source };
-        let beyond = |value| self.wrong(info, format!("value {value} is beyond the range of {dtype:?}"));
+        let failed = self.codec_error(info);
+        let beyond = |value| self.wrong(info, TensorError::OutOfRange { value, dtype });
         if info.storage == Storage::Plain {
             let own = self.dtype(name)?;
             let bytes = self.read_raw(name)?;
@@ -59,7 +49,7 @@ impl Checkpoint {
                 Ok(())
             });
         }
-        if info.layers() > 1 {
+        if info.quality_layers() > 1 {
             let layered = self.layered(info)?;
             let chain = layered.chain()?;
             let own = chain[0].header().dtype;

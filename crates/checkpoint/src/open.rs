@@ -1,66 +1,16 @@
-//! Opening, listing, reading and verifying.
+//! Opening directories and files; tensors as they lie in their shards.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use waterfill_codec::CodedTensor;
-use waterfill_codec::header::MAGIC;
+use waterfill_codec::CodecError;
+use waterfill_codec::syntax::header::MAGIC;
 
-use crate::error::{CheckpointError, Result};
-use crate::file::{SafetensorsFile, Source};
-use crate::layers::{Part, Prefix};
-use crate::mark::{ShardMark, file_check};
-use crate::writer::INDEX;
-use crate::{Element, MARK_KEY, QUANT_METHOD};
-
-/// How a tensor lies in its shard.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Storage {
-    /// Elements as they are.
-    Plain,
-    /// A coded tensor of waterfill's bitstream.
-    Coded,
-}
-
-/// One tensor of a checkpoint.
-#[derive(Debug, Clone)]
-pub struct TensorInfo {
-    /// Name, such as `model.layers.0.mlp.up_proj.weight`.
-    pub name: String,
-    /// Shape of the (decoded) tensor.
-    pub shape: Vec<usize>,
-    /// Plain or coded.
-    pub storage: Storage,
-    /// Bytes it takes in its shard, refinements not counted.
-    pub bytes: u64,
-    /// Element type in the shard; bytes for coded tensors, which carry theirs in their header.
-    pub element: Element,
-    pub(crate) shard: usize,
-    pub(crate) offset: u64,
-    /// Check of a plain tensor of a tuned shard.
-    pub(crate) check: Option<String>,
-    /// Refinements of a coded tensor, in order.
-    pub(crate) finer: Vec<Part>,
-}
-
-impl TensorInfo {
-    /// Number of weights.
-    pub fn weights(&self) -> u64 {
-        self.shape.iter().map(|&n| n as u64).product()
-    }
-
-    /// Bytes it takes in all shards that are open.
-    pub fn stored_bytes(&self) -> u64 {
-        self.bytes + self.finer.iter().map(|part| part.bytes).sum::<u64>()
-    }
-
-    /// Layers of it that are open.
-    pub fn layers(&self) -> usize {
-        1 + self.finer.len()
-    }
-}
+use crate::error::{AtPath, CheckpointError, FileError, Result, TensorError};
+use crate::safetensors_file::{SafetensorsFile, Source};
+use crate::shard_mark::{ShardMark, hex_check};
+use crate::types::{Element, INDEX, MARK_KEY, QUANT_METHOD, Storage, TensorInfo};
 
 pub(crate) struct Shard {
     pub(crate) path: PathBuf,
@@ -70,30 +20,21 @@ pub(crate) struct Shard {
     pub(crate) mark: Option<ShardMark>,
     /// Names in the order of the shard.
     pub(crate) names: Vec<String>,
-    /// Whether these are refinements.
+    /// True for the shard of a quality layer.
     pub(crate) layer: bool,
 }
 
 /// An open checkpoint directory.
 pub struct Checkpoint {
     dir: PathBuf,
-    /// Whether it is a directory, and not one file of any.
+    /// False where a single file was opened.
     pub(crate) whole: bool,
     pub(crate) shards: Vec<Shard>,
     pub(crate) tensors: BTreeMap<String, TensorInfo>,
 }
 
 impl Checkpoint {
-    /// Opens a directory with `model.safetensors` or a sharded index, or one safetensors file, and reads all tensor
-    /// tables; refinement layers as far as they are there.
-    ///
-    /// # Errors
-    /// Missing or malformed files; shards named by the index that are not there.
-    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
-        Self::open_prefix(path, Prefix::All)
-    }
-
-    /// Opens all but refinement layers.
+    /// Opens everything but quality layers.
     pub(crate) fn open_base(path: &Path) -> Result<Self> {
         if path.is_file() {
             let mut this = Self::empty(path.parent().unwrap_or(Path::new("")), false);
@@ -101,14 +42,14 @@ impl Checkpoint {
             return Ok(this);
         }
         let mut this = Self::empty(path, true);
-        let tuned = is_tuned(path)?;
+        let compressed = is_compressed(path)?;
         for name in shard_names(path)? {
-            this.add_shard(SafetensorsFile::open(&path.join(name))?, Some(tuned))?;
+            this.add_shard(SafetensorsFile::open(&path.join(name))?, Some(compressed))?;
         }
         Ok(this)
     }
 
-    /// Opens the bytes of one safetensors file; `name` is for messages.
+    /// Opens a safetensors file that is in memory; `name` appears in messages.
     ///
     /// # Errors
     /// Bytes that are no such file.
@@ -137,11 +78,7 @@ impl Checkpoint {
     /// # Errors
     /// When there is none.
     pub fn tensor(&self, name: &str) -> Result<&TensorInfo> {
-        self.tensors.get(name).ok_or_else(|| CheckpointError::Tensor {
-            path: self.dir.clone(),
-            tensor: name.into(),
-            reason: "not in the checkpoint".into(),
-        })
+        self.tensors.get(name).ok_or_else(|| CheckpointError::tensor(&self.dir, name, TensorError::Missing))
     }
 
     /// True when a tensor of that name exists.
@@ -149,126 +86,71 @@ impl Checkpoint {
         self.tensors.contains_key(name)
     }
 
-    /// Bytes of all shards that are used, headers included.
+    /// Bytes of all shards in use, headers included.
     pub fn bytes(&self) -> u64 {
         self.shards.iter().map(|s| s.bytes).sum()
     }
 
-    /// Weights of all tensors.
+    /// Number of weights of all tensors.
     pub fn weights(&self) -> u64 {
         self.tensors().map(TensorInfo::weights).sum()
     }
 
-    /// Files beside the shards that determine the model; of one file alone none are known.
-    fn companions(&self) -> Vec<PathBuf> {
-        let all = ["config.json", "tokenizer.json"].map(|name| self.dir.join(name));
-        all.into_iter().filter(|path| self.whole && path.exists()).collect()
-    }
-
-    /// Digest of everything that determines the model: all shards, `config.json` and
-    /// `tokenizer.json`.
+    /// Stored bytes of a tensor, without its refinements; a plain tensor of a compressed shard is compared with its
+    /// check.
     ///
     /// # Errors
-    /// Read errors.
-    pub fn digest(&self) -> Result<String> {
-        let mut hasher = blake3::Hasher::new();
-        let mut add = |path: &Path, source: &Source| -> Result<()> {
-            let mut file = blake3::Hasher::new();
-            match source {
-                // A handle of its own: others may read at the same time.
-                Source::File(_) => {
-                    let reader = File::open(path).map_err(CheckpointError::io(path))?;
-                    file.update_reader(reader).map_err(CheckpointError::io(path))?;
-                }
-                Source::Memory(bytes) => drop(file.update(bytes)),
+    /// Read errors, unknown names, damage.
+    pub fn read_raw(&self, name: &str) -> Result<Vec<u8>> {
+        let info = self.tensor(name)?;
+        let mut bytes = vec![0; info.bytes as usize];
+        let shard = &self.shards[info.shard];
+        shard.file.read_exact_at(&mut bytes, info.offset).at(&shard.path)?;
+        if let Some(check) = info.check.as_ref() {
+            let computed = hex_check(&bytes);
+            if computed != *check {
+                let reason = TensorError::Check { found: computed, expected: check.clone() };
+                return Err(self.wrong(info, reason));
             }
-            let name = path.file_name().unwrap_or_default().to_string_lossy();
-            hasher.update(format!("{name} {}\n", file.finalize().to_hex()).as_bytes());
-            Ok(())
-        };
-        self.shards.iter().try_for_each(|shard| add(&shard.path, &shard.file))?;
-        for path in self.companions() {
-            let file = File::open(&path).map_err(CheckpointError::io(&path))?;
-            add(&path, &Source::File(Arc::new(file)))?;
         }
-        Ok(hasher.finalize().to_hex().to_string())
+        Ok(bytes)
     }
 
-    /// Checks every coded tensor and the digests of plain tensors and tensor tables; returns what
-    /// was checked, a line each.
-    ///
-    /// # Errors
-    /// The first damage found.
-    pub fn verify(&self) -> Result<Vec<String>> {
-        let mut lines = Vec::new();
-        for shard in &self.shards {
-            let path = shard.path.display();
-            let Some(mark) = &shard.mark else {
-                lines.push(format!("{path}: a plain shard without digests; its layout is consistent"));
-                continue;
-            };
-            for (name, check) in mark.files.iter().filter(|_| self.whole) {
-                let file = self.dir.join(name);
-                let computed = file_check(&file)?;
-                if computed != *check {
-                    let reason = format!("damaged or edited: check {computed}, {path} says {check}");
-                    return Err(CheckpointError::file(file, reason));
-                }
-            }
-            if shard.layer {
-                for name in &shard.names {
-                    self.layered(&self.tensors[name])?.decode(true)?;
-                }
-                let count = shard.names.len();
-                lines.push(format!("{path}: header and {count} refinements match their digests"));
-                continue;
-            }
-            let mut coded = 0;
-            for name in &shard.names {
-                match self.tensors[name].storage {
-                    Storage::Coded => {
-                        let bytes = self.read_raw(name)?;
-                        CodedTensor::parse(&bytes).and_then(|c| c.verify()).map_err(|source| {
-                            CheckpointError::Codec { path: shard.path.clone(), tensor: name.clone(), source }
-                        })?;
-                        coded += 1;
-                    }
-                    Storage::Plain => drop(self.read_raw(name)?),
-                }
-            }
-            let plain = shard.names.len() - coded;
-            lines.push(format!("{path}: header, {coded} coded and {plain} plain tensors match their digests"));
-        }
-        Ok(lines)
+    /// Bytes of a tensor from `at` on.
+    pub(crate) fn read_at(&self, info: &TensorInfo, at: u64, bytes: &mut [u8]) -> Result<()> {
+        let shard = &self.shards[info.shard];
+        shard.file.read_exact_at(bytes, info.offset + at).at(&shard.path)
     }
 
-    pub(crate) fn wrong(&self, info: &TensorInfo, reason: String) -> CheckpointError {
-        let path = self.shards[info.shard].path.clone();
-        CheckpointError::Tensor { path, tensor: info.name.clone(), reason }
+    /// Error of the codec in a tensor's base layer.
+    pub(crate) fn codec_error(&self, info: &TensorInfo) -> impl Fn(CodecError) -> CheckpointError + Copy + Sync {
+        let (path, tensor) = (&self.shards[info.shard].path, &info.name);
+        move |source| CheckpointError::Codec { path: path.clone(), tensor: tensor.clone(), source }
     }
 
-    /// `tuned` is whether the directory says that its shards are, where there is one.
-    fn add_shard(&mut self, shard: SafetensorsFile, tuned: Option<bool>) -> Result<()> {
+    /// Error of a tensor in its base shard.
+    pub(crate) fn wrong(&self, info: &TensorInfo, reason: TensorError) -> CheckpointError {
+        CheckpointError::tensor(&self.shards[info.shard].path, &info.name, reason)
+    }
+
+    /// Adds a shard; `compressed` is what `config.json` says of the directory's shards, none for a file alone.
+    fn add_shard(&mut self, shard: SafetensorsFile, compressed: Option<bool>) -> Result<()> {
         let SafetensorsFile { path, file, size, header, metadata } = shard;
         let start = header.len() as u64;
+        let in_shard = |reason| CheckpointError::file(&path, reason);
         let mark = match metadata.metadata().as_ref().and_then(|m| m.get(MARK_KEY)) {
             Some(text) => {
-                let mark = ShardMark::parse(text).map_err(|e| CheckpointError::file(&path, e))?;
-                mark.check_header(&header).map_err(|e| CheckpointError::file(&path, e))?;
+                let mark = ShardMark::parse(text).map_err(in_shard)?;
+                mark.check_header(&header).map_err(in_shard)?;
                 Some(mark)
             }
             None => None,
         };
-        match (&mark, tuned) {
-            (None, Some(true)) => {
-                let reason = format!("has no metadata key {MARK_KEY}, which config.json ({QUANT_METHOD}) asks for");
-                return Err(CheckpointError::file(&path, reason));
-            }
+        match (&mark, compressed) {
+            (None, Some(true)) => return Err(in_shard(FileError::MissingMark { configured: true })),
             (Some(_), Some(false)) => {
-                let config = self.dir.join("config.json");
-                let name = path.file_name().unwrap_or_default().display();
-                let reason = format!("does not name the quantisation method {QUANT_METHOD}, but {name} is tuned");
-                return Err(CheckpointError::file(&config, reason));
+                let shard = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+                return Err(CheckpointError::file(self.dir.join("config.json"), FileError::MissingMethod { shard }));
             }
             _ => {}
         }
@@ -282,7 +164,7 @@ impl Checkpoint {
             let mut head = [0; 16];
             let candidate = mark.is_some() && info.dtype == Element::U8 && end - begin >= head.len();
             if candidate {
-                file.read_exact_at(&mut head, offset).map_err(CheckpointError::io(&path))?;
+                file.read_exact_at(&mut head, offset).at(&path)?;
             }
             let coded = candidate && head[..4] == MAGIC;
             let side = |at: usize| u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]) as usize;
@@ -294,17 +176,17 @@ impl Checkpoint {
                 shard: self.shards.len(),
                 offset,
                 check: None,
-                finer: Vec::new(),
+                refinements: Vec::new(),
                 name,
             });
         }
         if let Some(mark) = &mark {
-            mark.hand_out(&mut entries).map_err(|e| CheckpointError::file(&path, e))?;
+            mark.assign_checks(&mut entries).map_err(in_shard)?;
         }
         for entry in entries {
             let name = entry.name.clone();
             if self.tensors.insert(name.clone(), entry).is_some() {
-                return Err(CheckpointError::file(&path, format!("tensor {name} is in another shard too")));
+                return Err(in_shard(FileError::DuplicateTensor { tensor: name }));
             }
         }
         self.shards.push(Shard { path, file, bytes: size, mark, names, layer: false });
@@ -312,15 +194,15 @@ impl Checkpoint {
     }
 }
 
-/// Whether `config.json` says that the shards are tuned; directories without one are plain.
-fn is_tuned(dir: &Path) -> Result<bool> {
+/// True if `config.json` says that the shards are compressed; false without one.
+fn is_compressed(dir: &Path) -> Result<bool> {
     let path = dir.join("config.json");
     if !path.exists() {
         return Ok(false);
     }
-    let text = std::fs::read(&path).map_err(CheckpointError::io(&path))?;
+    let text = std::fs::read(&path).at(&path)?;
     let config: serde_json::Value =
-        serde_json::from_slice(&text).map_err(|e| CheckpointError::file(&path, e.to_string()))?;
+        serde_json::from_slice(&text).map_err(|error| CheckpointError::file(&path, FileError::Json { error }))?;
     Ok(config["quantization_config"]["quant_method"] == QUANT_METHOD)
 }
 
@@ -332,27 +214,25 @@ fn shard_names(dir: &Path) -> Result<Vec<String>> {
         if single.exists() {
             return Ok(vec!["model.safetensors".into()]);
         }
-        let reason = "no model.safetensors and no model.safetensors.index.json in this directory";
-        return Err(CheckpointError::file(dir, reason));
+        return Err(CheckpointError::file(dir, FileError::NoShards));
     }
     #[derive(serde::Deserialize)]
     struct Index {
         weight_map: BTreeMap<String, String>,
     }
-    let text = std::fs::read_to_string(&index).map_err(CheckpointError::io(&index))?;
-    let parsed: Index = serde_json::from_str(&text).map_err(|e| CheckpointError::file(&index, e.to_string()))?;
+    let text = std::fs::read_to_string(&index).at(&index)?;
+    let parsed: Index =
+        serde_json::from_str(&text).map_err(|error| CheckpointError::file(&index, FileError::Json { error }))?;
     let mut names: Vec<String> = parsed.weight_map.into_values().collect();
     names.sort();
     names.dedup();
     for name in &names {
         if name.contains('/') || name.contains("..") {
-            return Err(CheckpointError::file(&index, format!("shard name {name:?} leaves the directory")));
+            return Err(CheckpointError::file(&index, FileError::LeavesDirectory { name: name.clone() }));
         }
         if !dir.join(name).exists() {
-            return Err(CheckpointError::file(
-                &index,
-                format!("names shard {name}, which is not in {}", dir.display()),
-            ));
+            let reason = FileError::MissingShard { shard: name.clone(), dir: dir.to_path_buf() };
+            return Err(CheckpointError::file(&index, reason));
         }
     }
     Ok(names)

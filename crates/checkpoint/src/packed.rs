@@ -1,4 +1,4 @@
-//! Matrices as runtimes compute with them: tiles of one format side by side, scales apart.
+//! Matrices in the form that runtimes multiply with: tiles of one format together, scales separate.
 
 use std::ops::Deref;
 
@@ -6,8 +6,9 @@ use rayon::prelude::*;
 use waterfill_codec::{CodecError, CodedTensor, Dtype, Format, Minifloat, TILE, TilePlan};
 
 use crate::control::{Control, Parts};
-use crate::error::{CheckpointError, Result};
-use crate::open::{Checkpoint, Storage};
+use crate::error::{CheckpointError, Result, TensorError};
+use crate::open::Checkpoint;
+use crate::types::Storage;
 
 /// Weights of a tile.
 const WEIGHTS: usize = TILE * TILE;
@@ -17,7 +18,7 @@ pub const ALIGNMENT: usize = 128;
 /// Number format of the tiles of a bucket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum PackedFormat {
-    /// Levels -8 to 7 in two's complement, the lower half of a byte first: 128 bytes a tile.
+    /// Levels -8 to 7 in two's complement, the first of two in the lower half of a byte: 128 bytes a tile.
     Int4,
     /// Levels -127 to 127: 256 bytes.
     Int8,
@@ -25,7 +26,7 @@ pub enum PackedFormat {
     E4m3,
     /// FP8 E5M2: 256 bytes.
     E5m2,
-    /// Elements of the tensor's own type, which no scales apply to: 512 or 1024 bytes.
+    /// Elements of the tensor's own type, without scales: 512 or 1024 bytes.
     Plain(Dtype),
 }
 
@@ -50,7 +51,7 @@ impl PackedFormat {
         }
     }
 
-    /// Where tiles of a coded format go; `None` for those that are widened to elements.
+    /// Packed form of a coded format; `None` for formats that are decoded to elements.
     fn of(format: Format, dtype: Dtype) -> Option<Self> {
         match format {
             Format::Int4 | Format::Int2 | Format::Int3 => Some(Self::Int4),
@@ -63,7 +64,7 @@ impl PackedFormat {
     }
 }
 
-/// Bytes that begin at a multiple of [`ALIGNMENT`].
+/// Bytes aligned to [`ALIGNMENT`].
 pub struct Aligned {
     bytes: Vec<u8>,
     start: usize,
@@ -94,16 +95,16 @@ impl Deref for Aligned {
 pub struct Bucket {
     /// Their format.
     pub format: PackedFormat,
-    /// Where each is: row of tiles times tiles across, plus column of tiles; ascending.
+    /// Index of each tile: row of tiles times tiles across, plus column of tiles; ascending.
     pub tiles: Vec<u32>,
-    /// Scale of each; none of plain tiles.
+    /// Scale of each tile; empty for plain tiles.
     pub scales: Vec<f32>,
-    /// Tile after tile, each row by row; zeros beyond the matrix.
+    /// Tiles one after the other, each `[16, 16]`; zeros beyond the matrix.
     pub data: Aligned,
 }
 
-/// A matrix in tiles of 16x16. The weight in row r and column c of a tile of codes is
-/// code * scale of the tile * `row_scales[r]` * `col_scales[c]`; the decoded tensor has it rounded to its own type.
+/// A matrix `[rows, cols]` in tiles of 16x16. The weight in row r and column c of a tile of codes is code * scale of
+/// the tile * `row_scales[r]` * `col_scales[c]`; the decoded tensor has it rounded to its own type.
 pub struct PackedTensor {
     /// Rows (output features).
     pub rows: usize,
@@ -111,15 +112,15 @@ pub struct PackedTensor {
     pub cols: usize,
     /// Type of the decoded tensor.
     pub dtype: Dtype,
-    /// Of each row, or empty for ones.
+    /// Scale of each row, or empty for ones.
     pub row_scales: Vec<f32>,
-    /// Of each column, or empty for ones.
+    /// Scale of each column, or empty for ones.
     pub col_scales: Vec<f32>,
-    /// One for each format that occurs.
+    /// Tiles by format, one bucket for each format that occurs.
     pub buckets: Vec<Bucket>,
 }
 
-/// A tile on its way into its bucket: format, place, scale, where its bytes are.
+/// A tile to be put into a bucket: format, index, scale, range of its bytes.
 type Piece = (PackedFormat, u32, f32, std::ops::Range<usize>);
 
 /// Tiles of a part of the matrix.
@@ -130,7 +131,7 @@ struct Pieces {
 }
 
 impl Pieces {
-    /// Appends a tile whose values are handed over row by row, 256 of them.
+    /// Appends a tile of 256 values, row-major.
     fn add(&mut self, format: PackedFormat, place: u32, scale: f32, values: &[i32; WEIGHTS]) {
         let start = self.bytes.len();
         match format {
@@ -148,18 +149,18 @@ impl Pieces {
 }
 
 impl PackedTensor {
-    /// Tiles of a row of tiles.
+    /// Tiles in a row of tiles.
     pub fn tiles_across(&self) -> usize {
         self.cols.div_ceil(TILE)
     }
 
-    /// Bytes in memory: codes, places and scales.
+    /// Bytes in memory: codes, indices and scales.
     pub fn resident_bytes(&self) -> usize {
         let bucket = |b: &Bucket| b.data.len() + 4 * (b.tiles.len() + b.scales.len());
         self.buckets.iter().map(bucket).sum::<usize>() + 4 * (self.row_scales.len() + self.col_scales.len())
     }
 
-    /// Values, row-major, before they are rounded to the tensor's own type. A reference for other code.
+    /// Values `[rows, cols]` before they are rounded to the tensor's own type: a reference for kernels.
     pub fn to_f32(&self) -> Vec<f32> {
         let mut out = vec![0.0; self.rows * self.cols];
         let at = |scales: &[f32], i: usize| scales.get(i).copied().unwrap_or(1.0);
@@ -182,7 +183,7 @@ impl PackedTensor {
         out
     }
 
-    /// Tiles of a coded tensor; `None` where they are of another size, or widened.
+    /// Tiles of a coded tensor; `None` where tiles have another size or are decoded to elements.
     pub(crate) fn of(
         coded: &CodedTensor,
         parts: &Parts,
@@ -205,7 +206,7 @@ impl PackedTensor {
         Ok(pieces.map(|pieces| empty.assemble(pieces)))
     }
 
-    /// Puts parts, which are in order, into buckets.
+    /// Sorts tiles into buckets; parts are in order.
     fn assemble(mut self, parts: Vec<Pieces>) -> Self {
         let mut formats: Vec<PackedFormat> = Vec::new();
         for (format, ..) in parts.iter().flat_map(|p| &p.pieces) {
@@ -255,24 +256,23 @@ impl Bucket {
 }
 
 impl Checkpoint {
-    /// Decodes a matrix to tiles that can be computed with, side by side on all threads. Tiles of experimental sizes
-    /// and formats, and tensors that are not coded or have several layers, come as elements.
+    /// Decodes a matrix to tiles to multiply with, on all threads. Tiles of experimental sizes and formats, and
+    /// tensors that are not coded or have several quality layers, are decoded to elements.
     ///
     /// # Errors
-    /// As [`Checkpoint::read`], tensors that are no matrices, and a cancelled decoding.
+    /// As [`Checkpoint::read`], tensors that are no matrices, cancelled work.
     pub fn decode_packed(&self, name: &str, control: Control) -> Result<PackedTensor> {
         let info = self.tensor(name)?;
         let &[rows, cols] = info.shape.as_slice() else {
-            return Err(self.wrong(info, format!("shape {:?}, expected a matrix", info.shape)));
+            return Err(self.wrong(info, TensorError::NotAMatrix { shape: info.shape.clone() }));
         };
         if rows.div_ceil(TILE).saturating_mul(cols.div_ceil(TILE)) > u32::MAX as usize {
-            return Err(self.wrong(info, "has more tiles than 32 bits count".into()));
+            return Err(self.wrong(info, TensorError::TooManyTiles));
         }
-        let path = &self.shards[info.shard].path;
-        let failed = |source| CheckpointError::Codec { path: path.clone(), tensor: name.into(), source };
+        let failed = self.codec_error(info);
         let empty = |dtype| PackedTensor { rows, cols, dtype, row_scales: vec![], col_scales: vec![], buckets: vec![] };
         // Planes of several layers do not add up to one.
-        if info.storage == Storage::Coded && info.layers() == 1 {
+        if info.storage == Storage::Coded && info.quality_layers() == 1 {
             let bytes = self.read_raw(name)?;
             let coded = CodedTensor::parse(&bytes).map_err(failed)?;
             let parts = Parts::new(control, coded.slices());
@@ -293,7 +293,7 @@ impl Checkpoint {
     }
 }
 
-/// Tiles of a slice; `None` where one is of a format that is widened.
+/// Tiles of a slice; `None` where one has a format that is decoded to elements.
 fn pieces_of(coded: &CodedTensor, n: usize) -> std::result::Result<Option<Pieces>, CodecError> {
     let (plan, rows) = (coded.plan(), coded.slice_rows(n));
     let decoded = coded.decode_planes(n)?;

@@ -5,15 +5,14 @@ use std::ops::Range;
 use rayon::prelude::*;
 use waterfill_codec::{CodedTensor, Dtype, TilePlan};
 
-use crate::Element;
-use crate::error::{CheckpointError, Result};
-use crate::mark::hex_check;
-use crate::open::{Checkpoint, Storage, TensorInfo};
+use crate::error::{CheckpointError, Result, TensorError};
+use crate::open::Checkpoint;
+use crate::types::{Element, Storage, TensorInfo};
 
-/// Elements that are converted together.
+/// Elements that one task converts.
 const PART: usize = 1 << 18;
 
-/// A decoded tensor: its type and little-endian bytes.
+/// A decoded tensor.
 pub struct Values {
     /// Element type.
     pub dtype: Dtype,
@@ -33,24 +32,24 @@ impl Values {
     }
 }
 
-/// A matrix whose rows are read when they are needed. Of a plain tensor nothing else is held.
+/// A matrix that is read a few rows at a time. A plain matrix stays on disk.
 pub struct Rows<'a> {
     checkpoint: &'a Checkpoint,
     info: &'a TensorInfo,
     dtype: Dtype,
     cols: usize,
-    /// A coded tensor is decoded once.
+    /// A coded matrix, decoded once.
     whole: Option<Values>,
 }
 
 impl Rows<'_> {
-    /// Values of some rows, one after another.
+    /// Values of the given rows, `[rows.len(), cols]`.
     ///
     /// # Errors
     /// Read errors, rows that the matrix does not have, values that are not finite.
     pub fn read(&self, rows: Range<usize>) -> Result<Vec<f32>> {
         if rows.start > rows.end || rows.end > self.info.shape[0] {
-            let reason = format!("rows {rows:?} are asked for, there are {}", self.info.shape[0]);
+            let reason = TensorError::Rows { rows, available: self.info.shape[0] };
             return Err(self.checkpoint.wrong(self.info, reason));
         }
         let width = self.cols * self.dtype.bytes();
@@ -68,29 +67,11 @@ impl Rows<'_> {
     }
 }
 
-/// Values that are asked side by side whether they are finite.
+/// Values that one task tests for being finite.
 const FINITE: usize = 1 << 14;
 
 impl Checkpoint {
-    /// Bytes of a tensor, without its refinements, as they lie in the shard.
-    ///
-    /// # Errors
-    /// Read errors and unknown names.
-    pub fn read_raw(&self, name: &str) -> Result<Vec<u8>> {
-        let info = self.tensor(name)?;
-        let mut bytes = vec![0; info.bytes as usize];
-        let shard = &self.shards[info.shard];
-        shard.file.read_exact_at(&mut bytes, info.offset).map_err(CheckpointError::io(&shard.path))?;
-        if let Some(check) = info.check.as_ref() {
-            let computed = hex_check(&bytes);
-            if computed != *check {
-                return Err(self.wrong(info, format!("damaged: check {computed}, the shard's mark says {check}")));
-            }
-        }
-        Ok(bytes)
-    }
-
-    /// Element type that a tensor has once decoded.
+    /// Element type of a decoded tensor.
     ///
     /// # Errors
     /// As [`Checkpoint::read`].
@@ -100,12 +81,10 @@ impl Checkpoint {
             (Storage::Plain, Element::BF16) => Ok(Dtype::Bf16),
             (Storage::Plain, Element::F16) => Ok(Dtype::F16),
             (Storage::Plain, Element::F32) => Ok(Dtype::F32),
-            (Storage::Plain, other) => Err(self.wrong(info, format!("dtype {other:?}, expected BF16, F16 or F32"))),
+            (Storage::Plain, other) => Err(self.wrong(info, TensorError::ElementType { found: other })),
             (Storage::Coded, _) => {
                 let raw = self.read_raw(name)?;
-                let path = &self.shards[info.shard].path;
-                let failed = |source| CheckpointError::Codec { path: path.clone(), tensor: name.into(), source };
-                Ok(CodedTensor::parse(&raw).map_err(failed)?.header().dtype)
+                Ok(CodedTensor::parse(&raw).map_err(self.codec_error(info))?.header().dtype)
             }
         }
     }
@@ -166,28 +145,19 @@ impl Checkpoint {
         let info = self.tensor(name)?;
         match info.shape == shape {
             true => Ok(info),
-            false => Err(self.wrong(info, format!("shape {:?}, expected {shape:?}", info.shape))),
+            false => Err(self.wrong(info, TensorError::Shape { found: info.shape.clone(), expected: shape.to_vec() })),
         }
-    }
-
-    /// Bytes of a tensor from `at` on.
-    fn read_at(&self, info: &TensorInfo, at: u64, bytes: &mut [u8]) -> Result<()> {
-        let shard = &self.shards[info.shard];
-        shard.file.read_exact_at(bytes, info.offset + at).map_err(CheckpointError::io(&shard.path))
     }
 
     /// `values` begin with element `first`.
     fn finite(&self, info: &TensorInfo, first: usize, values: &[f32]) -> Result<()> {
-        // A part is asked as a whole, which vectorises; looking for the first one takes as long as decoding.
+        // Testing a whole part vectorises; a search for the first such value takes as long as decoding.
         let part = |part: &[f32]| part.iter().fold(true, |all, v| all & v.is_finite());
         if values.par_chunks(FINITE).all(part) {
             return Ok(());
         }
         match values.iter().position(|v| !v.is_finite()) {
-            Some(i) => {
-                let reason = format!("element {} is {}, expected a finite number", first + i, values[i]);
-                Err(self.wrong(info, reason))
-            }
+            Some(i) => Err(self.wrong(info, TensorError::NotFinite { element: first + i, value: values[i] })),
             None => Ok(()),
         }
     }

@@ -1,41 +1,42 @@
-//! Refinements of which at most two of four levels are not zero, as sparse tensor cores multiply them.
+//! 2:4 sparse refinements, as sparse tensor cores multiply them: at most two of four levels are not zero.
 
 use rayon::prelude::*;
 use waterfill_codec::{CodedTensor, Format, TILE};
 
 use crate::control::{Control, Parts};
 use crate::error::{CheckpointError, Result};
-use crate::open::{Checkpoint, Storage};
+use crate::open::Checkpoint;
 use crate::packed::PackedTensor;
+use crate::types::Storage;
 
-/// Columns of which two have a level.
+/// Columns of a group, of which two have a level.
 pub const FOUR: usize = 4;
 
-/// A refinement layer of a matrix, 2:4 sparse. The weight in column 4 g + p of row r is the level of (r, g) whose place is
-/// p, times its tile's scale, `row_scales[r]` and the column's; where no place is p it is zero.
+/// A 2:4 sparse refinement of a matrix `[rows, cols]`. The weight in row r and column 4 g + p is the level of group
+/// (r, g) with position p, times the scales of its tile, row and column; zero if no level has that position.
 pub struct SparseTensor {
     /// Rows (output features).
     pub rows: usize,
     /// Columns (input features).
     pub cols: usize,
-    /// Of each row, or empty for ones.
+    /// Scale of each row, or empty for ones.
     pub row_scales: Vec<f32>,
-    /// Of each column, or empty for ones.
+    /// Scale of each column, or empty for ones.
     pub col_scales: Vec<f32>,
-    /// Of each 16x16 tile, in raster order.
+    /// Scale of each 16x16 tile, in raster order.
     pub scales: Vec<f32>,
     /// Two levels for every four columns, row by row.
     pub levels: Vec<i8>,
-    /// Their places among the four, two bits each in ascending order, the first one lowest: four bits for every four
-    /// columns, two such to a byte, the first one lower; rows begin at whole bytes.
+    /// Positions of the two levels in their group, two bits each, ascending, the first in the lower bits: four bits a
+    /// group, two groups a byte, the first in the lower half. Rows begin at whole bytes.
     pub places: Vec<u8>,
 }
 
-/// A matrix whose layers are computed with one by one: a base in tiles, and refinements.
+/// A matrix with its quality layers apart: a base in tiles, and sparse refinements.
 pub struct StructuredTensor {
     /// The base.
     pub base: PackedTensor,
-    /// Refinements, the first one first.
+    /// Refinements in order.
     pub refinements: Vec<SparseTensor>,
 }
 
@@ -45,7 +46,7 @@ impl SparseTensor {
         self.cols.div_ceil(FOUR)
     }
 
-    /// Places of the levels of a group.
+    /// Positions of the levels of a group.
     pub fn place(&self, row: usize, group: usize) -> [usize; 2] {
         let nibble = self.places[row * self.groups().div_ceil(2) + group / 2] >> (4 * (group % 2));
         [usize::from(nibble & 3), usize::from(nibble >> 2 & 3)]
@@ -123,7 +124,7 @@ impl SparseTensor {
     }
 }
 
-/// Two levels of four and their places; `None` where there are more, or one needs more than eight bits.
+/// Two levels of four and their positions; `None` where there are more, or one needs more than eight bits.
 fn two_of(four: &[i32]) -> Option<([i8; 2], u8)> {
     let mut found = four.iter().enumerate().filter(|(_, level)| **level != 0);
     let (first, second) = (found.next(), found.next());
@@ -142,14 +143,15 @@ fn two_of(four: &[i32]) -> Option<([i8; 2], u8)> {
 }
 
 impl Checkpoint {
-    /// A matrix with its layers apart; `None` unless it has several and all refinements are 2:4 sparse. The sum of their
-    /// values is the decoded matrix but for the rounding of each layer to the tensor's own type.
+    /// Decodes a matrix with its quality layers apart; `None` unless it has several and all refinements are 2:4
+    /// sparse. The sum of their values is the decoded matrix up to the rounding of each layer to the tensor's own
+    /// type.
     ///
     /// # Errors
     /// As [`Checkpoint::decode_packed`].
     pub fn decode_structured(&self, name: &str, control: Control) -> Result<Option<StructuredTensor>> {
         let info = self.tensor(name)?;
-        if info.storage != Storage::Coded || info.layers() < 2 {
+        if info.storage != Storage::Coded || info.quality_layers() < 2 {
             return Ok(None);
         }
         let layered = self.layered(info)?;

@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use waterfill_checkpoint::writer::{Data, Entry, layer_name, write_checkpoint, write_layers};
-use waterfill_checkpoint::{Checkpoint, Control, Element, Prefix};
-use waterfill_codec::quantize::quantize_slice;
+use waterfill_checkpoint::writer::{Data, Entry, quality_layer_name, write_checkpoint, write_quality_layers};
+use waterfill_checkpoint::{Checkpoint, Control, Element, QualityPrefix};
+use waterfill_codec::encoder::quantize::quantize_slice;
 use waterfill_codec::{CodedTensor, Dtype, Scales, TensorEncoder, TensorPlan, TilePlan, encode_tensor};
 
 const SHAPES: [(&str, usize, usize); 3] = [("a", 300, 70), ("b", 64, 33), ("c", 16, 1040)];
@@ -51,7 +51,7 @@ fn entry(name: &str, (rows, cols): (usize, usize), bytes: Vec<u8>) -> Entry<'sta
     Entry { name: name.into(), shape: vec![rows, cols], plain: None, data, bytes: length }
 }
 
-/// A tuned checkpoint in layers, with a plain tensor beside the coded ones.
+/// A compressed checkpoint in layers, with a plain tensor next to the coded ones.
 fn write(dir: &Path, seed: f32) {
     let from = tempfile::tempdir().unwrap();
     std::fs::write(from.path().join("config.json"), "{}").unwrap();
@@ -66,7 +66,7 @@ fn write(dir: &Path, seed: f32) {
     layers[0].push(plain);
     let rest = layers.split_off(1);
     write_checkpoint(from.path(), dir, &layers[0], true).unwrap();
-    write_layers(dir, &rest).unwrap();
+    write_quality_layers(dir, &rest).unwrap();
 }
 
 fn place() -> tempfile::TempDir {
@@ -85,14 +85,14 @@ fn error(checkpoint: &Checkpoint, name: &str) -> f64 {
 fn every_layer_makes_values_finer_and_refining_in_place_gives_the_same() {
     let dir = place();
     let all = Checkpoint::open(dir.path()).unwrap();
-    assert_eq!(all.layers(), LAYERS);
+    assert_eq!(all.quality_layers(), LAYERS);
     let lines = all.verify().unwrap();
     assert_eq!(lines.len(), LAYERS, "{lines:?}");
     for (name, rows, cols) in SHAPES {
         let mut last = f64::INFINITY;
         for layers in 1..=LAYERS {
-            let prefix = Checkpoint::open_prefix(dir.path(), Prefix::Layers(layers)).unwrap();
-            assert_eq!(prefix.layers(), layers);
+            let prefix = Checkpoint::open_prefix(dir.path(), QualityPrefix::Layers(layers)).unwrap();
+            assert_eq!(prefix.quality_layers(), layers);
             assert!(error(&prefix, name) < 0.3 * last, "{name} in {layers} layers");
             last = error(&prefix, name);
             let mut known = vec![0; rows * cols * 2];
@@ -118,12 +118,12 @@ fn every_layer_makes_values_finer_and_refining_in_place_gives_the_same() {
 fn any_number_of_bytes_is_a_checkpoint() {
     let dir = place();
     let all = Checkpoint::open(dir.path()).unwrap();
-    let base = Checkpoint::open_prefix(dir.path(), Prefix::Layers(1)).unwrap();
+    let base = Checkpoint::open_prefix(dir.path(), QualityPrefix::Layers(1)).unwrap();
     let total = |c: &Checkpoint| SHAPES.iter().map(|s| error(c, s.0)).sum::<f64>();
     let (mut last, mut used) = (total(&base), base.bytes());
     let mut steps = 0;
     for bytes in (base.bytes()..all.bytes() + 60).step_by(60) {
-        let prefix = Checkpoint::open_prefix(dir.path(), Prefix::Bytes(bytes)).unwrap();
+        let prefix = Checkpoint::open_prefix(dir.path(), QualityPrefix::Bytes(bytes)).unwrap();
         assert!(prefix.bytes() <= bytes);
         if prefix.bytes() == used {
             continue;
@@ -136,28 +136,31 @@ fn any_number_of_bytes_is_a_checkpoint() {
     assert_eq!((last, steps), (total(&all), 6), "three tensors in two layers, one after the other");
     // The first tensor written, not the first by name, is refined first.
     let first = (base.bytes()..).step_by(1000).find_map(|bytes| {
-        let prefix = Checkpoint::open_prefix(dir.path(), Prefix::Bytes(bytes)).unwrap();
+        let prefix = Checkpoint::open_prefix(dir.path(), QualityPrefix::Bytes(bytes)).unwrap();
         (total(&prefix) < total(&base)).then_some(prefix)
     });
     assert!(error(&first.unwrap(), "c") < error(&base, "c"));
-    let message = Checkpoint::open_prefix(dir.path(), Prefix::Bytes(100)).err().unwrap().to_string();
+    let message = Checkpoint::open_prefix(dir.path(), QualityPrefix::Bytes(100)).err().unwrap().to_string();
     assert!(message.contains("100 bytes") && message.contains(&base.bytes().to_string()), "{message}");
 }
 
 #[test]
 fn what_arrived_of_the_last_layer_is_used() {
     let dir = place();
-    let path = dir.path().join(layer_name(2, 2));
+    let path = dir.path().join(quality_layer_name(2, 2));
     let whole = std::fs::read(&path).unwrap();
     let header = 8 + u64::from_le_bytes(whole[..8].try_into().unwrap()) as usize;
     for length in [header, header + 1000, whole.len() - 1] {
         std::fs::write(&path, &whole[..length]).unwrap();
         let cut = Checkpoint::open(dir.path()).unwrap();
         cut.verify().unwrap();
-        assert!(cut.bytes() <= Checkpoint::open_prefix(dir.path(), Prefix::Layers(2)).unwrap().bytes() + length as u64);
+        assert!(
+            cut.bytes()
+                <= Checkpoint::open_prefix(dir.path(), QualityPrefix::Layers(2)).unwrap().bytes() + length as u64
+        );
     }
     std::fs::remove_file(&path).unwrap();
-    assert_eq!(Checkpoint::open(dir.path()).unwrap().layers(), 2);
+    assert_eq!(Checkpoint::open(dir.path()).unwrap().quality_layers(), 2);
 }
 
 #[test]
@@ -165,10 +168,10 @@ fn layers_that_do_not_fit_are_refused_by_name() {
     let (dir, other) = (place(), tempfile::tempdir().unwrap());
     write(other.path(), 0.01);
     let open = || Checkpoint::open(dir.path()).and_then(|c| c.verify());
-    let (first, second) = (dir.path().join(layer_name(1, 2)), dir.path().join(layer_name(2, 2)));
+    let (first, second) = (dir.path().join(quality_layer_name(1, 2)), dir.path().join(quality_layer_name(2, 2)));
     let bytes = std::fs::read(&first).unwrap();
 
-    std::fs::copy(other.path().join(layer_name(1, 2)), &first).unwrap();
+    std::fs::copy(other.path().join(quality_layer_name(1, 2)), &first).unwrap();
     let message = open().unwrap_err().to_string();
     assert!(message.contains("refinement-1-of-2") && message.contains("another checkpoint"), "{message}");
 
@@ -193,6 +196,6 @@ fn layers_that_do_not_fit_are_refused_by_name() {
     }
     std::fs::write(&first, &bytes).unwrap();
     open().unwrap();
-    let names = |n| Checkpoint::open_prefix(dir.path(), Prefix::Layers(n));
-    assert!(names(0).is_err() && names(9).unwrap().layers() == LAYERS);
+    let names = |n| Checkpoint::open_prefix(dir.path(), QualityPrefix::Layers(n));
+    assert!(names(0).is_err() && names(9).unwrap().quality_layers() == LAYERS);
 }

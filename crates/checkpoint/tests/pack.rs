@@ -3,28 +3,21 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{RngCore, SeedableRng};
 use safetensors::tensor::TensorView;
 use waterfill_checkpoint::Element;
 use waterfill_checkpoint::pack::{pack, unpack, verify_packed};
 
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u32 {
-        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-        (self.0 >> 32) as u32
-    }
-
-    /// Roughly Gaussian with spread 0.02.
-    fn weight(&mut self) -> f32 {
-        let sum: f32 = (0..12).map(|_| self.next() as f32 / u32::MAX as f32).sum();
-        (sum - 6.0) * 0.02
-    }
+/// Roughly Gaussian with a standard deviation of 0.02.
+fn weight(random: &mut ChaCha8Rng) -> f32 {
+    let sum: f32 = (0..12).map(|_| random.next_u32() as f32 / u32::MAX as f32).sum();
+    (sum - 6.0) * 0.02
 }
 
 /// A file with a tensor of every kind that is seen in checkpoints, also small, empty and odd ones.
 fn write_file(path: &Path) {
-    let mut random = Random(5);
+    let mut random = ChaCha8Rng::seed_from_u64(5);
     let mut tensors: Vec<(String, Element, Vec<usize>, Vec<u8>)> = Vec::new();
     let mut add = |name: &str, element, shape: &[usize], bytes: Vec<u8>| {
         tensors.push((name.into(), element, shape.to_vec(), bytes));
@@ -32,7 +25,7 @@ fn write_file(path: &Path) {
     for (name, rows, cols) in
         [("a.weight", 80, 64), ("odd.weight", 17, 31), ("one.weight", 1, 1), ("row.weight", 1, 700)]
     {
-        let f32s: Vec<f32> = (0..rows * cols).map(|_| random.weight()).collect();
+        let f32s: Vec<f32> = (0..rows * cols).map(|_| weight(&mut random)).collect();
         let bf16: Vec<u8> = f32s.iter().flat_map(|v| ((v.to_bits() >> 16) as u16).to_le_bytes()).collect();
         add(&format!("bf16.{name}"), Element::BF16, &[rows, cols], bf16);
         add(&format!("f32.{name}"), Element::F32, &[rows, cols], f32s.iter().flat_map(|v| v.to_le_bytes()).collect());
@@ -40,7 +33,7 @@ fn write_file(path: &Path) {
         add(&format!("fp8.{name}"), Element::F8_E4M3, &[rows, cols], codes.clone());
         add(&format!("int.{name}"), Element::I8, &[rows, cols], codes);
         // Eight four-bit values in a word, as AWQ and GPTQ keep them.
-        let nibble = |random: &mut Random| (0..4).map(|_| random.next() >> 30).sum::<u32>();
+        let nibble = |random: &mut ChaCha8Rng| (0..4).map(|_| random.next_u32() >> 30).sum::<u32>();
         let words = (0..rows * cols).map(|_| (0..8).fold(0u32, |w, n| w | nibble(&mut random) << (4 * n)));
         add(&format!("{name}.qweight"), Element::I32, &[rows, cols], words.flat_map(u32::to_le_bytes).collect());
     }
@@ -81,12 +74,12 @@ fn every_flipped_bit_is_noticed_and_its_place_is_named() {
     let (dir, _, packed) = packed();
     let bytes = std::fs::read(&packed).unwrap();
     let damaged_path = dir.path().join("damaged.wfp");
-    let mut random = Random(9);
+    let mut random = ChaCha8Rng::seed_from_u64(9);
     let mut places = std::collections::BTreeSet::new();
     // Many anywhere, and every bit of the frame.
     let frame = (0..64).chain((bytes.len() - 16) * 8..bytes.len() * 8);
     let count = std::env::var("WATERFILL_FLIPS").ok().and_then(|n| n.parse().ok()).unwrap_or(3000);
-    for bit in frame.chain((0..count).map(|_| random.next() as usize % (bytes.len() * 8)).collect::<Vec<_>>()) {
+    for bit in frame.chain((0..count).map(|_| random.next_u32() as usize % (bytes.len() * 8)).collect::<Vec<_>>()) {
         let mut damaged = bytes.clone();
         damaged[bit / 8] ^= 1 << (bit % 8);
         std::fs::write(&damaged_path, &damaged).unwrap();
@@ -116,9 +109,9 @@ fn truncated_and_foreign_files_are_refused() {
 /// Found by fuzzing: a head of a few bytes that declares a header of 10^8 took minutes to be refused.
 #[test]
 fn small_heads_that_declare_much_are_refused() {
-    use waterfill_codec::header::check_of;
-    use waterfill_codec::rans::Encoder;
-    use waterfill_codec::symbol::Coder;
+    use waterfill_codec::entropy::adaptive_rans::Encoder;
+    use waterfill_codec::entropy::models::Coder;
+    use waterfill_codec::syntax::header::check_of;
 
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("small.wfp");

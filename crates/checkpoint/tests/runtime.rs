@@ -39,7 +39,7 @@ struct Place {
 }
 
 impl Place {
-    /// A tuned checkpoint with a coded and a plain matrix.
+    /// A compressed checkpoint with a coded and a plain matrix.
     fn new(rows: usize, cols: usize) -> Self {
         let (dir, from) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         std::fs::write(from.path().join("config.json"), "{}").unwrap();

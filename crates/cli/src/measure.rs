@@ -59,6 +59,6 @@ impl Measure for Measured {
         let quiet = Console::new(Mode::Quiet);
         let s = write_delta(base, fine_tune, &place.path().join("delta"), &quiet).map_err(|e| e.to_string())?;
         let xor = xor_bytes(base, fine_tune).map_err(|e| e.to_string())?;
-        Ok([s.delta, xor, s.tuned])
+        Ok([s.delta, xor, s.fine_tune])
     }
 }

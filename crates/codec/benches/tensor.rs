@@ -1,25 +1,24 @@
 //! Speed of whole coded tensors of 1024x1024 on one thread, in weights a second.
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{RngCore, SeedableRng};
 use waterfill_codec::{CodedTensor, Dtype, Format, TensorPlan, TilePlan, encode_tensor};
 
 const SIDE: usize = 1024;
 
-/// Roughly Gaussian weights of spread 0.02: sums of twelve uniforms of a linear congruence.
+/// Roughly Gaussian weights with a sigma of 0.02: sums of twelve uniform numbers.
 fn weights() -> Vec<f32> {
-    let mut state = 1u64;
-    let mut uniform = || {
-        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-        (state >> 40) as f32 / (1 << 24) as f32
-    };
+    let mut random = ChaCha8Rng::seed_from_u64(1);
+    let mut uniform = || (random.next_u32() >> 8) as f32 / (1 << 24) as f32;
     let exact = |w: f32| Dtype::Bf16.value_of(Dtype::Bf16.pattern_of(w));
     (0..SIDE * SIDE).map(|_| exact(((0..12).map(|_| uniform()).sum::<f32>() - 6.0) * 0.02)).collect()
 }
 
-/// Every tile in one format; the step is a quarter of the spread, about four bits.
+/// Every tile in one format; the step is a quarter of the sigma, about four bits.
 fn plan(format: Format) -> TensorPlan {
     let tile = TilePlan { format, ..TilePlan::default() };
-    TensorPlan { step_base: -61, spread_base: 8, ..TensorPlan::uniform(Dtype::Bf16, SIDE, SIDE, tile) }
+    TensorPlan { step_base: -61, sigma_base: 8, ..TensorPlan::uniform(Dtype::Bf16, SIDE, SIDE, tile) }
 }
 
 fn tensors(criterion: &mut Criterion) {

@@ -1,4 +1,6 @@
-//! What can be wrong with a coded tensor.
+//! Errors of the codec: why a coded tensor cannot be read, or a plan cannot be written.
+
+use crate::format::Dtype;
 
 /// Result of a codec operation.
 pub type Result<T> = std::result::Result<T, CodecError>;
@@ -9,11 +11,11 @@ pub enum CodecError {
     /// The bytes end before the syntax does.
     #[error("{what}: needs {needed} bytes, {available} are left")]
     Truncated {
-        /// The part being read.
+        /// The syntax element being read.
         what: &'static str,
-        /// Bytes it needs.
+        /// Bytes that it needs.
         needed: u64,
-        /// Bytes there are.
+        /// Bytes that are left.
         available: u64,
     },
     /// The first four bytes are not `WFT1`.
@@ -22,19 +24,27 @@ pub enum CodecError {
         /// The bytes found.
         found: [u8; 4],
     },
-    /// A tensor uses a tool that is reserved for later versions.
+    /// The tensor uses a tool that is reserved for later versions.
     #[error("the tensor uses {tool} (tools {bits:#010x}), which this version does not decode")]
-    Later {
-        /// What the lowest reserved bit stands for.
+    UnsupportedTool {
+        /// The tool that the lowest reserved bit stands for.
         tool: &'static str,
-        /// The header's field.
+        /// The header's `tools` field.
         bits: u32,
     },
-    /// A refinement without the layer before, or with another tensor.
-    #[error("a refinement layer of another tensor: {reason}")]
-    Layer {
-        /// What was found and what was expected.
-        reason: String,
+    /// A refinement layer was expected, the tensor is none.
+    #[error("expected a refinement layer, the tensor decodes alone")]
+    NotARefinement,
+    /// A refinement is used without the layer that it refines.
+    #[error("the tensor is a refinement layer: it is coded and decoded with the layer that it refines")]
+    MissingBase,
+    /// A refinement is of a tensor of another type or shape.
+    #[error("a refinement layer of another tensor: it refines {found}, expected {expected}")]
+    OtherBase {
+        /// Type and shape that the refinement has.
+        found: TensorType,
+        /// Type and shape of the layer before it.
+        expected: TensorType,
     },
     /// A field has a value outside its limits.
     #[error("{field} is {found}, expected {expected}")]
@@ -43,24 +53,24 @@ pub enum CodecError {
         field: &'static str,
         /// The value found.
         found: i64,
-        /// What the specification allows.
+        /// Values that the specification allows.
         expected: &'static str,
     },
     /// A stored check does not match the bytes it covers.
     #[error("{part} is damaged: its check is {found:016x}, the bytes give {computed:016x}")]
     Check {
-        /// The part covered by the check, such as `header` or `slice 3`.
-        part: String,
-        /// Stored value.
+        /// The part that the check covers.
+        part: Part,
+        /// Stored check.
         found: u64,
-        /// Value computed from the bytes.
+        /// Check of the bytes.
         computed: u64,
     },
     /// The entropy decoder did not end where the encoder did.
     #[error("{part}: the entropy-coded data is not consistent")]
     Entropy {
-        /// Slice or side information.
-        part: String,
+        /// The part that was decoded.
+        part: Part,
     },
     /// The decoded tensor differs from the one that was encoded.
     #[error("decoded values do not match the tensor digest")]
@@ -71,7 +81,7 @@ pub enum CodecError {
         /// Bytes of the decoded tensor.
         bytes: usize,
     },
-    /// A buffer or a plan has another shape than the tensor.
+    /// A buffer or a plan has another length than the tensor needs.
     #[error("{what} has {found} entries, expected {expected}")]
     Shape {
         /// The buffer or vector.
@@ -91,4 +101,50 @@ pub enum CodecError {
         /// Its value.
         value: String,
     },
+}
+
+/// A part of a coded tensor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// The header with its slice table.
+    Header,
+    /// The side information.
+    SideInfo,
+    /// A slice, from 0 on.
+    Slice(usize),
+    /// A stream of differences from a base tensor.
+    Difference,
+}
+
+impl std::fmt::Display for Part {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        match self {
+            Self::Header => f.write_str("header"),
+            Self::SideInfo => f.write_str("side information"),
+            Self::Slice(n) => write!(f, "slice {n}"),
+            Self::Difference => f.write_str("difference"),
+        }
+    }
+}
+
+/// Element type and shape of a matrix.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TensorType {
+    /// Element type.
+    pub dtype: Dtype,
+    /// Rows.
+    pub rows: usize,
+    /// Columns.
+    pub cols: usize,
+}
+
+impl std::fmt::Display for TensorType {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        write!(f, "{:?} of {}x{}", self.dtype, self.rows, self.cols)
+    }
+}
+
+/// Compares the length of a buffer with the one needed.
+pub(crate) fn check_length(what: &'static str, found: usize, expected: usize) -> Result<()> {
+    if found == expected { Ok(()) } else { Err(CodecError::Shape { what, found, expected }) }
 }

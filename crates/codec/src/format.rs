@@ -1,12 +1,11 @@
 //! Element types of tensors and number formats of tiles.
 
-use crate::error::{CodecError, Result};
 use crate::minifloat::Minifloat;
 
-/// Stored element type of the original tensor; decoding gives exactly this type back.
+/// Element type of the original tensor; decoding returns exactly this type.
 ///
-/// Floating-point patterns are split into a *head* (exponent and the leading bits of the fraction,
-/// coded under a table) and *rest* (sign and the other bits, stored as they are).
+/// The bit pattern of a floating-point element is split into a *prefix* (exponent and leading bits of the fraction),
+/// which is entropy-coded, and *raw bits* (sign and the other bits of the fraction).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum Dtype {
@@ -40,18 +39,17 @@ impl Dtype {
         }
     }
 
-    /// Bytes of one element of a type that weights have.
+    /// Bytes of one element, rounded up.
     pub const fn bytes(self) -> usize {
         self.bits().div_ceil(8)
     }
 
-    /// True for the types that lossy tiles may stand for.
+    /// True for the types of weights, which lossy tiles may decode to: bf16, f16, f32.
     pub const fn is_weight(self) -> bool {
         matches!(self, Self::Bf16 | Self::F16 | Self::F32)
     }
 
-    /// Position of the exponent field, its bias and how many leading bits of the
-    /// fraction belong to the head; `None` where elements are plain symbols.
+    /// Layout of a floating-point bit pattern; `None` where elements are plain symbols.
     pub(crate) const fn layout(self) -> Option<Layout> {
         let (fraction, bias, leading) = match self {
             Self::Bf16 => (7, 127, 3),
@@ -64,7 +62,7 @@ impl Dtype {
         Some(Layout { fraction, bias, leading })
     }
 
-    /// Bits of the rest: what is stored without modelling.
+    /// Raw bits of an element: sign and low bits of the fraction.
     pub const fn raw_bits(self) -> u32 {
         match self.layout() {
             Some(l) => l.fraction - l.leading + 1,
@@ -72,34 +70,34 @@ impl Dtype {
         }
     }
 
-    /// Bits of a head.
-    pub const fn head_bits(self) -> u32 {
+    /// Bits of a float prefix.
+    pub const fn prefix_bits(self) -> u32 {
         self.bits() as u32 - self.raw_bits()
     }
 
-    /// Splits a bit pattern into head and rest; the sign is the highest bit of the rest.
+    /// Splits a bit pattern into prefix and raw bits; the sign is the highest raw bit.
     #[inline]
     pub const fn split(self, pattern: u32) -> (u32, u32) {
         let raw = self.raw_bits();
         if raw == 0 {
             return (pattern, 0);
         }
-        let head = (pattern >> (raw - 1)) & ((1 << self.head_bits()) - 1);
+        let prefix = (pattern >> (raw - 1)) & ((1 << self.prefix_bits()) - 1);
         let sign = pattern >> (self.bits() - 1);
-        (head, sign << (raw - 1) | pattern & ((1 << (raw - 1)) - 1))
+        (prefix, sign << (raw - 1) | pattern & ((1 << (raw - 1)) - 1))
     }
 
     /// Inverse of [`Dtype::split`].
     #[inline]
-    pub const fn join(self, head: u32, rest: u32) -> u32 {
+    pub const fn join(self, prefix: u32, rest: u32) -> u32 {
         let raw = self.raw_bits();
         if raw == 0 {
-            return head;
+            return prefix;
         }
-        (rest >> (raw - 1)) << (self.bits() - 1) | head << (raw - 1) | rest & ((1 << (raw - 1)) - 1)
+        (rest >> (raw - 1)) << (self.bits() - 1) | prefix << (raw - 1) | rest & ((1 << (raw - 1)) - 1)
     }
 
-    /// Bit pattern of `value` rounded to nearest even; types that weights have.
+    /// Bit pattern of `value`, rounded to nearest even; for types of weights.
     #[inline]
     pub fn pattern_of(self, value: f32) -> u32 {
         match self {
@@ -109,7 +107,7 @@ impl Dtype {
         }
     }
 
-    /// Value of a bit pattern; exact. Bytes and nibbles have the value of their number.
+    /// Value of a bit pattern, exact. Bytes and nibbles have the value of their number.
     #[inline]
     pub fn value_of(self, pattern: u32) -> f32 {
         match self {
@@ -122,23 +120,23 @@ impl Dtype {
         }
     }
 
-    pub(crate) fn from_code(code: u8) -> Result<Self> {
-        let found = code.into();
-        Self::ALL.get(usize::from(code)).copied().ok_or(CodecError::Field { field: "dtype", found, expected: "0..=6" })
+    /// Type of a code 0..=6.
+    pub(crate) fn from_code(code: u8) -> Option<Self> {
+        Self::ALL.get(usize::from(code)).copied()
     }
 }
 
-/// Where the parts of a floating-point pattern lie.
+/// Widths of the parts of a floating-point bit pattern.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Layout {
     pub fraction: u32,
     pub bias: i32,
-    /// Leading bits of the fraction in the head, so that an octave has `1 << leading` heads.
+    /// Leading bits of the fraction that belong to the prefix, so that an octave has `1 << leading` prefixes.
     pub leading: u32,
 }
 
-/// What the samples of a tile are. A format is a range, not a rate: at equal step INT4 and INT8
-/// levels cost the same coded bits.
+/// Number format of a tile's samples. A format is a range, not a rate: at equal step, INT4 and INT8 levels cost the
+/// same coded bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 #[repr(u8)]
 pub enum Format {
@@ -201,7 +199,7 @@ impl Format {
         }
     }
 
-    /// The small floating-point type of the samples, if they are of one.
+    /// Small floating-point type of the samples; `None` for integers and bit patterns.
     pub const fn minifloat(self) -> Option<Minifloat> {
         match self {
             Self::Fp8 => Some(Minifloat::E4M3),
@@ -211,7 +209,7 @@ impl Format {
         }
     }
 
-    /// Bits of one sample once decoded into a runtime's memory.
+    /// Bits of one sample in the memory of a runtime that keeps tiles packed.
     pub const fn resident_bits(self, dtype: Dtype) -> f64 {
         match self {
             Self::Int2 => 2.0,
@@ -232,9 +230,9 @@ mod tests {
         for dtype in Dtype::ALL {
             for n in 0..100_000u32 {
                 let pattern = n.wrapping_mul(0x9e37_79b1) >> (32 - dtype.bits());
-                let (head, rest) = dtype.split(pattern);
-                assert!(head < 1 << dtype.head_bits() && u64::from(rest) < 1 << dtype.raw_bits());
-                assert_eq!(dtype.join(head, rest), pattern, "{dtype:?}");
+                let (prefix, rest) = dtype.split(pattern);
+                assert!(prefix < 1 << dtype.prefix_bits() && u64::from(rest) < 1 << dtype.raw_bits());
+                assert_eq!(dtype.join(prefix, rest), pattern, "{dtype:?}");
             }
         }
     }

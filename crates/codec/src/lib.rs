@@ -1,61 +1,72 @@
-//! The normative part of waterfill: what the bits of a coded weight tensor mean.
+//! The bitstream of waterfill: how a weight matrix is coded, and how a coded one decodes to the same values on every
+//! machine. `docs/BITSTREAM.md` is its specification; this crate is the reference implementation.
 //!
-//! A coded tensor is a header, side information and slices ([`tensor`]). Every 16x16 tile of a
-//! slice has a [`Format`], a step and tools ([`tile`]); its samples ([`sample`]) are coded by
-//! interleaved rANS ([`lanes`]) under static tables ([`table`]) whose class follows from scales
-//! the decoder has. Prediction and transforms work on integer planes ([`plane`]). Syntax is written
-//! once, generic over encoder, decoder and rate counter ([`slice`]).
+//! A matrix is cut into tiles of 16x16 weights. A [`TilePlan`] says how a tile is coded: its [`Format`] (the integer or
+//! floating-point grid it is quantised to, or lossless), its step, and tools such as prediction and transforms. A
+//! [`TensorPlan`] has the plans of all tiles with what they share. Whoever decides these plans is outside of this crate:
+//! [`encode_tensor`] quantises weights to a plan by plain rounding, [`encode_samples`] and [`TensorEncoder`] take levels
+//! that a search has chosen, [`encode_lossless`] needs no plan. [`CodedTensor`] decodes.
 //!
-//! This crate does no I/O, has no threads and knows no ML framework. Unsafe code is in the module `simd` only.
-
+//! ```
+//! use waterfill_codec::{CodedTensor, Dtype, Format, TensorPlan, TilePlan, encode_tensor};
+//!
+//! // One tile of weights with a standard deviation of about 0.02.
+//! let weights: Vec<f32> = (0..256).map(|i| ((i * 37 % 101) as f32 - 50.0) * 7e-4).collect();
+//!
+//! // Four-bit levels, a step of 2^(-64/8) = 1/256, and weights that spread over 2^(9/4) = 4.8 steps.
+//! let tile = TilePlan { format: Format::Int4, ..TilePlan::default() };
+//! let plan =
+//!     TensorPlan { step_base: -64, sigma_base: 9, ..TensorPlan::uniform(Dtype::F32, 16, 16, tile) };
+//! let bytes = encode_tensor(&plan, &weights)?;
+//! assert!(bytes.len() < 256, "{} bytes for 256 weights", bytes.len());
+//!
+//! // Every weight comes back as a multiple of the step, as far as the format reaches.
+//! let (decoded, tiles) = CodedTensor::parse(&bytes)?.decode()?;
+//! assert_eq!(tiles[0].format, Format::Int4);
+//! for (element, weight) in decoded.chunks_exact(4).zip(&weights) {
+//!     let value = f32::from_le_bytes(element.try_into().unwrap());
+//!     let level = (weight * 256.0).round().clamp(-8.0, 7.0);
+//!     assert_eq!(value, level / 256.0);
+//! }
+//! # Ok::<(), waterfill_codec::CodecError>(())
+//! ```
+//!
+//! Layers, each of which uses only those before it:
+//!
+//! | module | content |
+//! |---|---|
+//! | [`format`], [`minifloat`], [`scale`], [`units`], [`constants`] | number formats, the scale grid 2^(k/8), rate and loss as types |
+//! | `simd` | kernels on plain slices, chosen at run time; the only unsafe code |
+//! | [`entropy`] | adaptive rANS for headers, interleaved rANS with static tables for samples |
+//! | [`syntax`] | what is written in which order, once for encoder, decoder and rate counter |
+//! | [`recon`] | from samples to integer planes to weights, shared by encoder and decoder |
+//! | [`decoder`], [`encoder`] | whole tensors, slice by slice |
+//!
+//! The crate does no I/O, starts no threads, and knows no ML framework.
 #![deny(unsafe_code)]
 
-pub mod bits;
-pub mod difference;
+pub mod constants;
+pub mod decoder;
 pub mod encoder;
+pub mod entropy;
 pub mod error;
-pub mod fast;
 pub mod format;
-pub mod header;
-pub mod lanes;
-pub mod lossless;
 pub mod minifloat;
-pub mod plan;
-pub mod plane;
-mod planes;
-pub mod quantize;
-pub mod rans;
-pub mod sample;
+pub mod recon;
 pub mod scale;
-pub mod side;
 mod simd;
-pub mod slice;
-pub mod spread;
-pub mod symbol;
-pub mod table;
-mod tables;
-pub mod tensor;
-pub mod text;
-pub mod tile;
-pub mod tools;
-pub mod transform;
-mod transforms;
-pub mod trellis;
+pub mod syntax;
 pub mod units;
-mod walk;
 
-pub use encoder::{EncodedSlice, TensorEncoder, encode_samples, encode_tensor};
+pub use constants::TILE;
+pub use decoder::{CodedTensor, DecodedSlice, TensorDigest};
+pub use encoder::{Elements, EncodedSlice, TensorEncoder, encode_lossless, encode_samples, encode_tensor};
 pub use error::{CodecError, Result};
 pub use format::{Dtype, Format};
-pub use lossless::{Elements, encode_lossless};
 pub use minifloat::Minifloat;
-pub use plan::{Parameters, Scales, TensorPlan};
-pub use simd::on_this_machine;
-pub use tensor::{CodedTensor, DecodedSlice, TensorDigest};
-pub use tile::{Kind, Palette, Predictor, TilePlan};
-pub use transform::{Kernel, Transform};
-pub use trellis::Trellis;
+pub use scale::SigmaIndex;
+pub use simd::dispatch;
+pub use syntax::tensor_plan::{Parameters, Scales, TensorPlan};
+pub use syntax::tile_plan::{Kernel, Palette, Predictor, TileMode, TilePlan, Transform};
+pub use syntax::trellis::Trellis;
 pub use units::{BitsPerWeight, Lambda, Loss, Rate};
-
-/// Side of a tile in weights.
-pub const TILE: usize = 16;

@@ -83,18 +83,18 @@ mod tests {
 
     #[test]
     fn every_code_survives_and_every_value_rounds_to_the_nearest() {
-        for (kind, step) in [(Minifloat::E4M3, 0.0051), (Minifloat::E5M2, 0.63), (Minifloat::E2M1, 7e-5)] {
-            let values: Vec<(u8, f32)> = (0..=kind.largest).map(|c| (c, kind.decode(c))).collect();
+        for (float, step) in [(Minifloat::E4M3, 0.0051), (Minifloat::E5M2, 0.63), (Minifloat::E2M1, 7e-5)] {
+            let values: Vec<(u8, f32)> = (0..=float.largest).map(|c| (c, float.decode(c))).collect();
             for &(code, value) in &values {
-                assert_eq!(kind.encode(value), code);
+                assert_eq!(float.encode(value), code);
                 if code > 0 {
-                    assert_eq!(kind.encode(-value), code | 1 << kind.magnitude_bits());
+                    assert_eq!(float.encode(-value), code | 1 << float.magnitude_bits());
                 }
             }
             for i in 0..100_000 {
                 let x = i as f32 * step;
                 let best = values.iter().map(|(_, v)| (v - x).abs()).fold(f32::MAX, f32::min);
-                assert_eq!((kind.decode(kind.encode(x)) - x).abs(), best, "{kind:?} {x}");
+                assert_eq!((float.decode(float.encode(x)) - x).abs(), best, "{float:?} {x}");
             }
         }
     }

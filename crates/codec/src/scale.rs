@@ -14,6 +14,9 @@ pub const MAX_INDEX: i32 = 640;
 /// Eighths of an octave in one unit of the tile, row and column indices (a quarter octave).
 pub const UNIT: i32 = 2;
 
+/// Logarithm of a standard deviation in quarter octaves: sigma = 2^(index / 4) in the unit that its user names.
+pub type SigmaIndex = i32;
+
 /// Exact value of the scale 2^(k/8) as the decoder uses it, |k| at most [`MAX_INDEX`]; indices
 /// beyond are cut.
 #[inline]

@@ -1,4 +1,4 @@
-//! Rate, distortion and their exchange rate as types, so that they cannot be mixed up.
+//! Rate, loss and lambda as types, so that they cannot be mixed up.
 
 use std::iter::Sum;
 use std::ops::{Add, AddAssign, Mul, Sub};
@@ -44,16 +44,16 @@ quantity! {
     Rate
 }
 quantity! {
-    /// Loss of an allocation: KL(original || tuned), nats per token.
+    /// Expected loss of a compressed model: KL(original || compressed), nats per token.
     Loss
 }
 
-/// Exchange rate between loss and rate: nats per token for one bit of the whole file.
+/// Lagrange multiplier of the rate: nats per token for one bit of the whole file.
 #[derive(Debug, Clone, Copy, PartialEq, PartialOrd)]
 pub struct Lambda(pub f64);
 
 impl Lambda {
-    /// J = loss + lambda * rate.
+    /// Lagrangian cost J = loss + lambda * rate.
     pub fn cost(self, loss: Loss, rate: Rate) -> f64 {
         loss.0 + self.0 * rate.0
     }

@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
 use waterfill_codec::{
-    CodedTensor, Dtype, Elements, Format, Kernel, Kind, Palette, Predictor, Scales, TILE, TensorEncoder, TensorPlan,
-    TilePlan, Transform, Trellis, encode_lossless, encode_tensor,
+    CodedTensor, Dtype, Elements, Format, Kernel, Palette, Predictor, Scales, TILE, TensorEncoder, TensorPlan,
+    TileMode, TilePlan, Transform, Trellis, encode_lossless, encode_tensor,
 };
 
 fn vectors() -> PathBuf {
@@ -17,7 +17,7 @@ fn vectors() -> PathBuf {
 }
 
 /// Weights with rows of different sizes, in units of a step of one, rounded to the type.
-fn weights(dtype: Dtype, rows: usize, cols: usize, spread: f32) -> Vec<f32> {
+fn weights(dtype: Dtype, rows: usize, cols: usize, sigma: f32) -> Vec<f32> {
     let mut state = 11u64;
     let mut uniform = || {
         state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
@@ -27,18 +27,18 @@ fn weights(dtype: Dtype, rows: usize, cols: usize, spread: f32) -> Vec<f32> {
         let gauss: f32 = (0..6).map(|_| uniform()).sum::<f32>() * 1.41;
         let row = 1.0 + 0.5 * ((i / cols) as f32 * 0.7).sin();
         // Now and then one that needs an escape.
-        gauss * spread * row * if i % 509 == 100 { 12.0 } else { 1.0 }
+        gauss * sigma * row * if i % 509 == 100 { 12.0 } else { 1.0 }
     };
     (0..rows * cols).map(|i| dtype.value_of(dtype.pattern_of(weight(i)))).collect()
 }
 
 fn plan(dtype: Dtype, rows: usize, cols: usize, format: Format) -> TensorPlan {
     let mut plan = TensorPlan::uniform(dtype, rows, cols, TilePlan { format, ..TilePlan::default() });
-    plan.spread_base = 4;
+    plan.sigma_base = 4;
     plan
 }
 
-/// A refinement of a coded tensor, under a plan with spreads over the scales of the layer before, towards
+/// A refinement of a coded tensor, under a plan with sigmas over the scales of the layer before, towards
 /// `weights`.
 fn refinement(plan: &TensorPlan, before: &[u8], weights: &[f32]) -> Vec<u8> {
     let base = CodedTensor::parse(before).unwrap();
@@ -52,11 +52,11 @@ fn refinement(plan: &TensorPlan, before: &[u8], weights: &[f32]) -> Vec<u8> {
     let mut plan = TensorPlan {
         row_scale: sum(&plan.row_scale, &scales.rows),
         col_scale: sum(&plan.col_scale, &scales.cols),
-        row_spread: sum(&plan.row_spread, &scales.rows),
-        col_spread: sum(&plan.col_spread, &scales.cols),
+        row_sigma: sum(&plan.row_sigma, &scales.rows),
+        col_sigma: sum(&plan.col_sigma, &scales.cols),
         ..plan.clone()
     };
-    plan.tiles.iter_mut().for_each(|t| t.spread += t.step);
+    plan.tiles.iter_mut().for_each(|t| t.sigma += t.step);
     let width = plan.dtype.bytes();
     let pattern = |b: &[u8]| b.iter().rev().fold(0u32, |v, &x| v << 8 | u32::from(x));
     let known = values.chunks(width).map(|b| plan.dtype.value_of(pattern(b)));
@@ -66,7 +66,10 @@ fn refinement(plan: &TensorPlan, before: &[u8], weights: &[f32]) -> Vec<u8> {
         let rows = encoder.rows(n);
         let slice = encoder
             .slice(n, |slice| {
-                waterfill_codec::quantize::quantize_slice(slice, &left[rows.start * plan.cols..rows.end * plan.cols])
+                waterfill_codec::encoder::quantize::quantize_slice(
+                    slice,
+                    &left[rows.start * plan.cols..rows.end * plan.cols],
+                )
             })
             .unwrap();
         encoder.add(slice);
@@ -112,8 +115,8 @@ fn decoded_by_oracle(bytes: &[u8], before: Option<&[u8]>) -> Vec<u8> {
 fn examples() -> Vec<Example> {
     const SHAPE: (usize, usize) = (40, 70);
     let mut all: Vec<Example> = Vec::new();
-    let mut add = |name: &str, plan: &TensorPlan, spread: f32| {
-        let weights = weights(plan.dtype, plan.rows, plan.cols, spread);
+    let mut add = |name: &str, plan: &TensorPlan, sigma: f32| {
+        let weights = weights(plan.dtype, plan.rows, plan.cols, sigma);
         all.push(Example { name: name.into(), bytes: encode_tensor(plan, &weights).unwrap(), before: None });
     };
     let base = || plan(Dtype::Bf16, SHAPE.0, SHAPE.1, Format::Int8);
@@ -126,16 +129,16 @@ fn examples() -> Vec<Example> {
     }
     let mut mixed = base();
     for (n, tile) in mixed.tiles.iter_mut().enumerate() {
-        *tile = TilePlan { format: Format::ALL[n % 8], step: n as i16 % 5, spread: 2 - n as i16 % 4, ..*tile };
+        *tile = TilePlan { format: Format::ALL[n % 8], step: n as i16 % 5, sigma: 2 - n as i16 % 4, ..*tile };
     }
     mixed.row_scale = (0..SHAPE.0).map(|i| i as i8 % 5 - 2).collect();
     mixed.col_scale = (0..SHAPE.1).map(|i| i as i8 % 3 - 1).collect();
-    mixed.row_spread = (0..SHAPE.0).map(|i| i as i8 % 7 - 3).collect();
-    mixed.col_spread = (0..SHAPE.1).map(|i| i as i8 % 4 - 2).collect();
-    (mixed.step_base, mixed.spread_base) = (-9, 5);
+    mixed.row_sigma = (0..SHAPE.0).map(|i| i as i8 % 7 - 3).collect();
+    mixed.col_sigma = (0..SHAPE.1).map(|i| i as i8 % 4 - 2).collect();
+    (mixed.step_base, mixed.sigma_base) = (-9, 5);
     add("mixed-with-vectors", &mixed, 2.0);
     add("uniform", &base(), 2.0);
-    add("large-levels", &TensorPlan { spread_base: 26, ..base() }, 60.0);
+    add("large-levels", &TensorPlan { sigma_base: 26, ..base() }, 60.0);
 
     let with = |change: &dyn Fn(usize, &mut TilePlan)| {
         let mut plan = base();
@@ -159,7 +162,7 @@ fn examples() -> Vec<Example> {
         let mut plan = with(&|n, t| {
             let above = n >= 5 || !matches!(predictor, Predictor::Row(_));
             t.predictor = if n % 4 == 3 || !above { Predictor::None } else { predictor };
-            t.kind = if n % 5 == 2 { Kind::Skip } else { Kind::Coded };
+            t.mode = if n % 5 == 2 { TileMode::Skip } else { TileMode::Coded };
         });
         plan.parameters.linear = [30, 25, 11];
         plan.parameters.dictionary = vec![vec![1; SHAPE.1], (0..SHAPE.1).map(|i| i as i8 % 11 - 5).collect()];
@@ -167,9 +170,9 @@ fn examples() -> Vec<Example> {
         add(&format!("predictor-{name}"), &plan, 2.0);
     }
     let palette = Palette { len: 5, values: [-4, -1, 0, 2, 5, 0, 0, 0] };
-    add("palette", &with(&|n, t| t.kind = if n % 3 == 0 { Kind::Palette(palette) } else { Kind::Coded }), 2.0);
+    add("palette", &with(&|n, t| t.mode = if n % 3 == 0 { TileMode::Palette(palette) } else { TileMode::Coded }), 2.0);
     let full = |n: usize| n / 5 < 2 && n % 5 < 4;
-    add("bit-planes", &with(&|n, t| t.kind = if full(n) { Kind::BitPlanes } else { Kind::Coded }), 3.0);
+    add("bit-planes", &with(&|n, t| t.mode = if full(n) { TileMode::BitPlanes } else { TileMode::Coded }), 3.0);
     for (name, side) in [("16", 16), ("8", 8), ("4", 4)] {
         let mut plan = with(&|n, t| {
             let (down, along) = (Kernel::COMMON[n % 4], Kernel::COMMON[n / 2 % 4]);
@@ -186,27 +189,27 @@ fn examples() -> Vec<Example> {
         t.transform = if full(n) { transform } else { Transform::default() };
         t.coarse = 5;
     });
-    let matrix = *waterfill_codec::transform::basis(Kernel::Dst, 16);
+    let matrix = *waterfill_codec::recon::transform::basis(Kernel::Dst, 16);
     learned.parameters.learned = Some(Box::new(matrix));
     add("learned", &learned, 20.0);
     let mut centroids =
         with(&|n, t| (t.coarse, t.predictor) = ((n % 9) as u8, [Predictor::None, Predictor::Left][n % 2]));
     centroids.parameters.centroids = [-3, -1, 2];
     add("centroids", &centroids, 9.0);
-    let mut neighbours = with(&|n, t| t.kind = if n == 6 { Kind::Skip } else { Kind::Coded });
+    let mut neighbours = with(&|n, t| t.mode = if n == 6 { TileMode::Skip } else { TileMode::Coded });
     neighbours.parameters.neighbours = Some([-6, -3, -1, 0, 1, 2, 4, 6]);
     add("neighbours", &neighbours, 2.0);
     // Patterns between levels count as zeros, also where both tiles of a band are patterns.
     neighbours.tiles.iter_mut().enumerate().for_each(|(n, t)| {
         t.format = if matches!(n, 1 | 6 | 3) { Format::Lossless } else { Format::Int8 };
-        t.kind = Kind::Coded;
+        t.mode = TileMode::Coded;
     });
     add("neighbours-beside-patterns", &neighbours, 2.0);
     // Beside tiles that the trellis passes over.
     for log2 in 2..=8 {
         let mut trellis = with(&|n, t| {
             t.format = if n == 7 { Format::Lossless } else { Format::Int8 };
-            t.kind = if n == 3 { Kind::Palette(palette) } else { Kind::Coded };
+            t.mode = if n == 3 { TileMode::Palette(palette) } else { TileMode::Coded };
             t.predictor = if n == 6 { Predictor::Left } else { Predictor::None };
             if n == 2 {
                 t.transform = Transform { down: Kernel::Dct, along: Kernel::Dct, side: 16 };
@@ -214,7 +217,7 @@ fn examples() -> Vec<Example> {
         });
         trellis.parameters.trellis = Trellis::new(log2);
         trellis.parameters.neighbours = (log2 % 2 == 0).then_some([-6, -3, -1, 0, 1, 2, 4, 6]);
-        trellis.spread_base = if log2 == 7 { 26 } else { trellis.spread_base };
+        trellis.sigma_base = if log2 == 7 { 26 } else { trellis.sigma_base };
         add(&format!("trellis-{}", 1 << log2), &trellis, if log2 == 7 { 60.0 } else { 2.0 });
     }
     let mut filter = with(&|_, _| {});
@@ -226,7 +229,7 @@ fn examples() -> Vec<Example> {
         .iter_mut()
         .enumerate()
         .for_each(|(n, t)| t.step = i16::from(n % 10 > 5 && n > 33) + i16::from(n == 61));
-    add("merge", &TensorPlan { spread_base: -6, ..merged }, 0.3);
+    add("merge", &TensorPlan { sigma_base: -6, ..merged }, 0.3);
     for side in [8, 32, 64] {
         let mut plan = plan(Dtype::Bf16, 90, 70, Format::Int8);
         plan.tile = side;
@@ -239,7 +242,7 @@ fn examples() -> Vec<Example> {
             .collect();
         add(&format!("tile-{side}"), &plan, 1.0);
     }
-    add("sixty-four-lanes", &TensorPlan { spread_base: -8, ..plan(Dtype::Bf16, 64, 1600, Format::Int4) }, 0.25);
+    add("sixty-four-lanes", &TensorPlan { sigma_base: -8, ..plan(Dtype::Bf16, 64, 1600, Format::Int4) }, 0.25);
     for dtype in Dtype::ALL {
         for (rows, cols) in [(0, 6), (1, 2), (33, 50)] {
             let mut bytes: Vec<u8> = weights(Dtype::Bf16, rows, cols, 2.0)
@@ -261,15 +264,15 @@ fn examples() -> Vec<Example> {
         let bytes = all.iter().find(|e| e.name == before).unwrap().bytes.clone();
         let dtype = CodedTensor::parse(&bytes).unwrap().header().dtype;
         let mut plan = plan(dtype, SHAPE.0, SHAPE.1, Format::Int8);
-        (plan.step_base, plan.spread_base) = (-24, 8);
+        (plan.step_base, plan.sigma_base) = (-24, 8);
         plan.parameters.trellis = trellis.and_then(Trellis::new);
         if name == "vectors" {
-            plan.row_spread = (0..SHAPE.0).map(|i| i as i8 % 4 - 1).collect();
+            plan.row_sigma = (0..SHAPE.0).map(|i| i as i8 % 4 - 1).collect();
             plan.col_scale = (0..SHAPE.1).map(|i| i as i8 % 3 - 1).collect();
             plan.tiles.iter_mut().enumerate().for_each(|(n, t)| {
-                (t.step, t.spread) = (n as i16 % 4, n as i16 % 3 - 1);
+                (t.step, t.sigma) = (n as i16 % 4, n as i16 % 3 - 1);
                 t.format = [Format::Int8, Format::Lossless, Format::Fp8][n % 3];
-                t.kind = if n == 3 { Kind::Skip } else { Kind::Coded };
+                t.mode = if n == 3 { TileMode::Skip } else { TileMode::Coded };
             });
         }
         let bytes = refinement(&plan, &bytes, &weights(dtype, SHAPE.0, SHAPE.1, 2.0));
@@ -334,7 +337,7 @@ fn the_changelog_names_the_tables_and_vectors_as_they_are() {
         });
         hasher.finalize().to_hex()[..16].to_string()
     };
-    let tables = digest(&["src/tables.rs", "src/transforms.rs"]);
+    let tables = digest(&["src/entropy/table_data.rs", "src/recon/transform_bases.rs"]);
     let vectors = digest(&["tests/vectors/digests.txt"]);
     let last = changelog.lines().rfind(|l| l.starts_with('|')).unwrap_or_default();
     assert!(
@@ -346,9 +349,9 @@ fn the_changelog_names_the_tables_and_vectors_as_they_are() {
 fn any_tile() -> impl Strategy<Value = TilePlan> {
     let transform = (0..4usize, 0..4usize, 0..3u32);
     (0..8usize, -6i16..6, -5i16..5, 0..4u8, (0..10u8, 1u16..40, -50i16..50), 0..32u8, transform).prop_map(
-        |(format, step, spread, kind, (predictor, distance, value), coarse, (down, along, side))| {
+        |(format, step, sigma, mode, (predictor, distance, value), coarse, (down, along, side))| {
             let format = Format::ALL[format];
-            let mut tile = TilePlan { format, step, spread, ..TilePlan::default() };
+            let mut tile = TilePlan { format, step, sigma, ..TilePlan::default() };
             if format.level_range().is_none() {
                 return tile;
             }
@@ -364,13 +367,13 @@ fn any_tile() -> impl Strategy<Value = TilePlan> {
                 8 => Predictor::Constant(value),
                 _ => Predictor::RankOne([value as i8; TILE], std::array::from_fn(|i| i as i8 * 3 - 20)),
             };
-            tile.kind = match kind {
-                0 => Kind::Coded,
-                1 => Kind::Skip,
-                2 => Kind::Palette(Palette { len: 3, values: [value, -1, 2, 0, 0, 0, 0, 0] }),
-                _ => Kind::BitPlanes,
+            tile.mode = match mode {
+                0 => TileMode::Coded,
+                1 => TileMode::Skip,
+                2 => TileMode::Palette(Palette { len: 3, values: [value, -1, 2, 0, 0, 0, 0, 0] }),
+                _ => TileMode::BitPlanes,
             };
-            if matches!(tile.kind, Kind::Coded | Kind::BitPlanes) {
+            if matches!(tile.mode, TileMode::Coded | TileMode::BitPlanes) {
                 tile.coarse = coarse;
                 tile.transform =
                     Transform { down: Kernel::COMMON[down], along: Kernel::COMMON[along], side: 4 << side };
@@ -389,18 +392,18 @@ prop_compose! {
         (rows, cols) in prop_oneof![Just((1, 1)), Just((1, 37)), Just((37, 1)), Just((17, 31)), Just((0, 5)), Just((5, 0)),
             Just((16, 16)), (1usize..80, 1usize..80)],
         dtype in 0..3usize, side in prop_oneof![4 => Just(16usize), 1 => Just(8), 1 => Just(32), 1 => Just(64)],
-        tiles in prop::collection::vec(any_tile(), 1..30), step_base in -40i32..40, spread_base in -6i32..30,
+        tiles in prop::collection::vec(any_tile(), 1..30), step_base in -40i32..40, sigma_base in -6i32..30,
         vectors in prop::collection::vec(prop::option::of(-4i8..=4), 4), neighbours: Option<[i8; 8]>, filter: Option<[i8; 2]>,
         trellis in 0..9u32, centroids: [i8; 3], bands in prop::collection::vec(-9i8..9, 36), linear: [i8; 3], merge: bool,
     ) -> TensorPlan {
         let mut plan = TensorPlan::uniform(Dtype::ALL[dtype], rows, cols, TilePlan::default());
         plan.tile = side;
-        (plan.step_base, plan.spread_base) = (step_base, spread_base);
+        (plan.step_base, plan.sigma_base) = (step_base, sigma_base);
         let vector = |n: usize, v: Option<i8>| v.map_or(vec![], |v| (0..n).map(|i| (i as i8 % 5) * v / 2).collect());
         plan.row_scale = vector(rows, vectors[0]);
         plan.col_scale = vector(cols, vectors[1]);
-        plan.row_spread = vector(rows, vectors[2]);
-        plan.col_spread = vector(cols, vectors[3]);
+        plan.row_sigma = vector(rows, vectors[2]);
+        plan.col_sigma = vector(cols, vectors[3]);
         let p = &mut plan.parameters;
         let within = |v: i8| v.max(-127);
         p.neighbours = neighbours.map(|n| n.map(|v| v / 8));
@@ -419,7 +422,7 @@ prop_compose! {
             let tile = &mut plan.tiles[n];
             if !full {
                 tile.transform = Transform::default();
-                tile.kind = if tile.kind == Kind::BitPlanes { Kind::Coded } else { tile.kind };
+                tile.mode = if tile.mode == TileMode::BitPlanes { TileMode::Coded } else { tile.mode };
             }
             match tile.predictor {
                 Predictor::RankOne(..) if side != TILE => tile.predictor = Predictor::Left,
@@ -435,8 +438,8 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(256))]
     /// Every tool at every shape: what is encoded is decoded, and alike by both decoders.
     #[test]
-    fn both_decoders_agree_on_any_plan(plan in any_plan(), spread in 0.1f32..30.0) {
-        let weights = weights(plan.dtype, plan.rows, plan.cols, spread);
+    fn both_decoders_agree_on_any_plan(plan in any_plan(), sigma in 0.1f32..30.0) {
+        let weights = weights(plan.dtype, plan.rows, plan.cols, sigma);
         let bytes = encode_tensor(&plan, &weights).unwrap();
         let tensor = CodedTensor::parse(&bytes).unwrap();
         let decoded = tensor.decode().unwrap().0;
@@ -446,19 +449,19 @@ proptest! {
     /// Refinements of any plan by any plan.
     #[test]
     fn both_decoders_agree_on_any_refinement(
-        base in any_plan(), fine in any_plan(), spread in 0.1f32..30.0, finer in 0i32..40,
+        base in any_plan(), fine in any_plan(), sigma in 0.1f32..30.0, finer in 0i32..40,
     ) {
-        let weights = weights(base.dtype, base.rows, base.cols, spread);
+        let weights = weights(base.dtype, base.rows, base.cols, sigma);
         let before = encode_tensor(&base, &weights).unwrap();
         // The fine plan's decisions in the shape of the base's.
         let across = base.cols.div_ceil(base.tile);
-        let mut plan = TensorPlan { step_base: base.step_base - finer, spread_base: fine.spread_base, parameters: fine.parameters, ..base.clone() };
+        let mut plan = TensorPlan { step_base: base.step_base - finer, sigma_base: fine.sigma_base, parameters: fine.parameters, ..base.clone() };
         plan.parameters.dictionary = base.parameters.dictionary.clone();
-        let own: Vec<TilePlan> = fine.tiles.iter().copied().filter(|t| t.kind == Kind::Coded && t.transform.is_identity() && t.predictor == Predictor::None).collect();
+        let own: Vec<TilePlan> = fine.tiles.iter().copied().filter(|t| t.mode == TileMode::Coded && t.transform.is_identity() && t.predictor == Predictor::None).collect();
         if !own.is_empty() {
             plan.tiles = (0..plan.tiles.len()).map(|n| own[(n + n / across.max(1)) % own.len()]).collect();
         }
-        plan.row_spread = plan.row_spread.iter().map(|v| v / 2).collect();
+        plan.row_sigma = plan.row_sigma.iter().map(|v| v / 2).collect();
         plan.row_scale = vec![];
         let bytes = refinement(&plan, &before, &weights);
         prop_assert!(oracle::refine(&bytes, &before) == refined(&bytes, &before));

@@ -1,7 +1,9 @@
 //! What decoding takes beyond its input and output stays within the stated 16 MiB a thread.
 
-use waterfill_codec::{CodedTensor, Dtype, Elements, Format, Kernel, Predictor, TensorPlan, TilePlan, Transform};
-use waterfill_codec::{encode_lossless, encode_tensor};
+use waterfill_codec::{
+    CodedTensor, Dtype, Elements, Format, Kernel, Predictor, TensorPlan, TilePlan, Transform, encode_lossless,
+    encode_tensor,
+};
 
 #[global_allocator]
 static ALLOCATOR: dhat::Alloc = dhat::Alloc;
@@ -22,7 +24,7 @@ fn a_thread_needs_sixteen_mebibytes_at_most() {
     for (rows, cols) in [(1024, 4096), (16, 1 << 18)] {
         let weights: Vec<f32> = (0..rows * cols).map(|i| ((i * 7919) % 31) as f32 - 15.0).collect();
         let mut plan = TensorPlan::uniform(Dtype::Bf16, rows, cols, TilePlan::default());
-        plan.spread_base = 13;
+        plan.sigma_base = 13;
         plan.row_scale = (0..rows).map(|i| i as i8 % 2).collect();
         plan.col_scale = (0..cols).map(|i| i as i8 % 2).collect();
         plan.tiles.iter_mut().enumerate().for_each(|(n, t)| {

@@ -82,9 +82,9 @@ fn tables_equal_their_formulas() {
          #[rustfmt::skip]\npub const HEADS: [&[u16]; 4] = [\n",
     );
     rows(&mut expected, (0..4).map(heads).collect());
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/src/tables.rs");
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/src/entropy/table_data.rs");
     if std::env::var_os("WATERFILL_WRITE_TABLES").is_some() {
         std::fs::write(path, &expected).unwrap();
     }
-    assert_eq!(std::fs::read_to_string(path).unwrap(), expected, "the formula and src/tables.rs differ");
+    assert_eq!(std::fs::read_to_string(path).unwrap(), expected, "the formula and src/entropy/table_data.rs differ");
 }

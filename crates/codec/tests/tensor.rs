@@ -2,18 +2,17 @@
 //! arithmetic, and damage.
 
 use proptest::prelude::*;
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{RngCore, SeedableRng};
 use waterfill_codec::{
-    CodecError, CodedTensor, Dtype, Format, Kernel, Kind, Palette, Parameters, Predictor, TensorPlan, TilePlan,
+    CodecError, CodedTensor, Dtype, Format, Kernel, Palette, Parameters, Predictor, TensorPlan, TileMode, TilePlan,
     Transform, encode_tensor,
 };
 
-/// Deterministic weights, roughly Gaussian with spread 0.02, exact in `dtype`.
+/// Deterministic weights, roughly Gaussian with sigma 0.02, exact in `dtype`.
 fn weights(dtype: Dtype, count: usize, seed: u64) -> Vec<f32> {
-    let mut state = seed;
-    let mut uniform = || {
-        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-        (state >> 40) as f32 / (1 << 24) as f32
-    };
+    let mut random = ChaCha8Rng::seed_from_u64(seed);
+    let mut uniform = || (random.next_u32() >> 8) as f32 / (1 << 24) as f32;
     (0..count)
         .map(|_| {
             let sum: f32 = (0..12).map(|_| uniform()).sum();
@@ -28,16 +27,16 @@ fn mixed_plan(dtype: Dtype, rows: usize, cols: usize, seed: u64) -> TensorPlan {
     let tiles = rows.div_ceil(16) * cols.div_ceil(16);
     TensorPlan {
         step_base: -64,
-        spread_base: 10,
+        sigma_base: 10,
         row_scale: vector(rows, seed & 1 == 1),
         col_scale: vector(cols, seed & 2 == 2),
-        row_spread: vector(rows, seed & 4 == 4),
-        col_spread: vector(cols, seed & 8 == 8),
+        row_sigma: vector(rows, seed & 4 == 4),
+        col_sigma: vector(cols, seed & 8 == 8),
         tiles: (0..tiles)
             .map(|i| TilePlan {
                 format: FORMATS[(i * 11 + seed as usize) % FORMATS.len()],
                 step: (i % 9) as i16 - 4,
-                spread: i as i16 % 3 - 1,
+                sigma: i as i16 % 3 - 1,
                 ..TilePlan::default()
             })
             .collect(),
@@ -62,11 +61,8 @@ fn tooled_plan(dtype: Dtype, rows: usize, cols: usize, seed: u64) -> TensorPlan 
     plan.parameters.bands.iter_mut().enumerate().for_each(|(i, b)| *b = (i % 6) as i8 - 3);
     let across = plan.tiles_across();
     for (i, tile) in plan.tiles.iter_mut().enumerate() {
-        let mut state = (i as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(seed);
-        let mut draw = |n: u64| {
-            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-            (state >> 33) % n
-        };
+        let mut random = ChaCha8Rng::seed_from_u64((i as u64) << 8 | seed);
+        let mut draw = |n: u64| random.next_u64() % n;
         tile.format = Format::Int8;
         tile.step = -8;
         tile.predictor = match draw(10) {
@@ -88,7 +84,7 @@ fn tooled_plan(dtype: Dtype, rows: usize, cols: usize, seed: u64) -> TensorPlan 
         if full {
             let identity = down == Kernel::Identity && along == Kernel::Identity;
             tile.transform = Transform { down, along, side: if identity { 16 } else { 4 << draw(3) } };
-            tile.kind = if draw(6) == 0 { Kind::BitPlanes } else { Kind::Coded };
+            tile.mode = if draw(6) == 0 { TileMode::BitPlanes } else { TileMode::Coded };
         }
     }
     plan
@@ -102,9 +98,9 @@ fn expected(plan: &TensorPlan, row: usize, col: usize, w: f32) -> f64 {
     let step = ((f64::from(plan.step_base) + 2.0 * units) / 8.0).exp2();
     match (tile.format.level_range(), tile.format.minifloat()) {
         (Some((low, high)), _) => (f64::from(w) / step).round().clamp(low.into(), high.into()) * step,
-        (_, Some(kind)) => {
-            let step = step * (-f64::from(kind.scale_shift()) / 8.0).exp2();
-            f64::from(kind.decode(kind.encode((f64::from(w) / step) as f32))) * step
+        (_, Some(float)) => {
+            let step = step * (-f64::from(float.scale_shift()) / 8.0).exp2();
+            f64::from(float.decode(float.encode((f64::from(w) / step) as f32))) * step
         }
         _ => f64::from(w),
     }
@@ -120,8 +116,8 @@ fn values(bytes: &[u8], dtype: Dtype) -> Vec<f32> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(60))]
     #[test]
-    fn decoding_gives_what_the_plan_says(rows in 1usize..90, cols in 1usize..70, seed in 0u64..16, kind in 0usize..3) {
-        let dtype = [Dtype::Bf16, Dtype::F16, Dtype::F32][kind];
+    fn decoding_gives_what_the_plan_says(rows in 1usize..90, cols in 1usize..70, seed in 0u64..16, dtype in 0usize..3) {
+        let dtype = [Dtype::Bf16, Dtype::F16, Dtype::F32][dtype];
         let plan = mixed_plan(dtype, rows, cols, seed);
         let weights = weights(dtype, rows * cols, seed);
         let bytes = encode_tensor(&plan, &weights).unwrap();
@@ -192,14 +188,14 @@ proptest! {
 
 #[test]
 fn skipped_constant_and_palette_tiles_hold_what_they_say() {
-    let kinds = [
-        (Kind::Skip, Predictor::None),
-        (Kind::Skip, Predictor::Constant(5)),
-        (Kind::Palette(Palette { len: 3, values: [-2, 0, 9, 0, 0, 0, 0, 0] }), Predictor::None),
-        (Kind::Skip, Predictor::Left),
+    let modes = [
+        (TileMode::Skip, Predictor::None),
+        (TileMode::Skip, Predictor::Constant(5)),
+        (TileMode::Palette(Palette { len: 3, values: [-2, 0, 9, 0, 0, 0, 0, 0] }), Predictor::None),
+        (TileMode::Skip, Predictor::Left),
     ];
     let mut plan = TensorPlan::uniform(Dtype::F32, 16, 64, TilePlan::default());
-    plan.tiles.iter_mut().zip(kinds).for_each(|(t, (kind, predictor))| (t.kind, t.predictor) = (kind, predictor));
+    plan.tiles.iter_mut().zip(modes).for_each(|(t, (mode, predictor))| (t.mode, t.predictor) = (mode, predictor));
     let weights: Vec<f32> = (0..16 * 64).map(|i| [0.2, 8.6, -1.4, 100.0][i % 4]).collect();
     let bytes = encode_tensor(&plan, &weights).unwrap();
     let (decoded, _) = CodedTensor::parse(&bytes).unwrap().decode().unwrap();
@@ -213,7 +209,7 @@ fn skipped_constant_and_palette_tiles_hold_what_they_say() {
 #[test]
 fn equal_tiles_share_headers() {
     let tile =
-        |i: usize| TilePlan { step: if i / 64 % 8 < 4 { 3 } else { -2 }, kind: Kind::Skip, ..TilePlan::default() };
+        |i: usize| TilePlan { step: if i / 64 % 8 < 4 { 3 } else { -2 }, mode: TileMode::Skip, ..TilePlan::default() };
     let mut plan = TensorPlan::uniform(Dtype::Bf16, 1024, 1024, TilePlan::default());
     plan.tiles = (0..4096).map(tile).collect();
     let bytes = encode_tensor(&plan, &vec![0.0; 1 << 20]).unwrap();
@@ -311,8 +307,8 @@ fn sizes_beyond_the_limits_are_refused_before_allocation() {
 #[test]
 fn tools_of_later_versions_are_named() {
     let coded = encode_tensor(&TensorPlan::uniform(Dtype::Bf16, 4, 4, TilePlan::default()), &[0.5; 16]).unwrap();
-    let mut header = waterfill_codec::header::Header::parse(&coded).unwrap();
-    let start = waterfill_codec::header::Header::bytes(1);
+    let mut header = waterfill_codec::syntax::header::Header::parse(&coded).unwrap();
+    let start = waterfill_codec::syntax::header::Header::bytes(1);
     for (bit, name) in [(18, "rotation"), (21, "base"), (30, "unknown")] {
         header.tools.0 |= 1 << bit;
         let bytes = [&header.write(&coded[start..start + header.side_bytes]), &coded[start..]].concat();

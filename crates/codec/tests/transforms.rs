@@ -29,9 +29,9 @@ fn bases_equal_their_formulas() {
             expected.push_str("];\n");
         }
     }
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/src/transforms.rs");
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/src/recon/transform_bases.rs");
     if std::env::var_os("WATERFILL_WRITE_TABLES").is_some() {
         std::fs::write(path, &expected).unwrap();
     }
-    assert_eq!(std::fs::read_to_string(path).unwrap(), expected, "the formula and src/transforms.rs differ");
+    assert_eq!(std::fs::read_to_string(path).unwrap(), expected, "the formula and src/recon/transform_bases.rs differ");
 }

@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 
 use waterfill_calibrate::Sensitivities;
 use waterfill_checkpoint::Checkpoint;
-use waterfill_codec::table::{CLASSES, LevelCosts, UNIT_CLASS};
-use waterfill_codec::{CodedTensor, Format, Kind, Predictor, TILE, TensorPlan, TilePlan};
+use waterfill_codec::entropy::tables::{CLASSES, UNIT_CLASS};
+use waterfill_codec::syntax::level_costs::LevelCosts;
+use waterfill_codec::{CodedTensor, Format, Predictor, TILE, TensorPlan, TileMode, TilePlan};
 use waterfill_pipeline::PointOutput;
 use waterfill_quantize::search::tools_of;
 use waterfill_report::{Levels, Sensitivity, TileMap, tile_bits};
@@ -149,7 +150,7 @@ impl Counts {
             let (row, col) = (n / plan.cols, n % plan.cols);
             let tile = &tiles[row / plan.tile * across + col / plan.tile];
             self.samples += 1;
-            let plain = tile.kind == Kind::Coded
+            let plain = tile.mode == TileMode::Coded
                 && tile.predictor == Predictor::None
                 && tile.transform.is_identity()
                 && tile.coarse == 0
@@ -212,7 +213,7 @@ mod tests {
             let tile = TilePlan { format: Format::Int8, ..TilePlan::default() };
             let mut plan = TensorPlan::uniform(Dtype::Bf16, 16, 4096, tile);
             plan.parameters.trellis = trellis;
-            plan.spread_base = 8;
+            plan.sigma_base = 8;
             // Quantiles of a Gaussian whose deviation is four levels.
             let sigma = 4.0;
             let cdf = |x: f64| 0.5 * libm::erfc(-x / sigma / std::f64::consts::SQRT_2);

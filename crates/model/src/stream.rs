@@ -5,7 +5,7 @@ use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
-use waterfill_checkpoint::{Checkpoint, Prefix};
+use waterfill_checkpoint::{Checkpoint, QualityPrefix};
 
 use crate::block::{Block, LINEARS, Others};
 use crate::config::ModelConfig;
@@ -51,7 +51,7 @@ impl Model {
     ///
     /// # Errors
     /// As [`Model::open`].
-    pub fn open_prefix(dir: &Path, prefix: Prefix, device: &Device) -> Result<Self> {
+    pub fn open_prefix(dir: &Path, prefix: QualityPrefix, device: &Device) -> Result<Self> {
         Self::of(dir, Checkpoint::open_prefix(dir, prefix)?, device, DType::F32)
     }
 

@@ -7,7 +7,7 @@ use pyo3::exceptions::{PyKeyError, PyOSError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyByteArray, PyBytes, PyDict, PyList};
 use waterfill_checkpoint::packed::PackedFormat;
-use waterfill_checkpoint::{CheckpointError, Control, Prefix, Storage};
+use waterfill_checkpoint::{CheckpointError, Control, QualityPrefix, Storage};
 use waterfill_codec::Dtype;
 
 fn failed(error: CheckpointError) -> PyErr {
@@ -51,16 +51,16 @@ impl Checkpoint {
     fn new(path: PathBuf, layers: Option<usize>, bytes: Option<u64>) -> PyResult<Self> {
         let prefix = match (layers, bytes) {
             (None, None) => return waterfill_checkpoint::Checkpoint::open(path).map(Self).map_err(failed),
-            (Some(layers @ 1..), None) => Prefix::Layers(layers),
-            (None, Some(bytes)) => Prefix::Bytes(bytes),
+            (Some(layers @ 1..), None) => QualityPrefix::Layers(layers),
+            (None, Some(bytes)) => QualityPrefix::Bytes(bytes),
             _ => return Err(PyValueError::new_err("expected layers of 1 or more, or bytes, not both")),
         };
         waterfill_checkpoint::Checkpoint::open_prefix(path, prefix).map(Self).map_err(failed)
     }
 
-    /// Layers that are open, the base counted.
+    /// Quality layers that are open, the base counted.
     fn layers(&self) -> usize {
-        self.0.layers()
+        self.0.quality_layers()
     }
 
     /// Names of all tensors, sorted.
@@ -68,7 +68,7 @@ impl Checkpoint {
         self.0.tensors().map(|t| t.name.clone()).collect()
     }
 
-    /// Shape, bytes in the file, whether it is coded.
+    /// Shape, bytes in the file, and true if it is coded.
     fn info(&self, name: &str) -> PyResult<(Vec<usize>, u64, bool)> {
         let tensor = self.known(name)?;
         Ok((tensor.shape.clone(), tensor.bytes, tensor.storage == Storage::Coded))
@@ -84,7 +84,7 @@ impl Checkpoint {
         })
     }
 
-    /// Tiles to compute with, as a dictionary of bytes.
+    /// Tiles to multiply with, as a dictionary of bytes.
     fn packed<'py>(&self, py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyDict>> {
         self.known(name)?;
         let packed = py.detach(|| interruptible(|control| self.0.decode_packed(name, control)))?;
@@ -117,7 +117,7 @@ impl Checkpoint {
 /// Runs `f` so that Ctrl-C ends it.
 fn interruptible<T>(f: impl FnOnce(Control) -> waterfill_checkpoint::Result<T>) -> PyResult<T> {
     let stop = AtomicBool::new(false);
-    // Signals are looked at by the main thread alone; elsewhere this finds nothing.
+    // Only the main thread sees signals; elsewhere this finds none.
     let look = |_: usize, _: usize| {
         if Python::attach(|py| py.check_signals()).is_err() {
             stop.store(true, Ordering::Relaxed);

@@ -1,4 +1,4 @@
-"""The wheel against tuned checkpoints that the program has written: WATERFILL_CHECKPOINT, and WATERFILL_LAYERS of two."""
+"""The wheel against compressed checkpoints that the program has written: WATERFILL_CHECKPOINT, and WATERFILL_LAYERS of two."""
 
 import os
 import threading

@@ -1,4 +1,4 @@
-"""Decoder of checkpoints tuned by waterfill.
+"""Decoder of checkpoints compressed by waterfill.
 
     checkpoint = waterfill.open("results/.../checkpoint")
     checkpoint.tensor("model.norm.weight")                      # numpy, float32
@@ -56,14 +56,14 @@ class Packed:
 
 
 class Checkpoint:
-    """A checkpoint directory or one safetensors file, tuned or not."""
+    """A checkpoint directory or one safetensors file, compressed or not."""
 
     def __init__(self, path, layers=None, bytes=None):
         self._checkpoint = _Checkpoint(path, layers, bytes)
 
     @property
     def layers(self):
-        """Layers of quality that are open, the base counted."""
+        """Quality layers that are open, the base counted."""
         return self._checkpoint.layers()
 
     def names(self):
@@ -105,7 +105,7 @@ class Checkpoint:
 
 
 def open(path, layers=None, bytes=None):
-    """Opens a checkpoint directory, or one safetensors file; of one in layers no more than so many, or so many bytes."""
+    """Opens a checkpoint directory or a safetensors file; at most `layers` quality layers, or `bytes` bytes, of a directory."""
     return Checkpoint(path, layers, bytes)
 
 

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use waterfill_allocate::Allocation;
 use waterfill_calibrate::Sensitivities;
-use waterfill_checkpoint::writer::{Data, Entry, write_checkpoint, write_file, write_layers};
-use waterfill_checkpoint::{Checkpoint, CheckpointError, Prefix, TensorInfo};
+use waterfill_checkpoint::writer::{Data, Entry, write_checkpoint, write_file, write_quality_layers};
+use waterfill_checkpoint::{Checkpoint, CheckpointError, QualityPrefix, TensorInfo};
 use waterfill_codec::Trellis;
 use waterfill_sequential::{Adaptation, coding_order};
 use waterfill_store::{Progress, Work, in_groups};
@@ -204,7 +204,7 @@ pub fn encode(
     let linear = |info: &&TensorInfo| info.name.contains("_proj.");
     let mut layers = Vec::new();
     for (n, losses) in layer_losses.into_iter().enumerate().filter(|_| count > 1) {
-        let bytes = Checkpoint::open_prefix(&out, Prefix::Layers(n + 1))?.bytes();
+        let bytes = Checkpoint::open_prefix(&out, QualityPrefix::Layers(n + 1))?.bytes();
         layers.push(LayerSummary { bytes, losses });
     }
     Ok(EncodeSummary {
@@ -246,7 +246,7 @@ fn write_in_layers(source: &Checkpoint, out: &Path, entries: Vec<(Vec<Entry>, Op
     let mut layers = layers.into_iter().map(|layer| layer.into_iter().map(|(_, entry)| entry).collect::<Vec<_>>());
     write_checkpoint(source.dir(), out, &layers.next().unwrap_or_default(), true)?;
     let finer: Vec<Vec<Entry>> = layers.collect();
-    write_layers(out, &finer)?;
+    write_quality_layers(out, &finer)?;
     Ok(1 + finer.len())
 }
 

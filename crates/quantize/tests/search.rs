@@ -23,7 +23,7 @@ fn noise(i: usize) -> f32 {
 /// `price` squared steps.
 fn planned(price: f64) -> PlannedWeight {
     let mut plan = TensorPlan::uniform(Dtype::F32, ROWS, COLS, TilePlan::default());
-    plan.spread_base = 12;
+    plan.sigma_base = 12;
     let importance =
         Importance { tiles: vec![1.0; plan.tiles.len()], rows: vec![1.0; ROWS], cols: vec![1.0; COLS], lookup: vec![] };
     PlannedWeight { plan, importance, price: Lambda(price), narrow: false, sharing: Default::default() }
@@ -92,7 +92,7 @@ fn a_dictionary_row_is_found() {
         })
         .collect();
     let mut weight = planned(0.05);
-    weight.plan = TensorPlan { spread_base: 14, ..TensorPlan::uniform(Dtype::F32, rows, cols, TilePlan::default()) };
+    weight.plan = TensorPlan { sigma_base: 14, ..TensorPlan::uniform(Dtype::F32, rows, cols, TilePlan::default()) };
     weight.importance =
         Importance { tiles: vec![1.0; 64], rows: vec![1.0; rows], cols: vec![1.0; cols], lookup: vec![] };
     let (plain, _) = coded(&weight, &weights, &[]);

@@ -10,13 +10,13 @@ use crate::error::{Result, RuntimeError};
 use crate::linear::PackedLinear;
 use crate::load::{Form, Runtime, Written};
 
-/// Most error of a product over its norm. Decoded values are rounded to bf16, by 2^-8 of a value at most and by less
-/// than a third of that as a rule; roundings of different weights add up as noise does.
+/// Largest accepted error of a product over its norm. Decoded values are rounded to bf16, by at most 2^-8 of a value
+/// and usually by less than a third of that; the roundings of different weights add up like noise.
 const MOST: f64 = 1.0 / 256.0;
 /// Rows of inputs.
 const TOKENS: usize = 4;
 
-/// One weight.
+/// Comparison of one linear layer.
 #[derive(Debug, Clone, Serialize)]
 pub struct LayerCheck {
     /// Its name.
@@ -29,7 +29,7 @@ pub struct LayerCheck {
     pub error: f64,
 }
 
-/// What was compared.
+/// Result of [`check`].
 #[derive(Debug, Clone, Serialize)]
 pub struct Checked {
     /// Every linear layer.
@@ -38,7 +38,7 @@ pub struct Checked {
     pub kl: f64,
     /// Bytes of the linear layers: packed, and in bf16.
     pub linear_bytes: [usize; 2],
-    /// What each form wrote: packed, then dense in f32.
+    /// Continuation by each form: packed, then dense in f32.
     pub written: [Written; 2],
     /// Seconds of loading each.
     pub load_seconds: [f64; 2],

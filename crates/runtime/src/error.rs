@@ -1,4 +1,4 @@
-//! What can go wrong while a checkpoint runs.
+//! Errors of running a checkpoint.
 
 /// Result of running a checkpoint.
 pub type Result<T> = std::result::Result<T, RuntimeError>;
@@ -6,10 +6,10 @@ pub type Result<T> = std::result::Result<T, RuntimeError>;
 /// A checkpoint that cannot be run.
 #[derive(Debug, thiserror::Error)]
 pub enum RuntimeError {
-    /// The model or its text.
+    /// Error of the model or its tokenizer.
     #[error(transparent)]
     Model(#[from] waterfill_model::ModelError),
-    /// The checkpoint.
+    /// Error of the checkpoint.
     #[error(transparent)]
     Checkpoint(#[from] waterfill_checkpoint::CheckpointError),
     /// A prompt that cannot be continued.
@@ -17,9 +17,9 @@ pub enum RuntimeError {
     Prompt {
         /// Its tokens.
         tokens: usize,
-        /// Most that leave room for what is asked for.
+        /// Most tokens that leave room for the continuation.
         most: usize,
-        /// What the model takes.
+        /// Positions of the model.
         positions: usize,
     },
     /// Products from tiles and from dense weights that differ more than rounding explains.

@@ -1,8 +1,8 @@
-//! A reference runtime: how an inference engine uses a tuned checkpoint.
+//! A reference runtime: how an inference engine uses a compressed checkpoint.
 //!
-//! [`Runtime`] loads linear layers through `decode_packed` and multiplies straight from the tiles
-//! ([`PackedLinear`]); [`check`] compares that with the dense weights. It shows the way and keeps it tested; an engine has
-//! kernels of its own.
+//! [`Runtime`] loads linear layers with `decode_packed` and multiplies straight from their tiles ([`PackedLinear`]);
+//! [`check`] compares the products with those of dense weights. It is an example that tests keep working; an engine
+//! has kernels of its own.
 
 mod check;
 mod error;

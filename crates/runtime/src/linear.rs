@@ -7,12 +7,12 @@ use rayon::prelude::*;
 use waterfill_checkpoint::packed::{Bucket, PackedFormat, PackedTensor};
 use waterfill_checkpoint::sparse::StructuredTensor;
 use waterfill_checkpoint::{Checkpoint, Control};
-use waterfill_codec::{TILE, on_this_machine};
+use waterfill_codec::{TILE, dispatch};
 use waterfill_model::Linear;
 
 use crate::sparse::SparseLinear;
 
-/// A linear layer whose weights stay as they are stored: tiles, and 2:4 sparse refinements of them.
+/// A linear layer that keeps its weights as stored: tiles, and 2:4 sparse refinements of them.
 pub struct PackedLinear {
     base: PackedTensor,
     refinements: Vec<SparseLinear>,
@@ -24,7 +24,7 @@ impl PackedLinear {
         Self { base, refinements: vec![] }
     }
 
-    /// The weight `name`, its layers apart where they can be computed with.
+    /// Opens the weight `name`, with its quality layers apart where they are 2:4 sparse.
     ///
     /// # Errors
     /// As [`Checkpoint::decode_packed`].
@@ -126,14 +126,14 @@ fn add_tile(bucket: &Bucket, tile: usize, x: &[f32], scale: f32, sums: &mut Lane
     match bucket.format {
         PackedFormat::Int4 => {
             let bytes: &[u8; 128] = bytes.try_into().expect("a tile of four-bit levels");
-            on_this_machine(
+            dispatch(
                 #[inline(always)]
                 || add_int4(bytes, &even_first, sums),
             );
         }
         PackedFormat::Int8 => {
             let bytes: &[u8; 256] = bytes.try_into().expect("a tile of eight-bit levels");
-            on_this_machine(
+            dispatch(
                 #[inline(always)]
                 || add_int8(bytes, &x, sums),
             );

@@ -7,17 +7,17 @@ use std::time::Instant;
 
 use candle_core::Device;
 use serde::Serialize;
-use waterfill_checkpoint::Prefix;
+use waterfill_checkpoint::QualityPrefix;
 use waterfill_model::{Generator, Linear, Model, Reader, Text, greedy};
 
 use crate::error::{Result, RuntimeError};
 use crate::linear::PackedLinear;
 
-/// How linear layers are kept.
+/// Form of linear layers in memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Form {
-    /// Tiles as they were decoded; products straight from them.
+    /// Packed tiles; products straight from them.
     Packed,
     /// Values in f32.
     Dense,
@@ -39,7 +39,7 @@ pub struct Runtime {
 /// A continuation.
 #[derive(Debug, Clone, Serialize)]
 pub struct Written {
-    /// What was written.
+    /// Text of the continuation.
     pub text: String,
     /// Its tokens.
     pub tokens: usize,
@@ -52,7 +52,7 @@ pub struct Written {
 }
 
 impl Runtime {
-    /// Loads a checkpoint directory, tuned or not.
+    /// Loads a checkpoint directory, compressed or not.
     ///
     /// # Errors
     /// Checkpoints that cannot be read or run.
@@ -65,7 +65,7 @@ impl Runtime {
     ///
     /// # Errors
     /// As [`Runtime::open`].
-    pub fn open_prefix(dir: &Path, prefix: Prefix, form: Form) -> Result<Self> {
+    pub fn open_prefix(dir: &Path, prefix: QualityPrefix, form: Form) -> Result<Self> {
         let start = Instant::now();
         Self::of(&Model::open_prefix(dir, prefix, &Device::Cpu)?, dir, form, start)
     }

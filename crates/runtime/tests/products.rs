@@ -1,8 +1,8 @@
 //! Products from tiles, and texts, against dense weights.
 
-use waterfill_checkpoint::writer::{Data, Entry, write_checkpoint, write_layers};
+use waterfill_checkpoint::writer::{Data, Entry, write_checkpoint, write_quality_layers};
 use waterfill_checkpoint::{Checkpoint, Control};
-use waterfill_codec::quantize::quantize_slice;
+use waterfill_codec::encoder::quantize::quantize_slice;
 use waterfill_codec::{CodedTensor, Dtype, Format, Scales, TensorEncoder, TensorPlan, TilePlan, encode_tensor};
 use waterfill_fixture::{FAMILIES, small_config_of, write_random};
 use waterfill_runtime::{Form, PackedLinear, Runtime, RuntimeError, SparseLinear, check};
@@ -84,7 +84,7 @@ fn layered(sparse: bool, (rows, cols): (usize, usize)) -> (tempfile::TempDir, Ch
     let bytes = encoder.finish();
     let (length, data) = (bytes.len() as u64, Data::Made(Box::new(move || bytes.clone())));
     let entry = Entry { name: "w".into(), shape: vec![rows, cols], plain: None, bytes: length, data };
-    write_layers(dir.path(), &[vec![entry]]).unwrap();
+    write_quality_layers(dir.path(), &[vec![entry]]).unwrap();
     let checkpoint = Checkpoint::open(dir.path()).unwrap();
     (dir, checkpoint)
 }

@@ -5,7 +5,7 @@
 use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
 use waterfill_codec::{
-    CodedTensor, Dtype, Elements, Format, Kernel, Kind, Palette, Predictor, TILE, TensorPlan, TilePlan, Transform,
+    CodedTensor, Dtype, Elements, Format, Kernel, Palette, Predictor, TILE, TensorPlan, TileMode, TilePlan, Transform,
     encode_lossless, encode_tensor,
 };
 
@@ -16,7 +16,7 @@ struct Input {
     cols: u8,
     side: u8,
     step: i8,
-    spread: i8,
+    sigma: i8,
     scales: [i8; 4],
     tiles: Vec<Tile>,
     neighbours: Option<[i8; 8]>,
@@ -31,8 +31,8 @@ struct Input {
 struct Tile {
     format: u8,
     step: i8,
-    spread: i8,
-    kind: u8,
+    sigma: i8,
+    mode: u8,
     predictor: (u8, u8, i8),
     coarse: u8,
     transform: (u8, u8, u8),
@@ -55,12 +55,12 @@ fuzz_target!(|input: Input| {
     let weights: Vec<f32> = bytes.chunks_exact(dtype.bytes()).map(weight).collect();
     let mut plan = TensorPlan::uniform(dtype, rows, cols, TilePlan::default());
     plan.tile = [TILE, 8, 32, 64][usize::from(input.side) % 4];
-    (plan.step_base, plan.spread_base) = (input.step.into(), input.spread.into());
+    (plan.step_base, plan.sigma_base) = (input.step.into(), input.sigma.into());
     let vector = |n: usize, s: i8| (0..n).map(|i| if s == 0 { 0 } else { (i as i8 & 7).wrapping_mul(s % 8) }).collect();
     plan.row_scale = vector(if input.scales[0] == 0 { 0 } else { rows }, input.scales[0]);
     plan.col_scale = vector(if input.scales[1] == 0 { 0 } else { cols }, input.scales[1]);
-    plan.row_spread = vector(if input.scales[2] == 0 { 0 } else { rows }, input.scales[2]);
-    plan.col_spread = vector(if input.scales[3] == 0 { 0 } else { cols }, input.scales[3]);
+    plan.row_sigma = vector(if input.scales[2] == 0 { 0 } else { rows }, input.scales[2]);
+    plan.col_sigma = vector(if input.scales[3] == 0 { 0 } else { cols }, input.scales[3]);
     let small = |v: i8| v.clamp(-127, 127);
     plan.parameters.neighbours = input.neighbours.map(|n| n.map(small));
     plan.parameters.filter = input.filter.map(|f| f.map(small));
@@ -71,7 +71,9 @@ fuzz_target!(|input: Input| {
         plan.parameters.dictionary = vec![(0..cols).map(entry).collect()];
     }
     let count = rows.div_ceil(plan.tile) * cols.div_ceil(plan.tile);
-    plan.tiles = (0..count).map(|n| input.tiles.get(n % input.tiles.len().max(1)).map_or(TilePlan::default(), plan_of)).collect();
+    plan.tiles = (0..count)
+        .map(|n| input.tiles.get(n % input.tiles.len().max(1)).map_or(TilePlan::default(), plan_of))
+        .collect();
     for n in 0..count {
         let (r, c) = plan.tile_range(n);
         let full = r.len() == TILE && c.len() == TILE && plan.tile == TILE;
@@ -79,8 +81,9 @@ fuzz_target!(|input: Input| {
         let tile = &mut plan.tiles[n];
         if !full {
             tile.transform = Transform::default();
-            tile.kind = if tile.kind == Kind::BitPlanes { Kind::Coded } else { tile.kind };
-            tile.predictor = if matches!(tile.predictor, Predictor::RankOne(..)) { Predictor::Left } else { tile.predictor };
+            tile.mode = if tile.mode == TileMode::BitPlanes { TileMode::Coded } else { tile.mode };
+            tile.predictor =
+                if matches!(tile.predictor, Predictor::RankOne(..)) { Predictor::Left } else { tile.predictor };
         }
         match tile.predictor {
             Predictor::Row(d) if usize::from(d) > r.start - slice_start || d == 0 => tile.predictor = Predictor::Top,
@@ -96,7 +99,8 @@ fuzz_target!(|input: Input| {
 
 fn plan_of(tile: &Tile) -> TilePlan {
     let format = Format::ALL[usize::from(tile.format) % 8];
-    let mut plan = TilePlan { format, step: tile.step.into(), spread: tile.spread.max(-127).into(), ..TilePlan::default() };
+    let mut plan =
+        TilePlan { format, step: tile.step.into(), sigma: tile.sigma.max(-127).into(), ..TilePlan::default() };
     if format.level_range().is_none() {
         return plan;
     }
@@ -114,21 +118,25 @@ fn plan_of(tile: &Tile) -> TilePlan {
         8 => Predictor::Constant(value.into()),
         _ => Predictor::RankOne([value; TILE], [argument as i8 >> 1; TILE]),
     };
-    plan.kind = match tile.kind % 4 {
-        0 => Kind::Coded,
-        1 => Kind::Skip,
+    plan.mode = match tile.mode % 4 {
+        0 => TileMode::Coded,
+        1 => TileMode::Skip,
         2 => {
-            let len = tile.kind / 4 % 7 + 2;
+            let len = tile.mode / 4 % 7 + 2;
             let mut palette = Palette { len, values: [0; 8] };
             (0..usize::from(len)).for_each(|i| palette.values[i] = i16::from(value) / 8 + i as i16);
-            Kind::Palette(palette)
+            TileMode::Palette(palette)
         }
-        _ => Kind::BitPlanes,
+        _ => TileMode::BitPlanes,
     };
-    if matches!(plan.kind, Kind::Coded | Kind::BitPlanes) {
+    if matches!(plan.mode, TileMode::Coded | TileMode::BitPlanes) {
         plan.coarse = tile.coarse % 32;
         let (down, along, side) = tile.transform;
-        plan.transform = Transform { down: Kernel::COMMON[usize::from(down) % 4], along: Kernel::COMMON[usize::from(along) % 4], side: 4 << (side % 3) };
+        plan.transform = Transform {
+            down: Kernel::COMMON[usize::from(down) % 4],
+            along: Kernel::COMMON[usize::from(along) % 4],
+            side: 4 << (side % 3),
+        };
         if plan.transform.is_identity() {
             plan.transform.side = 16;
         }

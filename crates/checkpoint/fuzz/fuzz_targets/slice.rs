@@ -4,10 +4,10 @@
 use std::sync::OnceLock;
 
 use libfuzzer_sys::fuzz_target;
-use waterfill_codec::header::Header;
+use waterfill_codec::syntax::header::Header;
 use waterfill_codec::{
-    CodedTensor, Dtype, Elements, Format, Kernel, Kind, Predictor, TensorPlan, TilePlan, Transform, encode_lossless,
-    encode_tensor,
+    CodedTensor, Dtype, Elements, Format, Kernel, Predictor, TensorPlan, TileMode, TilePlan, Transform,
+    encode_lossless, encode_tensor,
 };
 
 /// Coded tensors whose slices are replaced.
@@ -21,7 +21,7 @@ fn bases() -> &'static Vec<Vec<u8>> {
             for format in Format::ALL {
                 let tile = TilePlan { format, ..TilePlan::default() };
                 let mut plan = TensorPlan::uniform(dtype, 48, 80, tile);
-                plan.spread_base = 8;
+                plan.sigma_base = 8;
                 all.push(encode_tensor(&plan, &weights).unwrap());
                 // Every tool that a tile of integers can have.
                 if format.level_range().is_some() {
@@ -33,11 +33,11 @@ fn bases() -> &'static Vec<Vec<u8>> {
                     plan.parameters.dictionary = vec![(0..80).map(|i| (i % 9) as i8).collect()];
                     for (n, tile) in plan.tiles.iter_mut().enumerate() {
                         tile.step = n as i16 % 4;
-                        tile.spread = n as i16 % 3 - 1;
+                        tile.sigma = n as i16 % 3 - 1;
                         tile.coarse = (n % 5) as u8;
                         tile.predictor = [Predictor::None, Predictor::Left, Predictor::Top, Predictor::Linear][n % 4];
                         tile.transform = Transform { down: Kernel::COMMON[n % 4], along: Kernel::Dct, side: 16 };
-                        tile.kind = if n % 6 == 5 { Kind::Skip } else { Kind::Coded };
+                        tile.mode = if n % 6 == 5 { TileMode::Skip } else { TileMode::Coded };
                     }
                     all.push(encode_tensor(&plan, &weights).unwrap());
                 }

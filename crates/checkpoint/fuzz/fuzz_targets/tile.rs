@@ -4,8 +4,8 @@
 
 use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
-use waterfill_codec::header::Header;
-use waterfill_codec::tools::Tools;
+use waterfill_codec::syntax::header::Header;
+use waterfill_codec::syntax::tools::Tools;
 use waterfill_codec::{CodedTensor, Dtype};
 
 #[derive(Arbitrary, Debug)]
@@ -16,7 +16,7 @@ struct Input {
     cols: u8,
     tools: u32,
     step: i16,
-    spread: i16,
+    sigma: i16,
     side: Vec<u8>,
     headers: Vec<u8>,
     escapes: Vec<u8>,
@@ -39,7 +39,7 @@ fuzz_target!(|input: Input| {
         rows,
         cols,
         step_base: input.step.into(),
-        spread_base: input.spread.into(),
+        sigma_base: input.sigma.into(),
         tools,
         side_bytes: input.side.len(),
         digest: [0; 16],

@@ -16,9 +16,9 @@ use crate::arguments::Arguments;
 pub fn execute(arguments: &Arguments, base: &Path, fine_tune: &Path, out: &Path, console: &Console) -> Result<()> {
     let s = write_delta(base, fine_tune, out, console)?;
     console.finish("");
-    let share = s.delta as f64 * 100.0 / s.tuned.max(1) as f64;
+    let share = s.delta as f64 * 100.0 / s.fine_tune.max(1) as f64;
     let bits = s.delta as f64 * 8.0 / s.elements.max(1) as f64;
-    let (out, delta, whole, elements, tensors) = (out.display(), s.delta, s.tuned, s.elements, s.tensors);
+    let (out, delta, whole, elements, tensors) = (out.display(), s.delta, s.fine_tune, s.elements, s.tensors);
     let text = format!(
         "{out}: {delta} of {whole} bytes, {share:.2} %, {bits:.3} bits for each of {elements} elements; {tensors}"
     );
@@ -45,7 +45,7 @@ pub fn execute_lossy(
 pub fn execute_apply(arguments: &Arguments, base: &Path, dir: &Path, out: &Path, console: &Console) -> Result<()> {
     let s = in_parts("apply", dir, console, |on_bytes| Ok(delta::apply(base, dir, out, on_bytes)?))?;
     console.finish("");
-    show(arguments, &format!("{}: {} bytes, digests match", out.display(), s.tuned), "applied")
+    show(arguments, &format!("{}: {} bytes, digests match", out.display(), s.fine_tune), "applied")
 }
 
 /// Writes the changes of the directory `fine_tune` from `base` into `out`.

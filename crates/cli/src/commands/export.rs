@@ -5,7 +5,7 @@ use std::fmt::Write;
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
-use waterfill_checkpoint::{Checkpoint, Prefix};
+use waterfill_checkpoint::{Checkpoint, QualityPrefix};
 use waterfill_codec::Dtype;
 use waterfill_pipeline::{
     Console, Context, ExportOutput, Exported, export_compressed, export_exact, export_gguf, write_recipes,
@@ -60,7 +60,7 @@ pub fn execute(
 /// Decodes a compressed checkpoint, or a prefix of it, to a dense directory.
 pub fn execute_decode(
     arguments: &Arguments,
-    (checkpoint, prefix): (&Path, Prefix),
+    (checkpoint, prefix): (&Path, QualityPrefix),
     out: &Path,
     dtype: Option<Dtype>,
     console: &Console,
@@ -68,7 +68,7 @@ pub fn execute_decode(
     let source = Checkpoint::open_prefix(checkpoint, prefix)?;
     write_dense(&source, out, dtype, console)?;
     console.finish("");
-    let (used, read) = (source.layers(), source.bytes());
+    let (used, read) = (source.quality_layers(), source.bytes());
     let layers = if used > 1 { "layers" } else { "layer" };
     show(arguments, &format!("dense checkpoint of {used} {layers}, {read} bytes, in {}", out.display()), "decoded")
 }

@@ -45,7 +45,7 @@ pub fn verify(path: &Path, base: Option<&Path>) -> Result<String> {
         let base = base.with_context(reason)?;
         let place = tempfile::tempdir()?;
         let restored = apply(base, path, &place.path().join("restored"), &|_| {})?;
-        return Ok(format!("{}: {} restored bytes match their digests\n", path.display(), restored.tuned));
+        return Ok(format!("{}: {} restored bytes match their digests\n", path.display(), restored.fine_tune));
     }
     if is_packed(path) {
         let summary = verify_packed(path)?;
@@ -182,8 +182,8 @@ fn inspect_checkpoint(checkpoint: &Checkpoint) -> Result<String> {
         "checkpoint of {weights} weights in {bytes} bytes: {:.3} bits per weight, headers and plain tensors included\n",
         bytes as f64 * 8.0 / weights.max(1) as f64
     );
-    if checkpoint.layers() > 1 {
-        let layers = checkpoint.layers();
+    if checkpoint.quality_layers() > 1 {
+        let layers = checkpoint.quality_layers();
         writeln!(
             text,
             "{layers} quality layers; below are the sizes of all of them, and formats, tools and entropy of the base"

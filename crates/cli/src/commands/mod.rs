@@ -17,7 +17,7 @@ use std::path::Path;
 
 use anyhow::Result;
 use serde::Serialize;
-use waterfill_checkpoint::Prefix;
+use waterfill_checkpoint::QualityPrefix;
 use waterfill_config::{Config, json_schema, train_schema, validate};
 use waterfill_pipeline::{Console, Mode, Until};
 use waterfill_runtime::Form;
@@ -83,9 +83,9 @@ pub fn execute(arguments: &Arguments, console: &Console) -> Result<()> {
         }
         Command::Decode { checkpoint, out, dtype, layers, bytes } => {
             let prefix = match (layers, bytes) {
-                (Some(layers), _) => Prefix::Layers(*layers as usize),
-                (_, Some(bytes)) => Prefix::Bytes(*bytes),
-                _ => Prefix::All,
+                (Some(layers), _) => QualityPrefix::Layers(*layers as usize),
+                (_, Some(bytes)) => QualityPrefix::Bytes(*bytes),
+                _ => QualityPrefix::All,
             };
             let dtype = dtype.map(|d| d.in_codec());
             export::execute_decode(arguments, (checkpoint, prefix), out, dtype, console)

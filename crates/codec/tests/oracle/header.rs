@@ -11,13 +11,13 @@ pub struct Tensor {
     pub rows: usize,
     pub cols: usize,
     pub step_base: i32,
-    pub spread_base: i32,
+    pub sigma_base: i32,
     pub tools: u32,
     pub digest: Vec<u8>,
     pub row_scale: Vec<i32>,
     pub col_scale: Vec<i32>,
-    pub row_spread: Vec<i32>,
-    pub col_spread: Vec<i32>,
+    pub row_sigma: Vec<i32>,
+    pub col_sigma: Vec<i32>,
     pub linear: Vec<i32>,
     pub centroids: Vec<i32>,
     pub bands: Vec<i32>,
@@ -28,7 +28,7 @@ pub struct Tensor {
     pub filter: Vec<i32>,
     /// Log2 of the trellis' states, 0 without one.
     pub trellis: usize,
-    pub codebook: Vec<Vec<u16>>,
+    pub frequency_tables: Vec<Vec<u16>>,
     /// Patterns of the layer before, row by row, of a refinement.
     pub before: Vec<u32>,
     pub uniform: Option<Tile>,
@@ -38,8 +38,8 @@ pub struct Tensor {
 pub struct Tile {
     pub format: usize,
     pub step: i32,
-    pub spread: i32,
-    pub kind: usize,
+    pub sigma: i32,
+    pub mode: usize,
     pub palette: Vec<i32>,
     pub predictor: usize,
     /// Distance, index or value.
@@ -88,7 +88,7 @@ pub fn parse<'a>(bytes: &'a [u8], before: Option<&Tensor>) -> (Tensor, Vec<&'a [
         rows: word(8) as usize,
         cols: word(12) as usize,
         step_base: half(16).into(),
-        spread_base: half(18).into(),
+        sigma_base: half(18).into(),
         tools: word(20),
         digest: bytes[28..44].to_vec(),
         ..Tensor::default()
@@ -125,8 +125,8 @@ pub fn parse<'a>(bytes: &'a [u8], before: Option<&Tensor>) -> (Tensor, Vec<&'a [
         for (vector, scales) in [
             (&mut t.row_scale, &b.row_scale),
             (&mut t.col_scale, &b.col_scale),
-            (&mut t.row_spread, &b.row_scale),
-            (&mut t.col_spread, &b.col_scale),
+            (&mut t.row_sigma, &b.row_scale),
+            (&mut t.col_sigma, &b.col_scale),
         ] {
             vector.iter_mut().zip(scales).for_each(|(v, s)| *v = (*v + s).clamp(-127, 127));
         }
@@ -144,7 +144,7 @@ fn side_information(t: &mut Tensor, bytes: &[u8]) {
     let mut coder = Coder::new(bytes);
     let (rows, cols) = (t.rows, t.cols);
     let mut vector = |n: usize| if coder.raw(1) == 1 { entries(&mut coder, n) } else { vec![0; n] };
-    (t.row_scale, t.col_scale, t.row_spread, t.col_spread) = (vector(rows), vector(cols), vector(rows), vector(cols));
+    (t.row_scale, t.col_scale, t.row_sigma, t.col_sigma) = (vector(rows), vector(cols), vector(rows), vector(cols));
     let mut optional = |used: bool, n: usize| if used { entries(&mut coder, n) } else { vec![0; n] };
     t.linear = optional(t.has(16), 3);
     t.centroids = optional(t.has(9), 3);
@@ -169,7 +169,7 @@ fn side_information(t: &mut Tensor, bytes: &[u8]) {
     if t.has(15) {
         let count = coder.raw(4);
         assert!((1..=8).contains(&count));
-        t.codebook = (0..count).map(|_| frequencies(&mut coder)).collect();
+        t.frequency_tables = (0..count).map(|_| frequencies(&mut coder)).collect();
     }
     if t.has(0) {
         let full = rows >= t.side() && cols >= t.side();
@@ -201,8 +201,8 @@ struct Models {
     mean: i32,
     count: i32,
     step: Int,
-    spread: Int,
-    kind: Vec<Vec<Bit>>,
+    sigma: Int,
+    mode: Vec<Vec<Bit>>,
     palette: Int,
     predictor: Vec<Bit>,
     argument: Vec<Int>,
@@ -221,8 +221,8 @@ impl Models {
             mean: 0,
             count: 0,
             step: int_model(),
-            spread: int_model(),
-            kind: vec![tree_model(2); 2],
+            sigma: int_model(),
+            mode: vec![tree_model(2); 2],
             palette: int_model(),
             predictor: tree_model(4),
             argument: vec![int_model(); 3],
@@ -246,22 +246,22 @@ fn tile(t: &Tensor, c: &mut Coder, m: &mut Models, left: Option<&Tile>, full: bo
         m.mean += (16 * tile.step - m.mean).div_euclid(m.count);
     }
     if t.has(19) {
-        tile.spread = tile.step;
+        tile.sigma = tile.step;
     }
     if t.has(2) {
-        tile.spread += c.int(&mut m.spread).clamp(-127, 127);
+        tile.sigma += c.int(&mut m.sigma).clamp(-127, 127);
     }
     if !tile.is_integer() {
         return tile;
     }
     if t.has(3) {
-        tile.kind = c.tree(&mut m.kind[usize::from(left.is_some_and(|l| l.kind == 1))]);
+        tile.mode = c.tree(&mut m.mode[usize::from(left.is_some_and(|l| l.mode == 1))]);
     }
-    if tile.kind == 2 {
+    if tile.mode == 2 {
         let count = c.raw(3) + 1;
         tile.palette = (0..count).map(|_| c.int(&mut m.palette).clamp(-127, 127)).collect();
     }
-    assert!(tile.kind != 3 || full && t.side() == 16);
+    assert!(tile.mode != 3 || full && t.side() == 16);
     if t.has(4) {
         tile.predictor = c.tree(&mut m.predictor);
         match tile.predictor {
@@ -276,7 +276,7 @@ fn tile(t: &Tensor, c: &mut Coder, m: &mut Models, left: Option<&Tile>, full: bo
             other => assert!(other < 10),
         }
     }
-    if tile.kind == 1 || tile.kind == 2 {
+    if tile.mode == 1 || tile.mode == 2 {
         return tile;
     }
     if t.has(5) {
@@ -318,7 +318,7 @@ pub fn tiles(t: &Tensor, bytes: &[u8], rows: usize) -> (Vec<Tile>, Vec<(usize, V
         let one = tile(t, &mut coder, &mut models, left.as_ref(), full(row, col));
         for r in row..down.min(row + group) {
             for c in col..across.min(col + group) {
-                assert!(one.kind != 3 || full(r, c));
+                assert!(one.mode != 3 || full(r, c));
                 tiles[r * across + c] = Some(one.clone());
             }
         }
@@ -330,8 +330,8 @@ pub fn tiles(t: &Tensor, bytes: &[u8], rows: usize) -> (Vec<Tile>, Vec<(usize, V
         level: vec![vec![bit_model(); 3]; 15],
         refine: vec![bit_model(); 15],
     };
-    let kind3 = tiles.iter().enumerate().filter(|(_, t)| t.kind == 3);
-    let levels = kind3.map(|(n, _)| (n, bit_planes(&mut coder, &mut planes))).collect();
+    let in_planes = tiles.iter().enumerate().filter(|(_, t)| t.mode == 3);
+    let levels = in_planes.map(|(n, _)| (n, bit_planes(&mut coder, &mut planes))).collect();
     coder.end();
     (tiles, levels)
 }

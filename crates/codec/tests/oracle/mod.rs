@@ -2,10 +2,10 @@
 //! of the crate but its tables of numbers. It panics where a decoder refuses.
 
 #[allow(dead_code)]
-#[path = "../../src/tables.rs"]
+#[path = "../../src/entropy/table_data.rs"]
 mod tables;
 #[allow(dead_code)]
-#[path = "../../src/transforms.rs"]
+#[path = "../../src/recon/transform_bases.rs"]
 mod transforms;
 
 mod entropy;

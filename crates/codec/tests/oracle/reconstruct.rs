@@ -28,7 +28,7 @@ pub fn patterns(t: &Tensor, tiles: &[Tile], top: usize, samples: &[Vec<i32>]) ->
             let residual = residual(t, tile, height, width, &sample);
             for i in 0..height {
                 for j in 0..width {
-                    match tile.kind {
+                    match tile.mode {
                         1 => {}
                         2 => plane[i][j] = i64::from(*tile.palette.get(sample(i, j) as usize).unwrap_or(&0)),
                         _ => plane[i][j] += residual[i][j],

@@ -28,14 +28,14 @@ pub fn read(t: &Tensor, tiles: &[Tile], (top, bottom): (usize, usize), streams: 
                 for row in first..bottom.min(first + band) {
                     let tile_of = |row: usize, col: usize| &tiles[(row - top) / t.side() * t.across() + col / t.side()];
                     let tile = tile_of(row, col);
-                    if tile.kind == 1 || tile.kind == 3 {
+                    if tile.mode == 1 || tile.mode == 3 {
                         continue;
                     }
                     // Magnitude of the sample `n` columns before.
                     let before = |n: usize| {
                         let earlier = col.checked_sub(n).map(|c| (tile_of(row, c), samples[row - top][c]));
                         match earlier {
-                            Some((tile, sample)) if tile.is_integer() && tile.kind == 0 => sample.abs().min(65535),
+                            Some((tile, sample)) if tile.is_integer() && tile.mode == 0 => sample.abs().min(65535),
                             _ => 0,
                         }
                     };
@@ -60,11 +60,11 @@ fn sample(
     (p, q): (i64, i64),
     s: &mut Streams,
 ) -> i32 {
-    let spread = t.spread_base + tile.spread + t.row_spread[row] + t.col_spread[col];
+    let sigma = t.sigma_base + tile.sigma + t.row_sigma[row] + t.col_sigma[col];
     let scale = tile.step + t.row_scale[row] + t.col_scale[col];
     match tile.format {
         3 => {
-            let head = head(t.dtype, &t.codebook, spread + (t.step_base >> 1), row, col, s);
+            let head = head(t.dtype, &t.frequency_tables, sigma + (t.step_base >> 1), row, col, s);
             let raw = [5, 8, 21, 1, 1, 0, 0][usize::from(t.dtype)];
             if raw == 0 {
                 return head as i32;
@@ -74,21 +74,21 @@ fn sample(
         }
         2 | 4 => {
             let (dtype, shift) = if tile.format == 2 { (3, 16) } else { (4, 44) };
-            let magnitude = head(dtype, &[], spread - scale + shift, row, col, s) % 128;
+            let magnitude = head(dtype, &[], sigma - scale + shift, row, col, s) % 128;
             (s.bits.read(1) << 7 | magnitude) as i32
         }
         7 => {
             let magnitude = s.symbols.symbol(&[512; 8], row, col) as u32;
             (s.bits.read(1) << 3 | magnitude) as i32
         }
-        _ if tile.kind == 2 => {
+        _ if tile.mode == 2 => {
             let count = tile.palette.len().max(2) as u32;
             s.bits.read(32 - (count - 1).leading_zeros()) as i32
         }
         _ => {
             let cut = (row - top) / t.side() * t.side() + t.side() > bottom - top
                 || col / t.side() * t.side() + t.side() > t.cols;
-            let mut spread = spread - scale - tile.coarse;
+            let mut sigma = sigma - scale - tile.coarse;
             let transformed = !cut && (tile.down, tile.along) != (0, 0);
             if transformed {
                 let part = |kernel: usize, n: usize| match kernel {
@@ -96,20 +96,20 @@ fn sample(
                     _ => 1 + (32 - ((n % tile.side) as u32).leading_zeros()) as usize,
                 };
                 let band = 6 * part(tile.down, (row - top) % 16) + part(tile.along, col % 16);
-                spread = t.spread_base + tile.spread + t.bands[band] - tile.step - tile.coarse;
+                sigma = t.sigma_base + tile.sigma + t.bands[band] - tile.step - tile.coarse;
             }
             if !t.neighbours.is_empty() {
-                let clamped = i64::from(spread.clamp(-40, 60));
+                let clamped = i64::from(sigma.clamp(-40, 60));
                 let scaled = i128::from((2 * p + q) * [1707, 1435, 1207, 1015][clamped.rem_euclid(4) as usize]);
                 let octaves = 10 + clamped.div_euclid(4);
                 let bin = if octaves < 0 { scaled << -octaves } else { scaled >> octaves };
-                spread += t.neighbours[bin.min(7) as usize];
+                sigma += t.neighbours[bin.min(7) as usize];
             }
             if t.trellis == 0 || transformed {
-                return level((spread + 12).clamp(0, 40) as usize, row, col, s);
+                return level((sigma + 12).clamp(0, 40) as usize, row, col, s);
             }
             let state = s.states[col];
-            let (class, parity) = ((spread + 8).clamp(0, 40) as usize, state & 1);
+            let (class, parity) = ((sigma + 8).clamp(0, 40) as usize, state & 1);
             let index = if parity == 0 { level(class, row, col, s) } else { odd_index(class, row, col, s) };
             let level = (2 * index + parity).clamp(-(1 << 14), 1 << 14);
             let h0 = [2, 5, 9, 18, 33, 78, 166][t.trellis - 2];
@@ -172,12 +172,12 @@ fn odd_index(class: usize, row: usize, col: usize, s: &mut Streams) -> i32 {
 }
 
 /// Section 7.4.
-fn head(dtype: u8, codebook: &[Vec<u16>], spread: i32, row: usize, col: usize, s: &mut Streams) -> u32 {
+fn head(dtype: u8, frequency_tables: &[Vec<u16>], sigma: i32, row: usize, col: usize, s: &mut Streams) -> u32 {
     if dtype >= 5 {
-        return s.symbols.symbol(&codebook[col % codebook.len()], row, col) as u32;
+        return s.symbols.symbol(&frequency_tables[col % frequency_tables.len()], row, col) as u32;
     }
     let (leading, bias, bits) = [(3, 127, 11), (3, 15, 8), (3, 127, 11), (3, 7, 7), (2, 15, 7)][usize::from(dtype)];
-    let octave = spread.div_euclid(4) + bias - 8;
+    let octave = sigma.div_euclid(4) + bias - 8;
     let fixed: Vec<Vec<u16>> = HEADS
         .iter()
         .map(|h| match leading {
@@ -185,8 +185,8 @@ fn head(dtype: u8, codebook: &[Vec<u16>], spread: i32, row: usize, col: usize, s
             _ => [h[..2].to_vec(), h[2..].chunks(2).map(|p| p.iter().sum()).collect()].concat(),
         })
         .collect();
-    let tables = if codebook.is_empty() { &fixed } else { codebook };
-    let table = &tables[(spread & (tables.len() as i32 - 1)) as usize];
+    let tables = if frequency_tables.is_empty() { &fixed } else { frequency_tables };
+    let table = &tables[(sigma & (tables.len() as i32 - 1)) as usize];
     match s.symbols.symbol(table, row, col) {
         0 => {
             let mut n = 0;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use waterfill_checkpoint::{Checkpoint, Prefix, TensorInfo};
+use waterfill_checkpoint::{Checkpoint, QualityPrefix, TensorInfo};
 use waterfill_config::Sequential;
 use waterfill_quantize::EncodeSummary;
 
@@ -172,7 +172,7 @@ fn search_size(first: Compressed, wanted: u64, at: impl Fn(Goal) -> Result<Compr
 
 /// A prefix of a compressed checkpoint.
 pub(crate) struct CheckpointPrefix {
-    pub prefix: Prefix,
+    pub prefix: QualityPrefix,
     /// `None` for a checkpoint without quality layers.
     pub layers: Option<QualityLayers>,
     /// Lambda of its last layer, nats per bit.
@@ -188,10 +188,10 @@ pub(crate) fn prefixes(engine: &Engine, compressed: &Compressed) -> Result<Vec<C
     let lambda = compressed.allocation()?.map_or(0.0, |allocation| allocation.lambda);
     let layered = compressed.allocated.is_some() && sizes.as_ref().is_none_or(|sizes| !sizes.layers.is_empty());
     let Some(layers) = layers.filter(|_| layered) else {
-        return Ok(vec![CheckpointPrefix { prefix: Prefix::All, layers: None, lambda, sizes }]);
+        return Ok(vec![CheckpointPrefix { prefix: QualityPrefix::All, layers: None, lambda, sizes }]);
     };
     let (of, lambdas) = (layers.bits.len() + 1, layers.lambdas(lambda));
-    let layer = |n: usize| if n < of { Prefix::Layers(n) } else { Prefix::All };
+    let layer = |n: usize| if n < of { QualityPrefix::Layers(n) } else { QualityPrefix::All };
     let Some(sizes) = sizes else {
         let planned = |used: usize| CheckpointPrefix {
             prefix: layer(used),
@@ -201,13 +201,14 @@ pub(crate) fn prefixes(engine: &Engine, compressed: &Compressed) -> Result<Vec<C
         };
         return Ok((1..=of).map(planned).collect());
     };
-    let one = |prefix: Prefix| -> Result<CheckpointPrefix> {
+    let one = |prefix: QualityPrefix| -> Result<CheckpointPrefix> {
         let opened = Checkpoint::open_prefix(compressed.encoded.path("checkpoint"), prefix)?;
         let linear = opened.tensors().filter(|info| info.name.contains("_proj."));
-        let loss =
-            |info: &TensorInfo| Some((info.name.clone(), *sizes.layers[info.layers() - 1].losses.get(&info.name)?));
+        let loss = |info: &TensorInfo| {
+            Some((info.name.clone(), *sizes.layers[info.quality_layers() - 1].losses.get(&info.name)?))
+        };
         let losses: BTreeMap<String, f64> = opened.tensors().filter_map(loss).collect();
-        let (used, whole) = (opened.layers(), !matches!(prefix, Prefix::Bytes(_)));
+        let (used, whole) = (opened.quality_layers(), !matches!(prefix, QualityPrefix::Bytes(_)));
         let sizes = EncodeSummary {
             bytes: opened.bytes(),
             linear_bytes: linear.map(TensorInfo::stored_bytes).sum(),
@@ -222,7 +223,7 @@ pub(crate) fn prefixes(engine: &Engine, compressed: &Compressed) -> Result<Vec<C
     for n in 1..=of {
         if n > 1 {
             let (from, to) = (sizes.layers[n - 2].bytes, sizes.layers[n - 1].bytes);
-            let cut = |i: usize| Prefix::Bytes(from + (to - from) * i as u64 / (layers.parts as u64 + 1));
+            let cut = |i: usize| QualityPrefix::Bytes(from + (to - from) * i as u64 / (layers.parts as u64 + 1));
             all.extend((1..=layers.parts).map(|i| one(cut(i))).collect::<Result<Vec<_>>>()?);
         }
         all.push(one(layer(n))?);

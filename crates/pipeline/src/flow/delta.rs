@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use serde::Serialize;
-use waterfill_checkpoint::Prefix;
+use waterfill_checkpoint::QualityPrefix;
 use waterfill_checkpoint::delta::Counts;
 use waterfill_codec::BitsPerWeight;
 
@@ -55,7 +55,7 @@ pub fn lossy_delta(context: &Context, base: &Path, out: &Path) -> Result<DeltaOu
     let summary: DeltaSummary = made.read("summary.json")?;
     let original = Evaluation::make(&engine, Subject::Original)?;
     let text = |artifact| -> Result<_> {
-        let subject = Subject::Compressed(artifact, Prefix::All, &original);
+        let subject = Subject::Compressed(artifact, QualityPrefix::All, &original);
         Ok(Evaluation::make(&engine, subject)?.read(Some(&original))?.text)
     };
     let restored = text(&made)?;

@@ -152,7 +152,7 @@ fn compressed(
     let mut attempts = close_loop(engine, inputs, goal)?;
     if let Some(base) = base {
         for attempt in &mut attempts {
-            let prefix = waterfill_checkpoint::Prefix::All;
+            let prefix = waterfill_checkpoint::QualityPrefix::All;
             let subject = Subject::Compressed(&attempt.compressed.encoded, prefix, base);
             attempt.text = Some(engine.make(&EvaluateText { subject })?);
         }

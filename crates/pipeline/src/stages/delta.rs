@@ -5,7 +5,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use waterfill_allocate::Allocation;
 use waterfill_checkpoint::delta::{self, Coders, Counts};
-use waterfill_checkpoint::{Checkpoint, CheckpointError};
+use waterfill_checkpoint::{Checkpoint, CheckpointError, TensorError};
 use waterfill_quantize::{EncodeError, code_given, find_factors};
 use waterfill_store::{Identity, Progress, Work};
 
@@ -68,10 +68,7 @@ impl Stage for LossyDelta<'_> {
             let info = source.tensor(name)?;
             let given = code_given(source, &map, info, before, &options).map_err(|error| match error {
                 EncodeError::Checkpoint(error) => error,
-                other => {
-                    let (path, tensor, reason) = (source.dir().into(), name.into(), other.to_string());
-                    CheckpointError::Tensor { path, tensor, reason }
-                }
+                other => CheckpointError::tensor(source.dir(), name, TensorError::Coder { error: other.into() }),
             })?;
             context.console.advance(1);
             Ok(Some(given.coded))

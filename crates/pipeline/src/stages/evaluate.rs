@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
-use waterfill_checkpoint::Prefix;
+use waterfill_checkpoint::QualityPrefix;
 use waterfill_config::{Config, MultipleChoice};
 use waterfill_evaluate as evaluate;
 use waterfill_evaluate::tasks::{Items, Task};
@@ -38,7 +38,7 @@ pub(crate) enum Subject<'a> {
     /// The original.
     Original,
     /// A checkpoint in `checkpoint/` of an artifact, or a prefix of it, compared with the original's evaluation.
-    Compressed(&'a ArtifactRef, Prefix, &'a Evaluation),
+    Compressed(&'a ArtifactRef, QualityPrefix, &'a Evaluation),
 }
 
 impl<'a> Subject<'a> {
@@ -55,9 +55,9 @@ impl<'a> Subject<'a> {
         let Self::Compressed(encoded, prefix, _) = self else { return None };
         let digest = encoded.digest();
         Some(match prefix {
-            Prefix::All => digest,
-            Prefix::Layers(layers) => format!("{digest}, layers: {layers}"),
-            Prefix::Bytes(bytes) => format!("{digest}, bytes: {bytes}"),
+            QualityPrefix::All => digest,
+            QualityPrefix::Layers(layers) => format!("{digest}, layers: {layers}"),
+            QualityPrefix::Bytes(bytes) => format!("{digest}, bytes: {bytes}"),
         })
     }
 

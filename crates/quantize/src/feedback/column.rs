@@ -2,11 +2,11 @@
 
 use std::ops::Range;
 
-use waterfill_codec::plane::TileScales;
+use waterfill_codec::entropy::tables::class_of;
+use waterfill_codec::recon::reconstruct::TileScales;
 use waterfill_codec::scale::{UNIT, scale};
-use waterfill_codec::slice::{SlicePlan, neighbour_bin};
-use waterfill_codec::table::class_of;
-use waterfill_codec::{Format, Kind as TileKind, Result, TensorPlan, on_this_machine};
+use waterfill_codec::syntax::slice::{SlicePlan, neighbour_bin};
+use waterfill_codec::{Format, Result, TensorPlan, TileMode, dispatch};
 
 use super::FeedbackInput;
 use super::survivors::{Kind, Survivors, WINDOW};
@@ -21,7 +21,7 @@ struct RowTile {
     /// Scale index without the column's.
     scale: i32,
     /// Spread of levels without row's and column's.
-    spread: i32,
+    sigma: i32,
     importance: f32,
 }
 
@@ -101,7 +101,7 @@ impl<'a> ColumnCoder<'a> {
         (errors, seen): (&mut [f32], &mut [f32]),
         samples: &mut [i16],
     ) {
-        on_this_machine(
+        dispatch(
             #[inline(always)]
             || {
                 self.prepare(col, target);
@@ -124,10 +124,10 @@ impl<'a> ColumnCoder<'a> {
             let shift = tile.format.minifloat().map_or(0, |m| m.scale_shift());
             self.tiles.push(RowTile {
                 // What is skipped is exact as it is.
-                format: if tile.kind == TileKind::Skip { Format::Lossless } else { tile.format },
+                format: if tile.mode == TileMode::Skip { Format::Lossless } else { tile.format },
                 range: tile.format.level_range().unwrap_or((0, 0)),
                 scale: plan.step_base + UNIT * i32::from(tile.step) - shift,
-                spread: plan.spread_base + i32::from(tile.spread) - i32::from(tile.step),
+                sigma: plan.sigma_base + i32::from(tile.sigma) - i32::from(tile.step),
                 importance: importance.tiles[n],
             });
         }
@@ -141,19 +141,19 @@ impl<'a> ColumnCoder<'a> {
         if col.is_multiple_of(plan.tile) {
             self.enter_tiles(col);
         }
-        let (col_scale, col_spread) = (entry(&plan.col_scale, col), entry(&plan.col_spread, col));
+        let (col_scale, col_sigma) = (entry(&plan.col_scale, col), entry(&plan.col_sigma, col));
         self.samples.clear();
         self.steps.clear();
         for (i, row) in self.rows.clone().enumerate() {
             let tile = &self.tiles[i / plan.tile];
             let row_scale = entry(&plan.row_scale, row);
             let step = scale(tile.scale + UNIT * (row_scale + col_scale));
-            let mut spread = tile.spread + entry(&plan.row_spread, row) + col_spread - row_scale - col_scale;
+            let mut sigma = tile.sigma + entry(&plan.row_sigma, row) + col_sigma - row_scale - col_scale;
             if let Some(adjust) = &plan.parameters.neighbours {
-                spread += i32::from(adjust[neighbour_bin(self.before[0][i], self.before[1][i], spread)]);
+                sigma += i32::from(adjust[neighbour_bin(self.before[0][i], self.before[1][i], sigma)]);
             }
             let weight = tile.importance * importance.rows[row] * importance.cols[col] * step * step;
-            self.samples.push(Sample { value: target[i] / step, weight, spread, range: tile.range });
+            self.samples.push(Sample { value: target[i] / step, weight, sigma, range: tile.range });
             self.steps.push(step);
         }
     }
@@ -168,7 +168,7 @@ impl<'a> ColumnCoder<'a> {
         let format = self.tiles[i / self.input.plan.tile].format;
         let sample = &self.samples[i];
         match format.level_range() {
-            Some(range) => self.rounding.level(sample.value + more, sample.weight, class_of(sample.spread), range),
+            Some(range) => self.rounding.level(sample.value + more, sample.weight, class_of(sample.sigma), range),
             None => format.minifloat().map_or(0, |kind| kind.encode(sample.value + more).into()),
         }
     }

@@ -3,9 +3,9 @@
 use rayon::prelude::*;
 use waterfill_allocate::PlannedWeight;
 use waterfill_checkpoint::Values;
+use waterfill_codec::encoder::sigma_fit::{fit_sigma, quarter_octaves, rms, sigma_vector};
 use waterfill_codec::scale::{UNIT, nearest_index, scale};
-use waterfill_codec::spread::{fit_spread, quarter_octaves, rms, spread_vector};
-use waterfill_codec::{Format, Kind, Parameters, Result, Scales, TensorEncoder, TensorPlan, TilePlan};
+use waterfill_codec::{Format, Parameters, Result, Scales, TensorEncoder, TensorPlan, TileMode, TilePlan};
 
 use super::steps::{Freedom, set_steps, set_tile_steps};
 use super::tensor::{Costs, FeedbackOptions, SecondMoments};
@@ -16,7 +16,7 @@ const FP8_STEP: f64 = 3.0;
 /// A step above any that is wanted.
 const COARSE: i16 = 1000;
 /// Quarter octaves from which on a tile's own spread pays for itself.
-const LEAST_SPREAD: f64 = 2.0;
+const LEAST_SIGMA: f64 = 2.0;
 
 /// Codes what is missing of `weights` in `values`, decoded bytes of the layer before, whose plan is `before`: as a
 /// refinement with that layer's scales of rows and columns, towards the quality that `weight` was allocated.
@@ -55,7 +55,7 @@ pub fn refine_with_feedback(
     }
     let set = if own { set_steps } else { set_tile_steps };
     set(&mut plan, &costs.importance, costs.level, &left, Freedom::default());
-    set_spreads(&mut plan, &scales, weights, &left);
+    set_sigmas(&mut plan, &scales, weights, &left);
     let dropped = options.sparse.then(|| all_but_two(&left, plan.cols, &costs.importance.cols));
     let samples = costs.quantize(&mut plan, &left, Some(&known), dropped.as_deref())?;
     encode_parallel(TensorEncoder::refining(&plan, scales, before_values.bytes)?, |slice| {
@@ -84,7 +84,7 @@ fn wanted(plan: &TensorPlan, n: usize, exact: bool, weights: &[f32], left: &[f32
     let at = || rows.clone().flat_map(|row| cols.clone().map(move |col| row * plan.cols + col));
     let tile = TilePlan { format: Format::Int8, step: allocated.step, ..TilePlan::default() };
     match allocated.format {
-        _ if at().all(|i| left[i] == 0.0) => TilePlan { kind: Kind::Skip, ..tile },
+        _ if at().all(|i| left[i] == 0.0) => TilePlan { mode: TileMode::Skip, ..tile },
         Format::Lossless if exact => TilePlan { format: Format::Lossless, ..tile },
         // No floor: its step follows from the price.
         Format::Lossless => TilePlan { step: COARSE, ..tile },
@@ -102,7 +102,7 @@ fn wanted(plan: &TensorPlan, n: usize, exact: bool, weights: &[f32], left: &[f32
 
 /// Sets spreads to those of what is left, over the scales of the layer before, and in lossless tiles to those of
 /// `weights`.
-fn set_spreads(plan: &mut TensorPlan, before: &Scales, weights: &[f32], left: &[f32]) {
+fn set_sigmas(plan: &mut TensorPlan, before: &Scales, weights: &[f32], left: &[f32]) {
     let cols = plan.cols;
     let entry = |vector: &[i8], i: usize| vector.get(i).map_or(0, |&v| i32::from(v));
     let in_steps = |i: usize| {
@@ -115,27 +115,27 @@ fn set_spreads(plan: &mut TensorPlan, before: &Scales, weights: &[f32], left: &[
         value / scale(plan.step_base + UNIT * index)
     };
     let in_steps: Vec<f32> = (0..left.len()).map(in_steps).collect();
-    let (by_row, by_col) = fit_spread(&in_steps, plan.rows, cols);
-    let (row_spread, col_spread) = (spread_vector(&by_row, cols), spread_vector(&by_col, plan.rows));
-    let expected = |i: usize| f64::from(entry(&row_spread, i / cols) + entry(&col_spread, i % cols)) / 4.0;
+    let (by_row, by_col) = fit_sigma(&in_steps, plan.rows, cols);
+    let (row_sigma, col_sigma) = (sigma_vector(&by_row, cols), sigma_vector(&by_col, plan.rows));
+    let expected = |i: usize| f64::from(entry(&row_sigma, i / cols) + entry(&col_sigma, i % cols)) / 4.0;
     let relative = |i: usize| f64::from(in_steps[i]) / expected(i).exp2();
     let all = rms((0..left.len()).map(relative)).max(1e-6);
-    plan.spread_base = quarter_octaves(all, 100.0) as i32;
+    plan.sigma_base = quarter_octaves(all, 100.0) as i32;
     for n in 0..plan.tiles.len() {
         let (rows, range) = plan.tile_range(n);
         let own = rms(rows.flat_map(|row| range.clone().map(move |col| row * cols + col)).map(relative));
         let own = quarter_octaves(own / all, 40.0);
         let tile = &mut plan.tiles[n];
-        tile.spread = match tile.format {
+        tile.sigma = match tile.format {
             Format::Lossless => own as i16,
-            _ if own.abs() < LEAST_SPREAD => tile.step,
+            _ if own.abs() < LEAST_SIGMA => tile.step,
             _ => tile.step + own as i16,
         };
     }
-    let sum = |scale: &[i8], spread: &[i8]| {
-        let length = scale.len().max(spread.len());
-        (0..length).map(|i| (entry(scale, i) + entry(spread, i)).clamp(-127, 127) as i8).collect()
+    let sum = |scale: &[i8], sigma: &[i8]| {
+        let length = scale.len().max(sigma.len());
+        (0..length).map(|i| (entry(scale, i) + entry(sigma, i)).clamp(-127, 127) as i8).collect()
     };
-    plan.row_spread = sum(&before.rows, &row_spread);
-    plan.col_spread = sum(&before.cols, &col_spread);
+    plan.row_sigma = sum(&before.rows, &row_sigma);
+    plan.col_sigma = sum(&before.cols, &col_sigma);
 }

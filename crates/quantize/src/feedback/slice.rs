@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
-use waterfill_codec::{Result, on_this_machine};
+use waterfill_codec::{Result, dispatch};
 
 use super::column::ColumnCoder;
 use super::{BLOCK, FeedbackInput};
@@ -83,7 +83,7 @@ impl<'a> Slice<'a> {
                 self.coder.column(col, target, weights, (&mut *error, at), &mut self.samples);
                 let Some((range, upper)) = &block else { continue };
                 let factors = &upper[(col - range.start) * range.len()..][col + 1 - range.start..end - range.start];
-                on_this_machine(
+                dispatch(
                     #[inline(always)]
                     || {
                         for (later, &factor) in rest.chunks_exact_mut(count).zip(factors) {

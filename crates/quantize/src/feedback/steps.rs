@@ -85,9 +85,9 @@ pub fn set_tile_steps(
         index.clamp(-LIMIT, LIMIT).round() as i32
     };
     let mean = integer.iter().map(|&n| i64::from(wanted(n))).sum::<i64>().div_euclid(integer.len() as i64) as i32;
-    let spread = plan.spread_base + plan.step_base.div_euclid(2);
+    let sigma = plan.sigma_base + plan.step_base.div_euclid(2);
     plan.step_base = mean;
-    plan.spread_base = spread - mean.div_euclid(2);
+    plan.sigma_base = sigma - mean.div_euclid(2);
     let mut added = 0.0;
     for unit in sharing.units(plan) {
         let unit: Vec<usize> = unit.into_iter().filter(|n| plan.tiles[*n].format.level_range().is_some()).collect();

@@ -5,7 +5,8 @@
 use std::ops::Range;
 
 use waterfill_codec::Trellis;
-use waterfill_codec::table::{LevelCosts, class_of};
+use waterfill_codec::entropy::tables::class_of;
+use waterfill_codec::syntax::level_costs::LevelCosts;
 
 use super::viterbi::Sample;
 
@@ -112,7 +113,7 @@ impl Survivors {
         }
         for subset in 0..4usize {
             let (parity, second) = (subset & 1, subset >> 1);
-            let bits = self.costs.of(parity, class_of(sample.spread - 4));
+            let bits = self.costs.of(parity, class_of(sample.sigma - 4));
             let search = Subset::new(sample, subset as i32);
             let mut near = [[0.0f32; N]; 2];
             for k in 0..half {
@@ -226,7 +227,7 @@ fn carry(new: &mut Pending, old: &Pending, error: f32, window: &Pending) {
 
 #[cfg(test)]
 mod tests {
-    use waterfill_codec::trellis::parity;
+    use waterfill_codec::syntax::trellis::parity;
 
     use super::super::viterbi::PathSearch;
     use super::*;
@@ -235,7 +236,7 @@ mod tests {
 
     fn samples(count: usize) -> Vec<Sample> {
         let value = |i: usize| ((i * 37 + i * i % 101) % 29) as f32 / 4.0 - 3.3;
-        (0..count).map(|i| Sample { value: value(i), weight: 1.0, spread: 8, range: (-127, 127) }).collect()
+        (0..count).map(|i| Sample { value: value(i), weight: 1.0, sigma: 8, range: (-127, 127) }).collect()
     }
 
     /// What an error makes of the row `apart` rows below.
@@ -266,7 +267,7 @@ mod tests {
             assert_eq!(level & 1, parity(state), "row {i}");
             let above: f32 = errors.iter().enumerate().map(|(k, e)| e * factor(i - k, strength)).sum();
             let index = (level - parity(state)) >> 1;
-            let bits = LevelCosts::get().index_cost(parity(state) as usize, class_of(sample.spread - 4), index);
+            let bits = LevelCosts::get().index_cost(parity(state) as usize, class_of(sample.sigma - 4), index);
             cost += f64::from((sample.value - above - level as f32).powi(2) + PRICE * bits);
             errors.push(level as f32 - sample.value);
             state = trellis.next(state, level);

@@ -147,8 +147,8 @@ impl Costs {
         let mut quick = plan.clone();
         quick.parameters.trellis = quick.parameters.trellis.and(Trellis::new(2));
         let first = quantize(&quick)?;
-        let change = spread_change(plan, &first);
-        plan.spread_base += change;
+        let change = sigma_change(plan, &first);
+        plan.sigma_base += change;
         if change == 0 && quick == *plan { Ok(first) } else { quantize(plan) }
     }
 }
@@ -171,14 +171,14 @@ fn narrow(plan: &mut TensorPlan, samples: &[i16]) {
 }
 
 /// Quarter octaves by which levels are wider than their spreads say.
-fn spread_change(plan: &TensorPlan, samples: &[i16]) -> i32 {
+fn sigma_change(plan: &TensorPlan, samples: &[i16]) -> i32 {
     let (mut sum, mut count) = (0.0f64, 0.0f64);
     for (n, tile) in plan.tiles.iter().enumerate().filter(|(_, t)| t.format.level_range().is_some()) {
         let (rows, cols) = plan.tile_range(n);
         for row in rows {
             for col in cols.clone() {
-                let spread = plan.spread(tile, row, col) - plan.row_col_scale(row, col) - i32::from(tile.step);
-                sum += f64::from(samples[row * plan.cols + col]).powi(2) * (-f64::from(spread) / 2.0).exp2();
+                let sigma = plan.sigma(tile, row, col) - plan.row_col_scale(row, col) - i32::from(tile.step);
+                sum += f64::from(samples[row * plan.cols + col]).powi(2) * (-f64::from(sigma) / 2.0).exp2();
                 count += 1.0;
             }
         }

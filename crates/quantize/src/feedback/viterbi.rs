@@ -2,7 +2,8 @@
 //! minimise squared error + lambda * bits (Viterbi 1967; Marcellin & Fischer 1990).
 
 use waterfill_codec::Trellis;
-use waterfill_codec::table::{LevelCosts, class_of};
+use waterfill_codec::entropy::tables::class_of;
+use waterfill_codec::syntax::level_costs::LevelCosts;
 
 /// One sample of a column.
 #[derive(Debug, Clone, Copy)]
@@ -12,7 +13,7 @@ pub struct Sample {
     /// Nats for a squared step.
     pub weight: f32,
     /// Spread of the level, quarter octaves.
-    pub spread: i32,
+    pub sigma: i32,
     /// Least and largest level.
     pub range: (i32, i32),
 }
@@ -54,7 +55,7 @@ impl PathSearch {
     /// Best level of every subset and its cost.
     #[inline(always)]
     fn candidates(&self, sample: &Sample) -> ([f32; 4], [i16; 4]) {
-        let class = class_of(sample.spread - 4);
+        let class = class_of(sample.sigma - 4);
         let (low, high) = sample.range;
         let mut best = ([f32::INFINITY; 4], [0i16; 4]);
         for subset in 0..4i32 {
@@ -121,12 +122,12 @@ impl PathSearch {
 
 #[cfg(test)]
 mod tests {
-    use waterfill_codec::trellis::parity;
+    use waterfill_codec::syntax::trellis::parity;
 
     use super::*;
 
     fn sample(value: f32) -> Sample {
-        Sample { value, weight: 1.0, spread: 8, range: (-127, 127) }
+        Sample { value, weight: 1.0, sigma: 8, range: (-127, 127) }
     }
 
     /// Total cost of a path, and whether it is one.
@@ -137,7 +138,7 @@ mod tests {
                 return None;
             }
             let index = (level - parity(state)) >> 1;
-            let bits = LevelCosts::get().index_cost(parity(state) as usize, class_of(sample.spread - 4), index);
+            let bits = LevelCosts::get().index_cost(parity(state) as usize, class_of(sample.sigma - 4), index);
             cost += f64::from((sample.value - level as f32).powi(2) + price * bits);
             state = trellis.next(state, level);
         }

@@ -13,8 +13,8 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 use waterfill_allocate::{Importance, PlannedWeight};
-use waterfill_codec::quantize::quantize_slice;
-use waterfill_codec::slice::SlicePlan;
+use waterfill_codec::encoder::quantize::quantize_slice;
+use waterfill_codec::syntax::slice::SlicePlan;
 use waterfill_codec::{EncodedSlice, Format, Kernel, Lambda, Result, TensorEncoder, TensorPlan, TilePlan};
 
 pub use rounding::Rounding;

@@ -1,10 +1,11 @@
 //! What tools share over a tensor, from its weights before the search and its samples after.
 
 use waterfill_allocate::Importance;
-use waterfill_codec::plane::{TileScales, filter_plane};
-use waterfill_codec::slice::{SlicePlan, neighbour_bin};
-use waterfill_codec::transform::{BANDS, TilePass, band};
-use waterfill_codec::{Kernel, Kind, Result, TILE, TensorPlan, TilePlan, Transform};
+use waterfill_codec::recon::reconstruct::{TileScales, filter_plane};
+use waterfill_codec::recon::transform::TilePass;
+use waterfill_codec::syntax::slice::{SlicePlan, neighbour_bin};
+use waterfill_codec::syntax::tile_plan::{BANDS, band};
+use waterfill_codec::{Kernel, Result, TILE, TensorPlan, TileMode, TilePlan, Transform};
 
 use super::{SearchInput, Tool};
 
@@ -27,7 +28,7 @@ pub(super) fn resize_tiles(plan: &mut TensorPlan, input: &SearchInput) -> Option
                 let tile = plan.tiles[old];
                 sum = (
                     sum.0 + i32::from(tile.step),
-                    sum.1 + i32::from(tile.spread),
+                    sum.1 + i32::from(tile.sigma),
                     sum.2 + input.importance.tiles[old],
                     sum.3 + 1,
                 );
@@ -38,7 +39,7 @@ pub(super) fn resize_tiles(plan: &mut TensorPlan, input: &SearchInput) -> Option
         resized.tiles.push(TilePlan {
             format: widest.format,
             step: mean(sum.0),
-            spread: mean(sum.1),
+            sigma: mean(sum.1),
             ..TilePlan::default()
         });
         tiles.push(sum.2 / sum.3 as f32);
@@ -216,7 +217,7 @@ fn learn_transform(tiles: &[(usize, [f32; 256])]) -> [i16; 256] {
 pub(super) fn fit_centroids(plan: &mut TensorPlan, input: &SearchInput, samples: &[i16]) {
     let mut sums = [(0.0f64, 0.0f64); 3];
     for (n, tile) in plan.tiles.iter().enumerate() {
-        let coded = tile.kind == Kind::Coded && tile.transform.is_identity() && tile.format.level_range().is_some();
+        let coded = tile.mode == TileMode::Coded && tile.transform.is_identity() && tile.format.level_range().is_some();
         if !coded || tile.predictor != Default::default() {
             continue;
         }
@@ -242,19 +243,19 @@ pub(super) fn fit_centroids(plan: &mut TensorPlan, input: &SearchInput, samples:
 pub(super) fn fit_neighbours(plan: &mut TensorPlan, samples: &[i16]) {
     let mut sums = [(0.0f32, 0.0f32); 8];
     for (n, tile) in plan.tiles.iter().enumerate() {
-        if tile.kind != Kind::Coded || !tile.transform.is_identity() || tile.format.level_range().is_none() {
+        if tile.mode != TileMode::Coded || !tile.transform.is_identity() || tile.format.level_range().is_none() {
             continue;
         }
         let (rows, cols) = plan.tile_range(n);
         for row in rows {
             for col in cols.clone().skip(2) {
                 let level = |c: usize| samples[row * plan.cols + c];
-                let spread = plan.spread(tile, row, col)
+                let sigma = plan.sigma(tile, row, col)
                     - plan.row_col_scale(row, col)
                     - i32::from(tile.step)
                     - i32::from(tile.coarse);
-                let bin = neighbour_bin(level(col - 1).unsigned_abs(), level(col - 2).unsigned_abs(), spread);
-                let relative = f32::from(level(col)).powi(2) * (-spread as f32 / 2.0).exp2();
+                let bin = neighbour_bin(level(col - 1).unsigned_abs(), level(col - 2).unsigned_abs(), sigma);
+                let relative = f32::from(level(col)).powi(2) * (-sigma as f32 / 2.0).exp2();
                 sums[bin] = (sums[bin].0 + relative, sums[bin].1 + 1.0);
             }
         }
@@ -276,7 +277,7 @@ pub(super) fn fit_filter(plan: &mut TensorPlan, input: &SearchInput, samples: &[
                 == TilePlan {
                     format: plan.tiles[*n].format,
                     step: plan.tiles[*n].step,
-                    spread: plan.tiles[*n].spread,
+                    sigma: plan.tiles[*n].sigma,
                     ..TilePlan::default()
                 }
         });

@@ -1,6 +1,6 @@
 //! Rounding of one value to a level: the decision that error feedback can be put around.
 
-use waterfill_codec::table::LevelCosts;
+use waterfill_codec::syntax::level_costs::LevelCosts;
 
 /// How levels are chosen.
 #[derive(Clone, Copy)]

@@ -3,16 +3,17 @@
 
 use std::ops::Range;
 
-use waterfill_codec::plane::{MAX_TILE, Planes, TileScales, reconstruct_tile};
-use waterfill_codec::sample::MAX_LEVEL;
-use waterfill_codec::slice::SlicePlan;
-use waterfill_codec::symbol::RateCounter;
-use waterfill_codec::table::class_of;
-use waterfill_codec::tile::{HeaderContext, HeaderModels, code_tile};
-use waterfill_codec::transform::{BANDS, band};
-use waterfill_codec::{Format, Kind, Palette, Predictor, Result, TILE, TensorPlan, TilePlan, on_this_machine};
+use waterfill_codec::constants::MAX_TILE;
+use waterfill_codec::entropy::models::RateCounter;
+use waterfill_codec::entropy::tables::class_of;
+use waterfill_codec::recon::reconstruct::{Planes, TileScales, reconstruct_tile};
+use waterfill_codec::syntax::sample::MAX_LEVEL;
+use waterfill_codec::syntax::slice::SlicePlan;
+use waterfill_codec::syntax::tile_header::{HeaderContext, HeaderModels, code_tile};
+use waterfill_codec::syntax::tile_plan::{BANDS, band};
+use waterfill_codec::{Format, Palette, Predictor, Result, TILE, TensorPlan, TileMode, TilePlan, dispatch};
 
-use super::transforms::{Prices, Transformed, Transforms, spread_change};
+use super::transforms::{Prices, Transformed, Transforms, sigma_change};
 use super::{Rounding, SearchInput, Tool};
 
 /// Quarter octaves by which the plane of a transformed tile is finer than its quantiser, the first
@@ -55,11 +56,11 @@ impl<'a> TileSearch<'a> {
         let mut slice = SlicePlan::of(plan, rows.clone());
         // The syntax of everything that may be chosen: rates count what tools cost.
         let uses = |tools: &[Tool]| tools.iter().any(|t| input.tools.contains(t));
-        use waterfill_codec::tools::Tools;
+        use waterfill_codec::syntax::tools::Tools;
         slice.tools.0 &= !Tools::UNIFORM.0;
         slice.tools.add(Tools::STEPS, true);
-        slice.tools.add(Tools::SPREADS, uses(&[Tool::Spread]));
-        slice.tools.add(Tools::KINDS, uses(&[Tool::Skip, Tool::Palette, Tool::BitPlanes]));
+        slice.tools.add(Tools::SIGMAS, uses(&[Tool::Spread]));
+        slice.tools.add(Tools::MODES, uses(&[Tool::Skip, Tool::Palette, Tool::BitPlanes]));
         slice.tools.add(Tools::PREDICTORS, uses(&PREDICTING));
         let transforms = uses(&[Tool::Dct, Tool::Dst, Tool::Hadamard, Tool::Learned]);
         slice.tools.add(Tools::TRANSFORMS, transforms);
@@ -82,7 +83,7 @@ impl<'a> TileSearch<'a> {
     /// # Errors
     /// Scales out of range.
     pub fn run(&mut self) -> Result<()> {
-        on_this_machine(
+        dispatch(
             #[inline(always)]
             || self.decide(),
         )
@@ -221,39 +222,39 @@ impl<'a> TileSearch<'a> {
 
     /// The allocated spread, or the one that fits what is coded: `energy` is the mean square of levels
     /// over the square of the spread their classes would have with the allocated one.
-    fn spread(&self, tile: &TilePlan, energy: f32) -> i16 {
+    fn sigma(&self, tile: &TilePlan, energy: f32) -> i16 {
         if !self.uses(Tool::Spread) {
-            return tile.spread;
+            return tile.sigma;
         }
-        (tile.spread + spread_change(energy)).clamp(-120, 120)
+        (tile.sigma + sigma_change(energy)).clamp(-120, 120)
     }
 
     /// Levels of the residual as it is, on the plane's own grid.
     fn identity(&self, n: usize, target: &Target, tile: TilePlan, prediction: &[i32; MAX_TILE]) -> Result<Candidate> {
         let (rows, cols) = self.slice.tile_range(n);
         let plan = self.slice.plan;
-        let mut spreads = [0; MAX_TILE];
+        let mut sigmas = [0; MAX_TILE];
         let mut energy = 0.0;
         for (i, row) in rows.clone().enumerate() {
             for (j, col) in cols.clone().enumerate() {
                 let k = i * cols.len() + j;
-                spreads[k] = plan.spread(&tile, row, col) - plan.row_col_scale(row, col) - i32::from(tile.step);
-                energy += (target.values[k] - prediction[k] as f32).powi(2) * (-spreads[k] as f32 / 2.0).exp2();
+                sigmas[k] = plan.sigma(&tile, row, col) - plan.row_col_scale(row, col) - i32::from(tile.step);
+                energy += (target.values[k] - prediction[k] as f32).powi(2) * (-sigmas[k] as f32 / 2.0).exp2();
             }
         }
         let fitted = if tile.predictor == Predictor::None {
-            tile.spread
+            tile.sigma
         } else {
-            self.spread(&tile, energy / target.count as f32)
+            self.sigma(&tile, energy / target.count as f32)
         };
-        let change = i32::from(fitted - tile.spread);
-        let tile = TilePlan { spread: fitted, ..tile };
+        let change = i32::from(fitted - tile.sigma);
+        let tile = TilePlan { sigma: fitted, ..tile };
         let (low, high) = tile.format.level_range().unwrap_or((0, 0));
         let range = if tile.predictor == Predictor::None { (low, high) } else { (-MAX_LEVEL, MAX_LEVEL) };
         let (mut loss, mut bits) = (0.0, self.header_bits(n, tile));
         let mut samples = [0; MAX_TILE];
         for k in 0..target.count {
-            let class = class_of(spreads[k] + change);
+            let class = class_of(sigmas[k] + change);
             let residual = target.values[k] - prediction[k] as f32;
             let level = self.rounding.level(residual, target.weights[k], class, range);
             let plane = (prediction[k] + level).clamp(low, high);
@@ -266,7 +267,7 @@ impl<'a> TileSearch<'a> {
 
     /// The prediction and nothing else.
     fn skip(&self, n: usize, target: &Target, tile: TilePlan, prediction: &[i32; MAX_TILE]) -> Candidate {
-        let tile = TilePlan { kind: Kind::Skip, ..tile };
+        let tile = TilePlan { mode: TileMode::Skip, ..tile };
         let (low, high) = tile.format.level_range().unwrap_or((0, 0));
         let error = |k: usize| target.values[k] - prediction[k].clamp(low, high) as f32;
         let loss: f32 = (0..target.count).map(|k| target.weights[k] * error(k).powi(2)).sum();
@@ -286,8 +287,8 @@ impl<'a> TileSearch<'a> {
         let mut palette = Palette { len: values.len() as u8, values: [0; 8] };
         palette.values[..values.len()].copy_from_slice(&values);
         let tile = TilePlan {
-            kind: Kind::Palette(palette),
-            spread: if self.uses(Tool::Spread) { 0 } else { tile.spread },
+            mode: TileMode::Palette(palette),
+            sigma: if self.uses(Tool::Spread) { 0 } else { tile.sigma },
             ..tile
         };
         let (mut loss, mut samples) = (0.0, [0; MAX_TILE]);
@@ -302,9 +303,9 @@ impl<'a> TileSearch<'a> {
 
     /// The best candidate's levels in bit planes.
     fn bit_planes(&self, n: usize, best: &Candidate) -> Candidate {
-        let tile = TilePlan { kind: Kind::BitPlanes, ..best.tile };
+        let tile = TilePlan { mode: TileMode::BitPlanes, ..best.tile };
         let mut candidate = Candidate { tile, cost: f32::INFINITY, samples: best.samples };
-        if best.tile.kind == Kind::Coded {
+        if best.tile.mode == TileMode::Coded {
             let levels = std::array::from_fn(|k| best.samples[k]);
             let planes = self.slice.plane_bits(&self.models, &levels).0 as f32;
             let coded = self.coded_bits(n, &best.tile, &best.samples);
@@ -351,15 +352,15 @@ impl<'a> TileSearch<'a> {
         }
         let mean_weight = target.weights[..target.count].iter().sum::<f32>() / target.count as f32;
         let start: [f32; 256] = std::array::from_fn(|k| residual[k]);
-        let spreads: [i32; BANDS] = std::array::from_fn(|b| self.slice.plan.transform_spread(&fine, b));
-        let (rdoq, spread) = (self.uses(Tool::Rdoq), self.uses(Tool::Spread));
-        let prices = Prices { error: mean_weight, bit: self.price, rdoq, spread };
+        let sigmas: [i32; BANDS] = std::array::from_fn(|b| self.slice.plan.transform_sigma(&fine, b));
+        let (rdoq, sigma) = (self.uses(Tool::Rdoq), self.uses(Tool::Spread));
+        let prices = Prices { error: mean_weight, bit: self.price, rdoq, sigma };
         let mut chosen: Option<(f32, f32, TilePlan, [i32; MAX_TILE])> = None;
-        for Transformed { transform, coefficients, energy } in self.transforms.best(&start, &spreads, &prices) {
-            let spread = self.spread(&fine, energy);
-            let change = i32::from(spread - fine.spread);
-            let tile = TilePlan { transform, spread, ..fine };
-            let classes = spreads.map(|s| class_of(s + change));
+        for Transformed { transform, coefficients, energy } in self.transforms.best(&start, &sigmas, &prices) {
+            let sigma = self.sigma(&fine, energy);
+            let change = i32::from(sigma - fine.sigma);
+            let tile = TilePlan { transform, sigma, ..fine };
+            let classes = sigmas.map(|s| class_of(s + change));
             let (mut loss, mut bits) = (0.0, 0.0);
             let mut samples = [0; MAX_TILE];
             for (k, &value) in coefficients.iter().enumerate() {

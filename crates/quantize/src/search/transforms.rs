@@ -3,8 +3,10 @@
 
 use std::sync::OnceLock;
 
-use waterfill_codec::table::{CLASSES, LevelCosts, UNIT_CLASS, class_of};
-use waterfill_codec::transform::{BANDS, Basis, band, basis, forward_along, forward_down};
+use waterfill_codec::entropy::tables::{CLASSES, UNIT_CLASS, class_of};
+use waterfill_codec::recon::transform::{Basis, basis, forward_along, forward_down};
+use waterfill_codec::syntax::level_costs::LevelCosts;
+use waterfill_codec::syntax::tile_plan::{BANDS, band};
 use waterfill_codec::{Kernel, TILE, TensorPlan, Transform};
 
 use super::{SearchInput, Tool};
@@ -29,7 +31,7 @@ pub struct Prices {
     /// Whether levels are chosen by rate too.
     pub rdoq: bool,
     /// Whether a tile's spread follows its energy.
-    pub spread: bool,
+    pub sigma: bool,
 }
 
 struct Entry {
@@ -88,9 +90,9 @@ impl Transforms {
     /// The transforms of `residual` of lowest modelled cost, in no order. `spreads` are those of bands, in
     /// quarter octaves over the quantiser's step.
     #[inline(always)]
-    pub fn best(&self, residual: &[f32; 256], spreads: &[i32; BANDS], prices: &Prices) -> Vec<Transformed> {
+    pub fn best(&self, residual: &[f32; 256], sigmas: &[i32; BANDS], prices: &Prices) -> Vec<Transformed> {
         let rates = rate_models();
-        let inverse = spreads.map(|s| (-s as f32 / 2.0).exp2());
+        let inverse = sigmas.map(|s| (-s as f32 / 2.0).exp2());
         let mut best: Vec<(f32, Transformed)> = Vec::with_capacity(KEPT + 1);
         let mut along = (0, *residual);
         for entry in &self.entries {
@@ -104,8 +106,8 @@ impl Transforms {
                 energy += c * c * inverse[usize::from(band)];
             }
             energy /= 256.0;
-            let change = if prices.spread { spread_change(energy) } else { 0 };
-            let models = spreads.map(|s| rates[class_of(s + i32::from(change))]);
+            let change = if prices.sigma { sigma_change(energy) } else { 0 };
+            let models = sigmas.map(|s| rates[class_of(s + i32::from(change))]);
             let cost = modelled(&coefficients, &entry.bands, &models, prices);
             if best.len() < KEPT || best.iter().any(|b| cost < b.0) {
                 if best.len() == KEPT {
@@ -120,7 +122,7 @@ impl Transforms {
 }
 
 /// By how much a tile's spread changes where its energy is `energy` times what the spread says.
-pub fn spread_change(energy: f32) -> i16 {
+pub fn sigma_change(energy: f32) -> i16 {
     (2.0 * energy.max(1e-6).log2()).round() as i16
 }
 
@@ -149,8 +151,8 @@ fn rate_models() -> &'static [[f32; 2]; CLASSES] {
     MODELS.get_or_init(|| {
         let costs = LevelCosts::get();
         std::array::from_fn(|class| {
-            let spread = ((class as i32 - UNIT_CLASS) as f32 / 4.0).exp2();
-            let level = (1.5 * spread).round().clamp(1.0, 127.0);
+            let sigma = ((class as i32 - UNIT_CLASS) as f32 / 4.0).exp2();
+            let level = (1.5 * sigma).round().clamp(1.0, 127.0);
             let zero = costs.cost(class, 0);
             [zero, (costs.cost(class, level as i32) - zero) / (level * level)]
         })

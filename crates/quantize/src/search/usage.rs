@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use waterfill_codec::{Kernel, Kind, Predictor, TensorPlan, TilePlan};
+use waterfill_codec::{Kernel, Predictor, TensorPlan, TileMode, TilePlan};
 
 /// Numbers of tiles by what they use.
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -18,7 +18,8 @@ impl Usage {
                 usage.count(tile.format.name());
                 continue;
             }
-            let plain = plan.parameters.trellis.is_some() && tile.kind == Kind::Coded && tile.transform.is_identity();
+            let plain =
+                plan.parameters.trellis.is_some() && tile.mode == TileMode::Coded && tile.transform.is_identity();
             let shared = [(!tile.transform.is_identity(), "transform"), (plain, "trellis")];
             let shared = shared.iter().filter_map(|&(used, name)| used.then_some(name));
             tools_of(tile).into_iter().chain(shared).for_each(|name| usage.count(name));
@@ -38,11 +39,11 @@ impl Usage {
 /// Names of the tools of a tile with levels.
 pub fn tools_of(tile: &TilePlan) -> Vec<&'static str> {
     let mut tools = Vec::new();
-    match tile.kind {
-        Kind::Coded => {}
-        Kind::Skip => tools.push("skip"),
-        Kind::Palette(_) => tools.push("palette"),
-        Kind::BitPlanes => tools.push("bit-planes"),
+    match tile.mode {
+        TileMode::Coded => {}
+        TileMode::Skip => tools.push("skip"),
+        TileMode::Palette(_) => tools.push("palette"),
+        TileMode::BitPlanes => tools.push("bit-planes"),
     }
     match tile.predictor {
         Predictor::None => {}

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use waterfill_allocate::Sharing;
-use waterfill_checkpoint::{Checkpoint, Prefix, TensorInfo};
+use waterfill_checkpoint::{Checkpoint, QualityPrefix, TensorInfo};
 use waterfill_codec::{BitsPerWeight, Lambda};
 use waterfill_export::{Candidate, Chosen, ExportError, Scheme, choose};
 
@@ -48,7 +48,7 @@ pub fn export_compressed(context: &Context, out: Option<&Path>) -> Result<Export
         let chosen = choice(context, &groups, goal)?;
         let (calibration, measured, groups) = (&calibration.fitted, &measured, &groups);
         let artifact = engine.make(&WritePacked { calibration, measured, groups, chosen: &chosen })?;
-        let subject = Subject::Compressed(&artifact, Prefix::All, &base);
+        let subject = Subject::Compressed(&artifact, QualityPrefix::All, &base);
         let text = Evaluation::make(&engine, subject)?.read(Some(&base))?.text;
         let summary: ExportSummary = artifact.read("summary.json")?;
         let mut dir = artifact.path("model");

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde::Serialize;
 use waterfill_checkpoint::writer::{Data, Entry, write_checkpoint, write_file};
-use waterfill_checkpoint::{Checkpoint, Prefix, Storage, TensorInfo, element_of};
+use waterfill_checkpoint::{Checkpoint, QualityPrefix, Storage, TensorInfo, element_of};
 use waterfill_codec::{BitsPerWeight, CodedTensor};
 use waterfill_export::{ExportError, Scheme, Stored, describe, exact, read_values};
 use waterfill_model::fused;
@@ -95,7 +95,7 @@ fn stored(source: &Checkpoint, info: &TensorInfo) -> Result<Option<Stored>> {
     if fused(&info.name).is_none() || info.storage != Storage::Coded {
         return Ok(None);
     }
-    if info.layers() > 1 {
+    if info.quality_layers() > 1 {
         return Err(refused(format!("{} has several quality layers, whose codes do not add up to codes", info.name)));
     }
     let raw = source.read_raw(&info.name)?;
@@ -200,7 +200,7 @@ pub(super) fn export_compressed_checkpoints(context: &Context, out: &Path) -> Re
     let mut all = Vec::new();
     for goal in context.goals() {
         let compressed = compress(&engine, &inputs, goal)?;
-        let subject = Subject::Compressed(&compressed.encoded, Prefix::All, &base);
+        let subject = Subject::Compressed(&compressed.encoded, QualityPrefix::All, &base);
         let text = Evaluation::make(&engine, subject)?.read(Some(&base))?.text;
         let sizes: waterfill_quantize::EncodeSummary = compressed.encoded.read("summary.json")?;
         let place = tempfile::tempdir_in(out).map_err(PipelineError::io(out))?;

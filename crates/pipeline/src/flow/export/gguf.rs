@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use waterfill_checkpoint::Prefix;
+use waterfill_checkpoint::QualityPrefix;
 use waterfill_codec::{BitsPerWeight, Lambda};
 use waterfill_export::{Candidate, Chosen, ExportError, GgufType, choose, head_bytes};
 
@@ -33,7 +33,7 @@ pub fn export_gguf(context: &Context, out: Option<&Path>) -> Result<ExportOutput
     for goal in context.goals() {
         let chosen = choice(context, &matrices, goal)?;
         let artifact = engine.make(&WriteGguf { measured: &measured, matrices: &matrices, chosen: &chosen })?;
-        let subject = Subject::Compressed(&artifact, Prefix::All, &base);
+        let subject = Subject::Compressed(&artifact, QualityPrefix::All, &base);
         let text = Evaluation::make(&engine, subject)?.read(Some(&base))?.text;
         let summary: ExportSummary = artifact.read("summary.json")?;
         let mut file = artifact.path(FILE);

@@ -1,0 +1,6 @@
+//! Files and directories around coded tensors: packed safetensors files, and deltas from a base checkpoint.
+
+pub mod delta;
+mod frame;
+pub mod pack;
+mod source;

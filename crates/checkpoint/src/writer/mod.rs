@@ -1,0 +1,8 @@
+//! Writing checkpoints: shards, the files next to them, and quality layers.
+
+mod layers;
+mod shards;
+
+pub use crate::quality_layers::quality_layer_name;
+pub use layers::write_quality_layers;
+pub use shards::{Data, Entry, SHARD_BYTES, write_checkpoint, write_companions, write_file, write_shards};

@@ -1,0 +1,267 @@
+//! Writing shards from tensors on disk, or made on the way: one is in memory at a time.
+
+use std::borrow::Cow;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use safetensors::SafeTensorError;
+use safetensors::tensor::View;
+
+use crate::error::{AtPath, CheckpointError, FileError, Result};
+use crate::shard_mark::{ShardMark, VERSION, file_check, hex_check};
+use crate::types::{Element, INDEX, MARK_KEY, QUANT_METHOD};
+
+/// Files next to the shards that make a directory loadable by other software.
+const COMPANIONS: [&str; 7] = [
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "generation_config.json",
+    "vocab.json",
+    "merges.txt",
+];
+
+/// Largest shard, as transformers writes them; a tensor is never split.
+pub const SHARD_BYTES: u64 = 5_000_000_000;
+
+/// Source of a tensor's bytes, read for one tensor at a time.
+pub enum Data<'a> {
+    /// A file with them.
+    File(PathBuf),
+    /// A function that makes them.
+    Made(Box<dyn Fn() -> Vec<u8> + Send + Sync + 'a>),
+}
+
+/// One tensor to write.
+pub struct Entry<'a> {
+    /// Name of the tensor.
+    pub name: String,
+    /// Shape of the decoded tensor.
+    pub shape: Vec<usize>,
+    /// Element type of a plain tensor, `None` for a coded one.
+    pub plain: Option<Element>,
+    /// The tensor's bytes.
+    pub data: Data<'a>,
+    /// Number of the tensor's bytes.
+    pub bytes: u64,
+}
+
+impl Entry<'_> {
+    pub(crate) fn read(&self) -> Result<Vec<u8>> {
+        match &self.data {
+            Data::File(path) => std::fs::read(path).at(path),
+            Data::Made(make) => Ok(make()),
+        }
+    }
+}
+
+struct Blob<'a> {
+    entry: &'a Entry<'a>,
+    /// Shape as stored: a coded tensor is a vector of bytes.
+    shape: Vec<usize>,
+    /// The interface below cannot fail: a read error is kept here and returned afterwards.
+    failed: RefCell<Option<CheckpointError>>,
+}
+
+impl View for &Blob<'_> {
+    fn dtype(&self) -> Element {
+        self.entry.plain.unwrap_or(Element::U8)
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        Cow::Owned(self.entry.read().unwrap_or_else(|error| {
+            *self.failed.borrow_mut() = Some(error);
+            vec![0; self.data_len()]
+        }))
+    }
+
+    fn data_len(&self) -> usize {
+        self.entry.bytes as usize
+    }
+}
+
+/// Writes the shards (and an index when there are several) of a plain checkpoint into `dir`.
+///
+/// # Errors
+/// Bytes that cannot be read, files that cannot be written.
+pub fn write_shards(dir: &Path, entries: &[Entry]) -> Result<()> {
+    write_shards_of(dir, entries, false, SHARD_BYTES)
+}
+
+/// Writes a whole checkpoint into `dir`: shards, and the files of `from` that other software needs next to them.
+/// Compressed shards carry a [`ShardMark`], others `format: pt` as other software expects.
+///
+/// # Errors
+/// As [`write_shards`] and [`write_companions`].
+pub fn write_checkpoint(from: &Path, dir: &Path, entries: &[Entry], compressed: bool) -> Result<()> {
+    // Marks have checks of the files next to the shards.
+    write_companions(from, dir, compressed)?;
+    write_shards_of(dir, entries, compressed, SHARD_BYTES)
+}
+
+fn write_shards_of(dir: &Path, entries: &[Entry], compressed: bool, limit: u64) -> Result<()> {
+    let mut groups: Vec<Vec<&Entry>> = Vec::new();
+    let mut filled = u64::MAX;
+    for entry in entries {
+        if filled.saturating_add(entry.bytes) > limit {
+            groups.push(Vec::new());
+            filled = 0;
+        }
+        filled += entry.bytes;
+        groups.last_mut().expect("a group was just pushed").push(entry);
+    }
+    let single = groups.len() == 1;
+    let name = |i: usize| match single {
+        true => "model.safetensors".to_string(),
+        false => format!("model-{:05}-of-{:05}.safetensors", i + 1, groups.len()),
+    };
+    if !single {
+        let of = |i: usize| groups[i].iter().map(move |e| (e.name.clone(), i));
+        let weight_map: BTreeMap<_, _> = (0..groups.len()).flat_map(of).map(|(tensor, i)| (tensor, name(i))).collect();
+        let total: u64 = entries.iter().map(|e| e.bytes).sum();
+        let index = serde_json::json!({"metadata": {"total_size": total}, "weight_map": weight_map});
+        write_file(&dir.join(INDEX), index.to_string().as_bytes())?;
+    }
+    let mut files = BTreeMap::new();
+    for name in COMPANIONS.into_iter().chain(["config.json", INDEX]).filter(|n| compressed && dir.join(n).exists()) {
+        files.insert(name.to_string(), file_check(&dir.join(name))?);
+    }
+    for (i, group) in groups.iter().enumerate() {
+        write_shard(&dir.join(name(i)), group, compressed.then_some(&files))?;
+    }
+    Ok(())
+}
+
+/// Writes a shard, a compressed one with checks of the directory's other files.
+fn write_shard(path: &Path, entries: &[&Entry], files: Option<&BTreeMap<String, String>>) -> Result<()> {
+    let mut blobs = Vec::new();
+    for entry in entries {
+        let shape = if entry.plain.is_some() { entry.shape.clone() } else { vec![entry.bytes as usize] };
+        blobs.push(Blob { entry, shape, failed: RefCell::default() });
+    }
+    // One key only: the safetensors crate keeps metadata in a hash map, whose order would vary.
+    let metadata = match files {
+        Some(files) => {
+            let plain = entries.iter().filter(|e| e.plain.is_some());
+            let check = |e: &&Entry| Ok((e.name.clone(), hex_check(&e.read()?)));
+            let plain = plain.map(check).collect::<Result<BTreeMap<String, String>>>()?;
+            let mark = ShardMark::blank(plain.into_values().collect(), files);
+            HashMap::from([(MARK_KEY.to_string(), serde_json::to_string(&mark).expect("plain data"))])
+        }
+        None => HashMap::from([("format".to_string(), "pt".to_string())]),
+    };
+    let views = blobs.iter().map(|b| (b.entry.name.as_str(), b));
+    // The library makes files for their owner alone; these are for whoever may read the others.
+    let permissions = File::create(path).and_then(|f| Ok(f.metadata()?.permissions()));
+    let permissions = permissions.at(path)?;
+    safetensors::serialize_to_file(views, Some(metadata), path).map_err(|e| match e {
+        SafeTensorError::IoError(source) => CheckpointError::Io { path: path.to_path_buf(), source },
+        error => CheckpointError::file(path, FileError::Write { error }),
+    })?;
+    std::fs::set_permissions(path, permissions).at(path)?;
+    if let Some(error) = blobs.iter().find_map(|b| b.failed.take()) {
+        return Err(error);
+    }
+    if files.is_some() {
+        ShardMark::seal(path)?;
+    }
+    File::open(path).and_then(|f| f.sync_all()).at(path)
+}
+
+/// Copies tokenizer files and `config.json` from `from`; with `compressed`, the configuration names
+/// the quantisation method.
+///
+/// # Errors
+/// Files that cannot be read or written, and a `config.json` that is not an object.
+pub fn write_companions(from: &Path, to: &Path, compressed: bool) -> Result<()> {
+    for name in COMPANIONS {
+        let source = from.join(name);
+        if source.exists() {
+            let bytes = std::fs::read(&source).at(&source)?;
+            write_file(&to.join(name), &bytes)?;
+        }
+    }
+    let path = from.join("config.json");
+    let text = std::fs::read_to_string(&path).at(&path)?;
+    let mut config: serde_json::Map<String, serde_json::Value> =
+        serde_json::from_str(&text).map_err(|error| CheckpointError::file(&path, FileError::Json { error }))?;
+    config.remove("quantization_config");
+    if compressed {
+        let method = serde_json::json!({"quant_method": QUANT_METHOD, "version": VERSION});
+        config.insert("quantization_config".into(), method);
+    }
+    let text = serde_json::to_string_pretty(&config).expect("JSON from JSON");
+    write_file(&to.join("config.json"), text.as_bytes())
+}
+
+/// Writes and syncs a small file.
+///
+/// # Errors
+/// As the file system says.
+pub fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
+    use std::io::Write;
+    let mut file = File::create(path).at(path)?;
+    file.write_all(bytes).and_then(|()| file.sync_all()).at(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Checkpoint;
+
+    /// Three plain tensors of 8, 12 and 16 bytes in shards of at most 20.
+    fn sharded(compressed: bool) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        let method = if compressed { QUANT_METHOD } else { "none" };
+        let config = format!("{{\"quantization_config\": {{\"quant_method\": \"{method}\"}}}}");
+        std::fs::write(dir.path().join("config.json"), config).unwrap();
+        let entries: Vec<Entry> = (2..5)
+            .map(|n| {
+                let blob = dir.path().join(format!("blob{n}"));
+                let values: Vec<u8> = (0..n).flat_map(|i| (i as f32 + 0.5).to_le_bytes()).collect();
+                std::fs::write(&blob, &values).unwrap();
+                let bytes = values.len() as u64;
+                Entry {
+                    name: format!("t{n}"),
+                    shape: vec![n],
+                    plain: Some(Element::F32),
+                    data: Data::File(blob),
+                    bytes,
+                }
+            })
+            .collect();
+        write_shards_of(dir.path(), &entries, compressed, 20).unwrap();
+        dir
+    }
+
+    #[test]
+    fn shards_are_split_by_size_and_found_through_the_index() {
+        let dir = sharded(false);
+        let checkpoint = Checkpoint::open(dir.path()).unwrap();
+        let shards = (1..=2).map(|i| dir.path().join(format!("model-{i:05}-of-00002.safetensors")));
+        assert_eq!(checkpoint.bytes(), shards.map(|p| p.metadata().unwrap().len()).sum::<u64>());
+        assert_eq!(checkpoint.weights(), 9);
+        assert_eq!(checkpoint.read_f32("t4", &[4]).unwrap(), [0.5, 1.5, 2.5, 3.5]);
+        let message = checkpoint.read_f32("t4", &[2, 2]).unwrap_err().to_string();
+        assert!(message.contains("t4") && message.contains("[4]") && message.contains("[2, 2]"), "{message}");
+    }
+
+    #[test]
+    fn damage_to_a_plain_tensor_of_a_tuned_shard_is_noticed() {
+        let dir = sharded(true);
+        Checkpoint::open(dir.path()).unwrap().verify().unwrap();
+        let path = dir.path().join("model-00002-of-00002.safetensors");
+        let mut bytes = std::fs::read(&path).unwrap();
+        *bytes.last_mut().unwrap() ^= 1;
+        std::fs::write(&path, bytes).unwrap();
+        let message = Checkpoint::open(dir.path()).unwrap().verify().unwrap_err().to_string();
+        assert!(message.contains("model-00002-of-00002") && message.contains("damaged"), "{message}");
+    }
+}

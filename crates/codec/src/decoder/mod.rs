@@ -1,0 +1,11 @@
+//! Decoding a coded tensor slice by slice.
+
+mod block;
+mod block_output;
+mod digest;
+mod slice;
+mod tensor;
+mod trellis_block;
+
+pub use digest::TensorDigest;
+pub use tensor::{CodedTensor, DecodedSlice};
