@@ -11,6 +11,7 @@ use ndarray::Array2;
 use rayon::prelude::*;
 use serde::Serialize;
 use waterfill_calibrate::Sensitivities;
+use waterfill_model::TensorRole;
 
 use crate::BenchError;
 
@@ -92,7 +93,8 @@ pub fn bench_moments(calibration: &Path) -> Result<MomentsBench, BenchError> {
     }
     for name in sensitivities.names() {
         // Layers that share their input share its moment: counted once.
-        if ["k_proj", "v_proj", "up_proj"].iter().any(|part| name.contains(part)) {
+        let role = TensorRole::parse(name);
+        if role.and_then(TensorRole::first_of_input).is_some_and(|first| Some(first) != role) {
             continue;
         }
         let Some(moment) = sensitivities.second_moment(name)?.filter(|m| m.blocks() == 1) else { continue };

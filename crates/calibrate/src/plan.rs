@@ -1,6 +1,6 @@
 //! Which sequences are computed together, and what is written of a weight.
 
-use waterfill_model::{LINEARS, Windows};
+use waterfill_model::{Projection, Windows};
 
 use crate::error::{CalibrateError, Result};
 use crate::moments::Moments;
@@ -60,8 +60,7 @@ impl<'a> Plan<'a> {
     }
 }
 
-/// q, k and v have one input, gate and up another: its plain second moment is kept once.
-pub(crate) fn holds_moment(linear: usize, settings: &Settings) -> bool {
-    settings.second_moment.weighting == Weighting::Gradient
-        || !["self_attn.k_proj", "self_attn.v_proj", "mlp.up_proj"].contains(&LINEARS[linear])
+/// Layers that read the same input share its plain second moment, which is kept once.
+pub(crate) fn holds_moment(linear: Projection, settings: &Settings) -> bool {
+    settings.second_moment.weighting == Weighting::Gradient || linear.first_of_input() == linear
 }

@@ -8,7 +8,7 @@ use ndarray::{Array1, Array2};
 use safetensors::SafeTensorError;
 use safetensors::tensor::{Dtype, TensorView};
 use waterfill_checkpoint::SafetensorsFile;
-use waterfill_model::ModelError;
+use waterfill_model::{ModelError, TensorRole};
 use waterfill_store::Work;
 
 use crate::error::{CalibrateError, Result};
@@ -122,10 +122,10 @@ impl Sensitivities {
     /// As [`Sensitivities::read`].
     pub fn second_moment(&self, name: &str) -> Result<Option<SecondMomentMatrix>> {
         // Layers that share their input share its plain second moment, stored with the first.
-        let first = name.replace("k_proj", "q_proj").replace("v_proj", "q_proj").replace("up_proj", "gate_proj");
-        match self.moment(name, name, INPUT)? {
-            Some(moment) => Ok(Some(moment)),
-            None => self.moment(name, &first, INPUT),
+        let first = TensorRole::parse(name).and_then(TensorRole::first_of_input);
+        match (self.moment(name, name, INPUT)?, first) {
+            (None, Some(first)) => self.moment(name, &first.name(), INPUT),
+            (found, _) => Ok(found),
         }
     }
 

@@ -6,7 +6,7 @@ use std::ops::Range;
 use candle_core::Tensor;
 use rayon::prelude::*;
 use waterfill_model::{
-    EMBEDDING, LINEARS, LinearTrace, Model, Windows, linear_name, lm_head_name, pack, side_by_side, unpack,
+    EMBEDDING, LinearTrace, Model, Projection, Windows, lm_head_name, pack, side_by_side, unpack,
 };
 use waterfill_store::{Pace, Progress, Work};
 
@@ -234,7 +234,7 @@ impl Pass<'_> {
     fn block(&self, index: usize, writer: &mut Writer) -> Result<()> {
         let Self { plan, settings, .. } = self;
         let (file, phase) = (format!("block-{index:03}.safetensors"), format!("block-{index}"));
-        let names: Vec<String> = (0..LINEARS.len()).map(|i| linear_name(index, i)).collect();
+        let names: Vec<String> = Projection::ALL.map(|p| p.weight(index).name()).into();
         if writer.has(&file, &names) {
             self.progress.advance(plan.batches.len() as u64);
             return Ok(());
@@ -255,12 +255,12 @@ impl Pass<'_> {
                     Some(_) => Some((trace.gradient, trace.input.sqr()?.sum_keepdim(1)?)),
                     None => None,
                 };
-                Ok((sums, holds_moment(i, settings).then_some((trace.input, energy)), output))
+                Ok((sums, holds_moment(Projection::ALL[i], settings).then_some((trace.input, energy)), output))
             };
             vjp.linears.into_par_iter().enumerate().map(statistics).collect::<Result<Vec<_>>>()
         };
         let config = &self.model.config;
-        let shapes: Vec<_> = (0..LINEARS.len()).map(|i| (config.linear_shape(i), holds_moment(i, settings))).collect();
+        let shapes = Projection::ALL.map(|p| (config.linear_shape(p), holds_moment(p, settings)));
         let bytes = config.vjp_bytes(plan.batch_tokens());
         let totals = self.phase(&phase, &shapes, output, bytes, batch, |totals, b, traces| {
             for (i, (sums, kept, output)) in traces.into_iter().enumerate() {
@@ -278,7 +278,7 @@ impl Pass<'_> {
             output: totals.outputs[i].as_ref(),
             ..plan.entry(&names[i], &totals.sums[i], totals.moments[i].as_ref(), settings)
         };
-        writer.write(&file, &(0..LINEARS.len()).map(entry).collect::<Vec<Entry>>())?;
+        writer.write(&file, &(0..names.len()).map(entry).collect::<Vec<Entry>>())?;
         self.work.forget(&phase);
         for b in 0..plan.batches.len() {
             self.work.forget(&format!("{INPUT}-{index}-{b}"));

@@ -5,7 +5,7 @@ use std::path::Path;
 use candle_core::{DType, Device, Tensor};
 use waterfill_calibrate::{Labels, MomentKind, SecondMoment, Sensitivities, Settings, Weighting, calibrate};
 use waterfill_fixture::{Fixture, Shape, generate};
-use waterfill_model::{EMBEDDING, LINEARS, Model, Text, Windows, lm_head_name, tokens::Layout};
+use waterfill_model::{EMBEDDING, Model, Projection, Text, Windows, lm_head_name, tokens::Layout};
 use waterfill_store::{Silent, Work};
 
 fn settings() -> Settings {
@@ -114,8 +114,8 @@ fn fisher_equals_direct_per_token_computation() {
         };
         for index in (0..2).rev() {
             let vjp = model.block(index).unwrap().vjp(&inputs[index], &gradient).unwrap();
-            for (trace, linear) in vjp.linears.iter().zip(LINEARS) {
-                let name = format!("model.layers.{index}.{linear}.weight");
+            for (trace, projection) in vjp.linears.iter().zip(Projection::ALL) {
+                let name = projection.weight(index).name();
                 let (rows, cols) = (trace.gradient.dim(1).unwrap(), trace.input.dim(1).unwrap());
                 let (g, x) = (values(&trace.gradient), values(&trace.input));
                 check(&name, rows, cols, &mean(direct(&g, &x, rows, cols)));

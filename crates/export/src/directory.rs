@@ -137,7 +137,7 @@ fn quantization_config<'a>(schemes: &BTreeMap<&str, Scheme>, plain: impl Iterato
         (format!("group_{n}"), group)
     };
     let groups: serde_json::Map<String, Value> = groups.iter().enumerate().map(group).collect();
-    let ignore: Vec<String> = std::iter::once("lm_head".to_string()).chain(plain.map(module)).collect();
+    let ignore: Vec<String> = std::iter::once(module(&TensorRole::Head.name())).chain(plain.map(module)).collect();
     let format = if let [one] = formats[..] { one } else { "mixed-precision" };
     json!({
         "quant_method": "compressed-tensors", "format": format, "quantization_status": "compressed",

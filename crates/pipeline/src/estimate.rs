@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use waterfill_calibrate::head_bytes;
 use waterfill_evaluate::{block_tokens, comparison_bytes};
-use waterfill_model::side_by_side;
+use waterfill_model::{Projection, side_by_side};
 use waterfill_quantize::encode_bytes;
 use waterfill_store::Artifact;
 
@@ -137,8 +137,8 @@ fn factor_bytes(session: &Session) -> u64 {
 /// Bytes of a block's second moments while they are summed.
 pub(crate) fn moment_bytes(session: &Session) -> u64 {
     let (model, c) = (&session.model.config, &session.config.calibrate);
-    let of = |i: usize| {
-        let width = model.linear_shape(i)[1] as u64;
+    let of = |projection: Projection| {
+        let width = model.linear_shape(projection)[1] as u64;
         match c.second_moment {
             SecondMoment::Full => width * (width + 512) / 2 * 4,
             SecondMoment::BlockDiagonal => width * c.second_moment_block as u64 * 4,
@@ -146,15 +146,16 @@ pub(crate) fn moment_bytes(session: &Session) -> u64 {
         }
     };
     // Plain ones are kept for four of the seven layers: the others have the same inputs.
-    let layers = if c.second_moment_weighting == Weighting::Plain { vec![0, 3, 4, 6] } else { (0..7).collect() };
-    let outputs = |i: usize| match c.output_moment {
+    let plain = c.second_moment_weighting == Weighting::Plain;
+    let layers = Projection::ALL.into_iter().filter(|&p| !plain || p.first_of_input() == p);
+    let outputs = |projection: Projection| match c.output_moment {
         SecondMoment::Diagonal => 0,
         _ => {
-            let rows = model.linear_shape(i)[0] as u64;
+            let rows = model.linear_shape(projection)[0] as u64;
             rows * (rows + 512) / 2 * 4
         }
     };
-    layers.into_iter().map(of).sum::<u64>() + (0..7).map(outputs).sum::<u64>()
+    layers.map(of).sum::<u64>() + Projection::ALL.into_iter().map(outputs).sum::<u64>()
 }
 
 /// Bytes that a calibration puts on the disk while it runs: states and gradients between blocks, and

@@ -8,7 +8,7 @@ use waterfill_checkpoint::delta::{apply, is_delta};
 use waterfill_checkpoint::pack::{is_packed, verify_packed};
 use waterfill_checkpoint::{Checkpoint, Storage, Values};
 use waterfill_codec::{CodedTensor, Format};
-use waterfill_quantize::kind_of;
+use waterfill_model::roles::label_of;
 use waterfill_quantize::search::Usage;
 use waterfill_store::Artifact;
 
@@ -143,7 +143,7 @@ struct Kind {
 fn inspect_checkpoint(checkpoint: &Checkpoint) -> Result<String> {
     let mut kinds: BTreeMap<String, Kind> = BTreeMap::new();
     for info in checkpoint.tensors() {
-        let kind = kinds.entry(kind_of(&info.name)).or_default();
+        let kind = kinds.entry(label_of(&info.name).to_string()).or_default();
         kind.tensors += 1;
         kind.weights += info.weights();
         kind.bytes += info.stored_bytes();

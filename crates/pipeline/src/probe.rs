@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 use waterfill_checkpoint::Checkpoint;
 use waterfill_evaluate as eval;
 use waterfill_model::{Model, Windows};
-use waterfill_quantize::{EncodeSummary, kind_of};
+use waterfill_model::roles::{block_of, label_of};
+use waterfill_quantize::EncodeSummary;
 use waterfill_store::{Artifact, Identity};
 
 use crate::config::Probes;
@@ -98,10 +99,9 @@ fn corrected(losses: &BTreeMap<String, f64>, corrections: &BTreeMap<String, f64>
 
 /// Group of a tensor.
 fn group_of(name: &str, probes: Probes) -> String {
-    let layer = name.strip_prefix("model.layers.").and_then(|rest| rest.split('.').next());
-    match (probes, layer) {
-        (Probes::Layers, Some(layer)) => format!("{} of layer {layer}", kind_of(name)),
-        _ => kind_of(name),
+    match (probes, block_of(name)) {
+        (Probes::Layers, Some(block)) => format!("{} of layer {block}", label_of(name)),
+        _ => label_of(name).into(),
     }
 }
 

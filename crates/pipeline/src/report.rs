@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use waterfill_model::fused;
+use waterfill_model::roles::is_linear;
 use waterfill_report as report;
 use waterfill_store::{Artifact, Identity};
 
@@ -17,7 +17,7 @@ fn pictured<'a>(made: &'a [Made], output: &'a RunOutput) -> Option<(&'a Made, &'
     let coded: Vec<(&Made, &PointOutput)> =
         made.iter().zip(&output.points).filter(|(m, p)| m.allocated.is_some() && p.layers.is_none()).collect();
     let &(made, point) = coded.get(coded.len() / 2)?;
-    let linear = made.summary.tensors.iter().filter(|t| fused(&t.name).is_some());
+    let linear = made.summary.tensors.iter().filter(|t| is_linear(&t.name));
     let tensor = linear.max_by(|a, b| a.loss.total_cmp(&b.loss))?;
     Some((made, point, &tensor.name))
 }

@@ -12,7 +12,8 @@ use waterfill_allocate as alloc;
 use waterfill_calibrate as calib;
 use waterfill_checkpoint::Checkpoint;
 use waterfill_codec::{Format, Lambda, Rate};
-use waterfill_model::{EMBEDDING, Model, Windows, fused, lm_head_name};
+use waterfill_model::roles::{input_group, is_linear};
+use waterfill_model::{EMBEDDING, Model, TensorRole, Windows};
 use waterfill_store::{Artifact, Identity, Progress, in_groups};
 
 use crate::config::{self, PolicyName};
@@ -154,7 +155,7 @@ impl Session<'_> {
                     };
                     let factor =
                         moment.map(|m| alloc::Factor::new(&m, sensitivity.lookup_share(), self.config.encode.damping));
-                    let linear = fused(name).is_some();
+                    let linear = is_linear(name);
                     let rules = alloc::PointRules {
                         shards: rule,
                         granularity: if linear { of_linears } else { of_others },
@@ -195,10 +196,9 @@ impl Session<'_> {
         let a = &self.config.allocate;
         let mut floors: Vec<alloc::Floor> = Vec::new();
         if a.policy == PolicyName::Safe {
-            for name in
-                [EMBEDDING, lm_head_name(&self.model.config), "*.q_proj.weight", "*.k_proj.weight", "*.v_proj.weight"]
-            {
-                floors.push(alloc::Floor::new(name, Format::Fp8)?);
+            let names = self.model.weights().into_iter().map(|(name, _)| name);
+            for name in names.filter(|n| TensorRole::parse(n).is_some_and(TensorRole::is_floored_by_safe)) {
+                floors.push(alloc::Floor::new(&name, Format::Fp8)?);
             }
         }
         for floor in &a.floors {
@@ -212,7 +212,7 @@ impl Session<'_> {
     /// Matrices that are to have one format each.
     fn structure(&self) -> Option<alloc::Structure> {
         let sharing = self.config.allocate.granularity.sharing();
-        let sets = || self.model.weights().into_iter().filter_map(|(name, _)| fused(&name).map(|set| (name, set)));
+        let sets = || self.model.weights().into_iter().filter_map(|(name, _)| input_group(&name).map(|set| (name, set)));
         (sharing != alloc::Sharing::Tile).then(|| alloc::Structure {
             sharing,
             sets: sets().collect(),

@@ -9,6 +9,7 @@ use waterfill_calibrate::Sensitivities;
 use waterfill_checkpoint::writer::{Data, Entry, write_checkpoint, write_file};
 use waterfill_checkpoint::{Checkpoint, CheckpointError, TensorInfo, element_of};
 use waterfill_codec::{Minifloat, TILE};
+use waterfill_model::TensorRole;
 use waterfill_store::{Progress, Work};
 
 use crate::Result;
@@ -164,7 +165,7 @@ pub fn encode_baseline(
             false => info.bytes,
         };
         summary.bytes += bytes;
-        if info.name.contains("_proj.") {
+        if TensorRole::parse(&info.name).is_some_and(TensorRole::is_of_linear_layer) {
             summary.linear_bytes += bytes;
             summary.linear_weights += info.weights();
         }

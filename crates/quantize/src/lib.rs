@@ -14,7 +14,7 @@ pub use baseline::{Baseline, encode_baseline};
 pub use dense::write_dense;
 pub use low_rank::find_factors;
 pub use tensor::{Given, code_given};
-pub use tuned::{EncodeOptions, EncodeSummary, Feedback, LayerSummary, encode, encode_bytes, kind_of};
+pub use tuned::{EncodeOptions, EncodeSummary, Feedback, LayerSummary, encode, encode_bytes};
 
 /// Result of writing a checkpoint.
 pub type Result<T> = std::result::Result<T, EncodeError>;

@@ -9,7 +9,7 @@ use waterfill_checkpoint::{Checkpoint, CheckpointError, TensorInfo, Values};
 use waterfill_codec::{CodecError, CodedTensor, Format, Loss, Rate, TILE, TensorPlan, TilePlan};
 use waterfill_sequential::Adaptation;
 
-use waterfill_model::fused;
+use waterfill_model::roles::is_linear;
 
 use crate::feedback::{FeedbackOptions, QuadraticLoss, SecondMoments, encode_with_feedback, refine_with_feedback};
 use crate::low_rank::find_factors;
@@ -105,7 +105,7 @@ pub(crate) fn refine(
     let (_, values) = decode_chain(&chain, |_| {}).map_err(failed(info))?;
     let before = chain.last().expect("a base").plan();
     let mut settings = options.of_feedback(feedback, last);
-    if feedback.sparse && fused(&info.name).is_some() {
+    if feedback.sparse && is_linear(&info.name) {
         settings = FeedbackOptions { sparse: true, trellis: None, ..settings };
     }
     refine_with_feedback(weight, weights, (before, values), moments.get(), &settings).map_err(failed(info))

@@ -9,7 +9,9 @@ use waterfill_calibrate::Sensitivities;
 use waterfill_checkpoint::writer::{Data, Entry, write_checkpoint, write_file, write_layers};
 use waterfill_checkpoint::{Checkpoint, CheckpointError, Prefix, TensorInfo};
 use waterfill_codec::Trellis;
-use waterfill_sequential::{Adaptation, coding_order};
+use waterfill_model::TensorRole;
+use waterfill_model::roles::{coding_order, label_of};
+use waterfill_sequential::Adaptation;
 use waterfill_store::{Progress, Work, in_groups};
 
 use crate::Result;
@@ -191,7 +193,7 @@ pub fn encode(
     let mut layer_losses = vec![BTreeMap::new(); allocations.len()];
     for (layers, found) in entries.iter().filter_map(|(e, found)| Some((e, found.as_ref()?))) {
         let name = &layers[0].name;
-        usage.entry(kind_of(name)).or_default().add(&found.usage);
+        usage.entry(label_of(name).to_string()).or_default().add(&found.usage);
         loss += found.loss();
         losses.insert(name.clone(), found.loss());
         widened_bits += found.widened_bits;
@@ -201,7 +203,7 @@ pub fn encode(
     }
     let count = write_in_layers(source, &out, entries)?;
     let written = Checkpoint::open(&out)?;
-    let linear = |info: &&TensorInfo| info.name.contains("_proj.");
+    let linear = |info: &&TensorInfo| TensorRole::parse(&info.name).is_some_and(TensorRole::is_of_linear_layer);
     let mut layers = Vec::new();
     for (n, losses) in layer_losses.into_iter().enumerate().filter(|_| count > 1) {
         let bytes = Checkpoint::open_prefix(&out, Prefix::Layers(n + 1))?.bytes();
@@ -243,10 +245,4 @@ fn write_in_layers(source: &Checkpoint, out: &Path, entries: Vec<(Vec<Entry>, Op
     let finer: Vec<Vec<Entry>> = layers.collect();
     write_layers(out, &finer)?;
     Ok(1 + finer.len())
-}
-
-/// Kind of a tensor: the last part of its name, such as `q_proj`.
-pub fn kind_of(name: &str) -> String {
-    let name = name.trim_end_matches(".weight");
-    name.rsplit('.').next().unwrap_or(name).to_string()
 }

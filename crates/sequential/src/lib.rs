@@ -13,7 +13,7 @@ use std::ops::Range;
 
 use candle_core::Tensor;
 use rayon::prelude::*;
-use waterfill_model::{Block, EMBEDDING, LINEARS, Model, ModelError, Windows, linear_name};
+use waterfill_model::{Block, Model, ModelError, Projection, TensorRole, Windows, roles};
 
 use descent::Descent;
 use head::{Divergence, divergence};
@@ -87,7 +87,7 @@ impl<'a> Adaptation<'a> {
         let mut references = embedded(original, &parts)?;
         advance(original, &mut references, 0..original.config.layers)?;
         let mut left = BTreeMap::new();
-        for (name, shape) in original.weights().into_iter().filter(|(name, _)| place(name).is_some()) {
+        for (name, shape) in original.weights().into_iter().filter(|(name, _)| roles::is_linear(name)) {
             if names.contains(&name) {
                 left.insert(name.clone(), Descent::new(original.checkpoint().read_f32(&name, &shape)?));
             }
@@ -130,7 +130,7 @@ impl<'a> Adaptation<'a> {
         }
         let relative_error = (self.squares[0] / self.squares[1].max(f64::MIN_POSITIVE)).sqrt();
         let layers = self.tuned.config.layers;
-        let Some(first) = self.left.keys().filter_map(|name| Some(place(name)?.0)).min() else { return Ok(None) };
+        let Some(first) = self.left.keys().filter_map(|name| block_of_linear(name)).min() else { return Ok(None) };
         if self.inputs.is_empty() {
             self.inputs = embedded(&self.tuned, &self.parts)?;
         }
@@ -194,8 +194,8 @@ impl<'a> Adaptation<'a> {
             let vjp = block.vjp(&inputs[n], &gradient)?;
             inputs.truncate(n);
             gradient = vjp.input_gradient;
-            for (i, trace) in vjp.linears.into_iter().enumerate() {
-                let name = linear_name(first + n, i);
+            for (projection, trace) in Projection::ALL.into_iter().zip(vjp.linears) {
+                let name = projection.weight(first + n).name();
                 if self.left.contains_key(&name) {
                     let by_weight = trace.gradient.t()?.matmul(&trace.input)?;
                     found.insert(name, by_weight.flatten_all()?.to_vec1()?);
@@ -227,24 +227,9 @@ fn advance(model: &Model, states: &mut [Tensor], blocks: Range<usize>) -> Result
     })
 }
 
-/// Order in which tensors are coded: the embedding, blocks from the first to the last and in each what
-/// does not depend on the other's output together, the head.
-pub fn coding_order(name: &str) -> usize {
-    match (name, place(name)) {
-        (EMBEDDING, _) => 0,
-        (_, Some((block, linear))) => 1 + (1 + STAGE[LINEARS.len() - 1]) * block + STAGE[linear],
-        _ => usize::MAX,
-    }
-}
-
-/// Of [`LINEARS`]: q, k and v; o; gate and up; down.
-const STAGE: [usize; LINEARS.len()] = [0, 0, 0, 1, 2, 2, 3];
-
-/// Block of a linear layer, and which of [`LINEARS`] it is.
-fn place(name: &str) -> Option<(usize, usize)> {
-    let (block, rest) = name.strip_prefix("model.layers.")?.split_once('.')?;
-    let linear = rest.strip_suffix(".weight")?;
-    Some((block.parse().ok()?, LINEARS.iter().position(|l| *l == linear)?))
+/// Block of the weight of a linear layer; `None` for other tensors, which do not move.
+fn block_of_linear(name: &str) -> Option<usize> {
+    TensorRole::parse(name).filter(|role| role.projection().is_some())?.block()
 }
 
 fn gcd(a: usize, b: usize) -> usize {

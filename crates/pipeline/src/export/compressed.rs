@@ -11,7 +11,7 @@ use waterfill_checkpoint::writer::{Data, Entry, write_checkpoint, write_file};
 use waterfill_checkpoint::{Checkpoint, Element, Prefix, TensorInfo};
 use waterfill_codec::{BitsPerWeight, Lambda, TILE};
 use waterfill_export::{Candidate, Chosen, ExportError, Scheme, choose, describe, read_values};
-use waterfill_model::fused;
+use waterfill_model::roles::{input_group, is_linear};
 use waterfill_quantize::feedback::{QuadraticLoss, SecondMoments};
 use waterfill_store::{Artifact, Identity, Progress, Work, in_groups};
 
@@ -99,7 +99,7 @@ struct Material {
 impl Session<'_> {
     /// Linear layers of blocks.
     fn linears(&self) -> Vec<(String, [usize; 2])> {
-        self.model.weights().into_iter().filter(|(name, _)| fused(name).is_some()).collect()
+        self.model.weights().into_iter().filter(|(name, _)| is_linear(name)).collect()
     }
 
     fn material(
@@ -160,7 +160,7 @@ impl Session<'_> {
         let mut groups: BTreeMap<String, Group> = BTreeMap::new();
         for (i, (name, [rows, cols])) in linears.iter().enumerate() {
             let tried: Tried = read_json(&artifact.path(&format!("{i:04}.json")))?;
-            let group = groups.entry(fused(name).unwrap_or_default()).or_insert_with(|| Group {
+            let group = groups.entry(input_group(name).unwrap_or_default()).or_insert_with(|| Group {
                 names: vec![],
                 weights: 0,
                 candidates: tried.candidates.iter().map(|c| Candidate { bytes: 0, loss: 0.0, ..*c }).collect(),
