@@ -7,9 +7,10 @@ use rayon::prelude::*;
 use serde::Serialize;
 use waterfill_model::{Model, Projection, device, side_by_side};
 
-use crate::{BenchError, time_together};
+use crate::error::BenchError;
+use crate::timing::time_together;
 
-/// What was measured; rates are medians.
+/// Figures of calibration; rates are medians.
 #[derive(Debug, Clone, Serialize)]
 pub struct CalibrationBench {
     /// Tokens of a batch, which is one sequence.

@@ -7,8 +7,8 @@ use std::io::{BufWriter, Read, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use crate::error::{ExportError, Result};
 use crate::types::GgufType;
-use crate::{ExportError, Result};
 
 const MAGIC: &[u8; 4] = b"GGUF";
 const VERSION: u32 = 3;

@@ -1,4 +1,4 @@
-//! What llama.cpp calls tensors, and how it lays them out.
+//! llama.cpp's names and layout of tensors.
 
 use waterfill_model::{ModelConfig, Projection, RopeScaling, TensorRole};
 
@@ -7,7 +7,7 @@ use waterfill_model::{ModelConfig, Projection, RopeScaling, TensorRole};
 pub struct Name {
     /// Such as `blk.3.ffn_up.weight`.
     pub gguf: String,
-    /// Heads whose rows are permuted, or 0.
+    /// Number of heads with permuted rows, or 0.
     pub permuted: usize,
 }
 
@@ -66,7 +66,7 @@ pub fn permute_rows(values: &[f32], width: usize, heads: usize, back: bool) -> V
     out
 }
 
-/// What rotary frequencies are divided by, where Llama 3.1 scales them.
+/// Divisors of rotary frequencies, where Llama 3.1 scales them.
 pub fn rope_factors(config: &ModelConfig) -> Option<Vec<f32>> {
     let RopeScaling::Llama3 { factor, low, high, original } = config.rope_scaling else { return None };
     let of = |i: usize| {

@@ -22,7 +22,7 @@ pub trait Linear: Send + Sync {
     fn forward(&self, x: &Tensor) -> CandleResult<Tensor>;
 }
 
-/// What stands for a linear layer, by the name of its weight.
+/// Gives the replacement of a linear layer by the name of its weight; `None` keeps the dense matrix.
 pub type Others<'a> = dyn FnMut(&str) -> Result<Option<Arc<dyn Linear>>> + 'a;
 
 /// Weights of one block. Linear weights are `[out, in]`.
@@ -33,7 +33,7 @@ pub struct Block {
     pub(crate) mlp_norm: Tensor,
     /// In the order of [`Projection::ALL`].
     pub(crate) weights: Vec<Tensor>,
-    /// What stands for some of them, in a block that gives no gradients.
+    /// Replacements of some of them, in a block that gives no gradients.
     pub(crate) others: Vec<Option<Arc<dyn Linear>>>,
     /// In the order of [`Projection::ALL`].
     pub(crate) biases: Vec<Option<Tensor>>,
@@ -69,7 +69,7 @@ impl Operations {
     }
 }
 
-/// What happens at a linear layer: index, input, output.
+/// Called at every linear layer with its index, input and output; returns the output to go on with.
 pub(crate) type Tap<'a> = dyn FnMut(usize, &Tensor, Tensor) -> CandleResult<Tensor> + 'a;
 
 /// Attention of projected queries, keys and values.

@@ -32,7 +32,7 @@ pub struct ModelConfig {
     pub norm_eps: f64,
     /// Base of the rotary frequencies.
     pub rope_theta: f64,
-    /// What is done to them for contexts beyond the pre-trained one.
+    /// Their change for contexts beyond the pre-trained one.
     pub rope_scaling: RopeScaling,
     /// Whether a bias is added, by linear layer in the order of [`Projection::ALL`].
     pub biases: [bool; 7],
@@ -103,7 +103,10 @@ impl ModelConfig {
                      that needs its blocks one at a time with their vector-Jacobian products, which exist for {known}"
                 ),
                 false => {
-                    format!("architecture {architecture}; supported: {known}; to evaluate only: {}", EVALUATED_ONLY.join(", "))
+                    format!(
+                        "architecture {architecture}; supported: {known}; to evaluate only: {}",
+                        EVALUATED_ONLY.join(", ")
+                    )
                 }
             };
             return Err(unsupported(reason));

@@ -30,7 +30,7 @@ impl Cache {
     }
 }
 
-/// What has read a text and foretells the token after it.
+/// A model that has read a text and predicts the token after it.
 pub trait Reader {
     /// Reads more tokens; the logits of what follows them.
     ///

@@ -1,4 +1,4 @@
-//! What the parts of a model take in memory while they are computed with, for f32.
+//! Memory that the parts of a model take while they are computed, in f32.
 
 use candle_core::Device;
 

@@ -302,7 +302,9 @@ mod tests {
         let has_bias = |roles: &[TensorRole], p: Projection| roles.contains(&p.bias(1));
         assert!(!has_bias(&llama, Projection::Query));
         assert!(has_bias(&qwen2, Projection::Key) && !has_bias(&qwen2, Projection::Output));
-        assert!(qwen3.contains(&TensorRole::QueryNorm { block: 0 }) && !qwen2.contains(&TensorRole::KeyNorm { block: 0 }));
+        assert!(
+            qwen3.contains(&TensorRole::QueryNorm { block: 0 }) && !qwen2.contains(&TensorRole::KeyNorm { block: 0 })
+        );
         assert!(llama.contains(&TensorRole::Head));
     }
 

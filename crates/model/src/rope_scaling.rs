@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-/// What is done to rotary frequencies for contexts beyond the pre-trained one.
+/// Change of the rotary frequencies for contexts beyond the pre-trained one.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum RopeScaling {
     /// Nothing.

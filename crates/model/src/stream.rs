@@ -14,7 +14,7 @@ use crate::head::Head;
 use crate::roles::{EMBEDDING, FINAL_NORM, Projection, TensorRole};
 use crate::rope::Rotary;
 
-/// A model on disk, tuned or not.
+/// A model on disk, compressed or not.
 pub struct Model {
     /// Shape and constants.
     pub config: ModelConfig,
@@ -59,7 +59,7 @@ impl Model {
         Ok(Self { config, checkpoint, replaced: None, values: BTreeMap::new(), device: device.clone(), dtype, rotary })
     }
 
-    /// The model with some of its tensors taken from another checkpoint of it.
+    /// The model with the tensors `names` taken from `other`, another checkpoint of the same model.
     pub fn with(mut self, other: Checkpoint, names: BTreeSet<String>) -> Self {
         self.replaced = Some((other, names));
         self

@@ -166,7 +166,7 @@ impl Session<'_> {
             let weights: usize = self.model.weights().iter().map(|(_, [rows, cols])| rows * cols).sum();
             let bits = BitsPerWeight((bytes as f64 * 8.0 - plain) / weights as f64);
             let policy = self.policy()?;
-            let corrections = alloc::even_corrections(bits, EVEN, &files, checkpoint, &policy)?;
+            let corrections = alloc::uniform_corrections(bits, EVEN, &files, checkpoint, &policy)?;
             let probed = Probed { lambda: EVEN.0, groups: Vec::new(), together: Vec::new(), corrections };
             write_json(&work.path("probes.json"), &probed)
         })

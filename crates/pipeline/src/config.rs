@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use waterfill_codec::Trellis;
 use waterfill_evaluate::tasks::{Retrieval, Scoring, Task};
-use waterfill_quantize::search::{Preset, Tool};
+use waterfill_quantize::rdo::{Preset, Tool};
 
 pub use crate::granularity::Granularity;
 pub use crate::layers::Layers;

@@ -7,7 +7,7 @@ use waterfill_allocate::Allocation;
 use waterfill_checkpoint::delta::{self, Coders, Counts, DeltaSummary};
 use waterfill_checkpoint::{Checkpoint, CheckpointError, Prefix};
 use waterfill_codec::BitsPerWeight;
-use waterfill_quantize::{EncodeError, code_given, find_factors};
+use waterfill_quantize::{EncodeError, code_delta, find_factors};
 use waterfill_store::{Artifact, Progress};
 
 use crate::error::{PipelineError, Result};
@@ -79,7 +79,7 @@ pub fn lossy_delta(session: &Session, base: &Path, out: &Path) -> Result<LossyDe
                 return Ok(None);
             }
             let info = source.tensor(name)?;
-            let given = code_given(source, &map, info, before, &options).map_err(|error| match error {
+            let given = code_delta(source, &map, info, before, &options).map_err(|error| match error {
                 EncodeError::Checkpoint(error) => error,
                 other => {
                     let (path, tensor, reason) = (source.dir().into(), name.into(), other.to_string());

@@ -274,7 +274,7 @@ pub(crate) fn answer(
 ) -> Result<()> {
     let (task, name) = (m.task, m.task.name());
     let batch_tokens = 2 * config.evaluate.batch_tokens;
-    let asked = eval::Asked { task, items, bos: m.bos, skip_long: m.skip_long, batch_tokens, name };
+    let asked = eval::EvalInputs { task, items, bos: m.bos, skip_long: m.skip_long, batch_tokens, name };
     let start = Instant::now();
     let (result, answers) = eval::evaluate_choices(model, text, &asked, work, console)?;
     let (count, seconds) = (answers.len() as f64, start.elapsed().as_secs_f64());

@@ -57,12 +57,12 @@ impl From<Granularity> for String {
 
 impl Granularity {
     /// Scales of linear layers, and of other matrices.
-    pub(crate) fn scales(self) -> (alloc::Granularity, alloc::Granularity) {
-        use alloc::Granularity as Scales;
+    pub(crate) fn scales(self) -> (alloc::ScaleVectors, alloc::ScaleVectors) {
+        use alloc::ScaleVectors as Scales;
         match self {
-            Self::Tile => (Scales::Tile, Scales::Tile),
+            Self::Tile => (Scales::None, Scales::None),
             Self::RowColumn => (Scales::RowColumn, Scales::RowColumn),
-            Self::Tensor => (Scales::Tile, Scales::RowColumn),
+            Self::Tensor => (Scales::None, Scales::RowColumn),
             Self::Channel | Self::Group(_) => (Scales::Row, Scales::RowColumn),
         }
     }

@@ -9,7 +9,7 @@ use waterfill_checkpoint::pack::{is_packed, verify_packed};
 use waterfill_checkpoint::{Checkpoint, Storage, Values};
 use waterfill_codec::{CodedTensor, Format};
 use waterfill_model::roles::label_of;
-use waterfill_quantize::search::Usage;
+use waterfill_quantize::rdo::Usage;
 use waterfill_store::Artifact;
 
 use crate::error::{PipelineError, Result};

@@ -7,7 +7,7 @@ use waterfill_calibrate::Sensitivities;
 use waterfill_checkpoint::Checkpoint;
 use waterfill_codec::table::{CLASSES, LevelCosts, UNIT_CLASS};
 use waterfill_codec::{CodedTensor, Format, Kind, Predictor, TILE, TensorPlan, TilePlan};
-use waterfill_quantize::search::tools_of;
+use waterfill_quantize::rdo::tools_of;
 use waterfill_report::{Levels, Sensitivity, TileMap, tile_bits};
 
 use crate::error::{PipelineError, Result};

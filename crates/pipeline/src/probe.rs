@@ -6,8 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 use waterfill_checkpoint::Checkpoint;
 use waterfill_evaluate as eval;
-use waterfill_model::{Model, Windows};
 use waterfill_model::roles::{block_of, label_of};
+use waterfill_model::{Model, Windows};
 use waterfill_quantize::EncodeSummary;
 use waterfill_store::{Artifact, Identity};
 

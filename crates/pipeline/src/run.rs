@@ -9,7 +9,7 @@ use waterfill_codec::BitsPerWeight;
 use waterfill_evaluate::tasks::Task;
 use waterfill_evaluate::{Band, ChoiceResult, Estimate, TextResult};
 use waterfill_quantize::EncodeSummary;
-use waterfill_quantize::search::Usage;
+use waterfill_quantize::rdo::Usage;
 use waterfill_store::{Artifact, Progress};
 
 use crate::closed_loop::{Attempt, kept};

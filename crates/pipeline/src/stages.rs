@@ -14,6 +14,7 @@ use waterfill_checkpoint::Checkpoint;
 use waterfill_codec::{Format, Lambda, Rate};
 use waterfill_model::roles::{input_group, is_linear};
 use waterfill_model::{EMBEDDING, Model, TensorRole, Windows};
+use waterfill_quadratic::{Damping, LdlFactor};
 use waterfill_store::{Artifact, Identity, Progress, in_groups};
 
 use crate::config::{self, PolicyName};
@@ -79,23 +80,24 @@ impl Session<'_> {
     fn calibrate_on(&self, label: &str, windows: &Windows, shards: usize) -> Result<Artifact> {
         let c = &self.config.calibrate;
         let kind = |moment: config::SecondMoment| match moment {
-            config::SecondMoment::Full => calib::MomentKind::Full,
-            config::SecondMoment::BlockDiagonal => calib::MomentKind::BlockDiagonal(c.second_moment_block),
-            config::SecondMoment::Diagonal => calib::MomentKind::Diagonal,
+            config::SecondMoment::Full => calib::HessianKind::Full,
+            config::SecondMoment::BlockDiagonal => calib::HessianKind::BlockDiagonal,
+            config::SecondMoment::Diagonal => calib::HessianKind::Diagonal,
         };
-        let settings = calib::Settings {
+        let settings = calib::CalibrateSettings {
             labels: match c.labels {
                 config::Labels::Sampled => calib::Labels::Sampled,
                 config::Labels::Data => calib::Labels::Data,
             },
             seed: c.seed,
-            shards,
-            output_moment: kind(c.output_moment),
-            second_moment: calib::SecondMoment {
+            folds: shards,
+            gradient_covariance: kind(c.output_moment),
+            hessian: calib::HessianSettings {
                 kind: kind(c.second_moment),
+                block: c.second_moment_block,
                 weighting: match c.second_moment_weighting {
-                    config::Weighting::Plain => calib::Weighting::Plain,
-                    config::Weighting::Gradient => calib::Weighting::Gradient,
+                    config::Weighting::Plain => calib::HessianWeighting::Plain,
+                    config::Weighting::Gradient => calib::HessianWeighting::Gradient,
                 },
             },
             batch_tokens: c.batch_tokens,
@@ -123,13 +125,13 @@ impl Session<'_> {
     pub(crate) fn points(&self, calibration: &Artifact) -> Result<Artifact> {
         let a = &self.config.allocate;
         let rule = match a.shard_rule {
-            config::ShardRule::Mean => alloc::ShardRule::Mean,
-            config::ShardRule::Worst => alloc::ShardRule::Worst,
+            config::ShardRule::Mean => alloc::FoldRule::Mean,
+            config::ShardRule::Worst => alloc::FoldRule::Worst,
         };
         let (of_linears, of_others) = a.granularity.scales();
         self.stage("points", &self.points_identity(calibration.digest()), |work| {
             let sensitivities = calib::Sensitivities::open(&calibration.dir)?;
-            let summary: calib::Summary = read_json(&calibration.path("summary.json"))?;
+            let summary: calib::CalibrateSummary = read_json(&calibration.path("summary.json"))?;
             let weights = self.model.weights();
             let checkpoint = self.model.checkpoint();
             let erasure = |(name, shape): &(String, [usize; 2])| -> Result<_> {
@@ -138,7 +140,7 @@ impl Session<'_> {
                 alloc::erasure_loss(|range| Ok(rows.read(range)?), &sensitivity, rule)
             };
             let erasures = weights.par_iter().map(erasure).collect::<Result<Vec<_>>>()?;
-            let raises = alloc::raises(&erasures, a.sensitivity_floor);
+            let raises = alloc::sensitivity_floor(&erasures, a.sensitivity_floor);
             let formats = self.formats();
             self.console.start("points", weights.len() as u64);
             let mut index = Vec::new();
@@ -150,22 +152,22 @@ impl Session<'_> {
                     let dtype = checkpoint.dtype(name)?;
                     let unseen = if name == EMBEDDING { 0.5 / summary.tokens as f64 } else { 0.0 };
                     let moment = match self.config.encode.feedback {
-                        true => sensitivities.second_moment(name)?,
+                        true => sensitivities.hessian(name)?,
                         false => None,
                     };
-                    let factor =
-                        moment.map(|m| alloc::Factor::new(&m, sensitivity.lookup_share(), self.config.encode.damping));
+                    let (uniform, lookup) = (self.config.encode.damping, sensitivity.lookup_share());
+                    let factor = moment.map(|m| LdlFactor::new(&m, &Damping { uniform, lookup, levels: &[] }));
                     let linear = is_linear(name);
-                    let rules = alloc::PointRules {
-                        shards: rule,
-                        granularity: if linear { of_linears } else { of_others },
-                        shared: linear && a.granularity.sharing() != alloc::Sharing::Tile,
+                    let rules = alloc::MeasureOptions {
+                        fold_rule: rule,
+                        scale_vectors: if linear { of_linears } else { of_others },
+                        shared_steps: linear && a.granularity.sharing() != alloc::Sharing::Tile,
                         unseen,
-                        raise: raises[i],
+                        loss_factor: raises[i],
                         formats: &formats,
-                        factor: factor.as_ref(),
+                        ldl: factor.as_ref(),
                     };
-                    let points = alloc::measure_points(&values, dtype, &sensitivity, &rules);
+                    let points = alloc::measure_candidates(&values, dtype, &sensitivity, &rules);
                     Ok(points.write(path)?)
                 })?;
                 work.adopt(&file)?;
@@ -212,7 +214,8 @@ impl Session<'_> {
     /// Matrices that are to have one format each.
     fn structure(&self) -> Option<alloc::Structure> {
         let sharing = self.config.allocate.granularity.sharing();
-        let sets = || self.model.weights().into_iter().filter_map(|(name, _)| input_group(&name).map(|set| (name, set)));
+        let sets =
+            || self.model.weights().into_iter().filter_map(|(name, _)| input_group(&name).map(|set| (name, set)));
         (sharing != alloc::Sharing::Tile).then(|| alloc::Structure {
             sharing,
             sets: sets().collect(),
@@ -247,13 +250,16 @@ impl Session<'_> {
             if policy.structure.is_some() {
                 let costs = in_groups(&sizes, POINT_BYTES, |n| -> Result<_> {
                     let (name, path) = &files[n];
-                    Ok((name.as_str(), alloc::format_costs(name, &alloc::WeightPoints::read(path)?, &policy, lambda)))
+                    Ok((
+                        name.as_str(),
+                        alloc::format_costs(name, &alloc::TensorCandidates::read(path)?, &policy, lambda),
+                    ))
                 })?;
                 policy = policy.with_formats(costs);
             }
             let selections = in_groups(&sizes, POINT_BYTES, |n| -> Result<_> {
                 let (name, path) = &files[n];
-                let points = alloc::WeightPoints::read(path)?;
+                let points = alloc::TensorCandidates::read(path)?;
                 Ok((name.as_str(), alloc::select_weight(name, &points, &policy, lambda)?))
             })?;
             let mut map = alloc::Allocation::new(&work.path("allocation.safetensors"));
@@ -298,8 +304,11 @@ impl Session<'_> {
             let options = self.options(calibration)?;
             let (windows, _) = self.source.calibration(self.config, &self.model.config, self.console)?;
             let adaptation = sequential.map(|s| {
-                let settings =
-                    waterfill_sequential::Settings { steps: s.steps, rate: s.rate, batch_tokens: BATCH_TOKENS };
+                let settings = waterfill_sequential::SequentialSettings {
+                    steps: s.steps,
+                    rate: s.rate,
+                    batch_tokens: BATCH_TOKENS,
+                };
                 let copy = Model::open(&self.source.dir, self.model.device())?;
                 let names = maps.last().map(alloc::Allocation::names).unwrap_or_default();
                 waterfill_sequential::Adaptation::new(
@@ -320,21 +329,21 @@ impl Session<'_> {
     pub(crate) fn options(&self, calibration: &Calibration) -> Result<waterfill_quantize::EncodeOptions> {
         let e = &self.config.encode;
         let feedback = match e.feedback {
-            true => Some(waterfill_quantize::Feedback {
+            true => Some(waterfill_quantize::ErrorFeedback {
                 sensitivities: calib::Sensitivities::open(&calibration.fitted.dir)?,
                 held_out: calibration.held_out.as_ref().map(|a| calib::Sensitivities::open(&a.dir)).transpose()?,
                 damping: e.damping,
                 trellis: e.trellis(),
                 rounding: e.rounding,
-                restraint: e.layers.as_ref().map_or(0.0, config::Layers::restraint),
+                error_penalty: e.layers.as_ref().map_or(0.0, config::Layers::restraint),
                 sparse: e.layers.as_ref().is_some_and(|l| l.structure.is_some()),
             }),
             false => None,
         };
         Ok(waterfill_quantize::EncodeOptions {
             tools: e.tools(),
-            widen: self.widen(),
-            escape: self.escape(),
+            allow_int8: self.widen(),
+            allow_lossless: self.escape(),
             feedback,
             memory: coding_memory(),
         })
@@ -394,7 +403,7 @@ fn summarise(
 ) -> AllocationSummary {
     let tensors = selections.iter().map(|(name, s)| {
         let mut formats = BTreeMap::new();
-        for (n, point) in s.points.iter().enumerate() {
+        for (n, point) in s.chosen.iter().enumerate() {
             let (row, col) = (n / s.plan.tiles_across() * 16, n % s.plan.tiles_across() * 16);
             let inside = 16.min(s.plan.rows - row) * 16.min(s.plan.cols - col);
             *formats.entry(point.format.name().to_string()).or_insert(0) += inside as u64;

@@ -51,7 +51,9 @@ impl Session<'_> {
         let (of, lambdas) = (layers.bits.len() + 1, layers.lambdas(lambda));
         let part = |prefix: Prefix| -> Result<Part> {
             let opened = Checkpoint::open_prefix(tuned.encoded.path("checkpoint"), prefix)?;
-            let linear = opened.tensors().filter(|info| TensorRole::parse(&info.name).is_some_and(TensorRole::is_of_linear_layer));
+            let linear = opened
+                .tensors()
+                .filter(|info| TensorRole::parse(&info.name).is_some_and(TensorRole::is_of_linear_layer));
             let loss =
                 |info: &TensorInfo| Some((info.name.clone(), *sizes.layers[info.layers() - 1].losses.get(&info.name)?));
             let losses: BTreeMap<String, f64> = opened.tensors().filter_map(loss).collect();

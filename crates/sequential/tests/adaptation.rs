@@ -6,7 +6,7 @@ use candle_core::Device;
 use waterfill_fixture::{Fixture, Shape, generate};
 use waterfill_model::roles::coding_order;
 use waterfill_model::{EMBEDDING, Model, Projection, Text, Windows, tokens::Layout};
-use waterfill_sequential::{Adaptation, Descended, Settings};
+use waterfill_sequential::{Adaptation, Descended, SequentialSettings};
 
 struct Case {
     _dir: tempfile::TempDir,
@@ -41,7 +41,7 @@ fn rounded(model: &Model) -> BTreeMap<String, Vec<f32>> {
 fn adapted(case: &Case, rate: f64) -> (Descended, Vec<f32>) {
     let names: BTreeSet<String> = case.model.weights().into_iter().map(|w| w.0).collect();
     let copy = Model::open(&case.fixture.model, &Device::Cpu).unwrap();
-    let settings = Settings { steps: 40, rate, batch_tokens: 192 };
+    let settings = SequentialSettings { steps: 40, rate, batch_tokens: 192 };
     let mut adaptation = Adaptation::new(&case.model, copy, &case.windows, &names, settings).unwrap();
     let descended = adaptation.coded(rounded(&case.model)).unwrap().expect("blocks are left");
     assert!(adaptation.weights(&Projection::Query.weight(0).name()).is_none(), "what is coded stays");

@@ -5,14 +5,14 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use waterfill_allocate::{Factor, Importance, Sharing, WeightPoints};
+use waterfill_allocate::{Sharing, TensorCandidates};
 use waterfill_calibrate::Sensitivities;
 use waterfill_checkpoint::writer::{Data, Entry, write_checkpoint, write_file};
 use waterfill_checkpoint::{Checkpoint, Element, Prefix, TensorInfo};
 use waterfill_codec::{BitsPerWeight, Lambda, TILE};
 use waterfill_export::{Candidate, Chosen, ExportError, Scheme, choose, describe, read_values};
 use waterfill_model::roles::{input_group, is_linear};
-use waterfill_quantize::feedback::{QuadraticLoss, SecondMoments};
+use waterfill_quadratic::{Curvature, Damping, LdlFactor, LossWeights, QuadraticLoss};
 use waterfill_store::{Artifact, Identity, Progress, Work, in_groups};
 
 use super::exact::export_tuned;
@@ -92,8 +92,8 @@ pub fn export_compressed(session: &Session, out: Option<&Path>) -> Result<Export
 /// What quantising a matrix takes.
 struct Material {
     values: Vec<f32>,
-    importance: Importance,
-    factor: Factor,
+    loss_weights: LossWeights,
+    factor: LdlFactor,
 }
 
 impl Session<'_> {
@@ -111,15 +111,18 @@ impl Session<'_> {
     ) -> Result<Material> {
         let index: Vec<(String, String)> = read_json(&points.path("index.json"))?;
         let file = index.iter().find(|(n, _)| n == name).map(|(_, file)| points.path(file)).unwrap_or_default();
-        let importance = WeightPoints::read(&file)?.importance;
-        let moment = Sensitivities::open(&calibration.fitted.dir)?.second_moment(name)?;
+        let loss_weights = TensorCandidates::read(&file)?.loss_weights;
+        let hessian = Sensitivities::open(&calibration.fitted.dir)?.hessian(name)?;
         let damping = self.config.encode.damping;
-        let factor = match (&moment, self.config.encode.feedback) {
-            (Some(moment), true) => Factor::new(moment, importance.lookup_share(), damping),
-            _ => Factor::diagonal(importance.cols.clone()),
+        let factor = match (&hessian, self.config.encode.feedback) {
+            (Some(hessian), true) => {
+                let lookup = loss_weights.lookup_share();
+                LdlFactor::new(hessian, &Damping { uniform: damping, lookup, levels: &[] })
+            }
+            _ => LdlFactor::diagonal(loss_weights.cols.clone()),
         };
         let values = self.model.checkpoint().read_f32(name, shape)?;
-        Ok(Material { values, importance, factor })
+        Ok(Material { values, loss_weights, factor })
     }
 
     /// Size and loss of every group of linear layers under every scheme.
@@ -138,14 +141,15 @@ impl Session<'_> {
             in_groups(&sizes, coding_memory(), |i| -> Result<()> {
                 let (name, shape) = &linears[i];
                 work.file(&format!("{i:04}.json"), |path| -> Result<()> {
-                    let Material { values, importance, factor } = self.material(&calibration, &points, name, shape)?;
-                    let (input, output) = (predicting.second_moment(name)?, predicting.output_moment(name)?);
-                    let moments = SecondMoments { input: input.as_ref(), output: output.as_ref() };
-                    let model = QuadraticLoss::new(&importance, TILE, moments);
+                    let Material { values, loss_weights, factor } =
+                        self.material(&calibration, &points, name, shape)?;
+                    let (input, output) = (predicting.hessian(name)?, predicting.gradient_covariance(name)?);
+                    let curvature = Curvature { hessian: input.as_ref(), gradient_covariance: output.as_ref() };
+                    let model = QuadraticLoss::new(&loss_weights, TILE, curvature);
                     let plain = self.model.checkpoint().tensor(name)?.bytes;
                     let mut candidates = vec![Candidate { kind: None, bytes: plain, loss: 0.0 }];
                     for scheme in Scheme::ALL.into_iter().filter(|s| s.fits(shape[1])) {
-                        let mut errors = scheme.quantise(&values, shape[1], &importance.cols, &factor).values;
+                        let mut errors = scheme.quantise(&values, shape[1], &loss_weights.cols, &factor).values;
                         errors.iter_mut().zip(&values).for_each(|(e, w)| *e -= w);
                         let bytes = scheme.bytes(shape[0], shape[1]) + 2 * ENTRY;
                         candidates.push(Candidate { kind: Some(scheme), bytes, loss: model.of(errors) });
@@ -268,7 +272,7 @@ impl Session<'_> {
                 return Ok(vec![Entry { name, shape, plain, data, bytes: info.bytes }]);
             };
             let material = self.material(calibration, points, &info.name, &[rows, cols])?;
-            let packed = scheme.quantise(&material.values, cols, &material.importance.cols, &material.factor);
+            let packed = scheme.quantise(&material.values, cols, &material.loss_weights.cols, &material.factor);
             packed.stored(*scheme, [rows, cols]).entries(&info.name, blob)
         })?;
         write_checkpoint(&self.source.dir, &dir, &entries.into_iter().flatten().collect::<Vec<_>>(), false)?;

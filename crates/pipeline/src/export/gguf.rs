@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use waterfill_allocate::WeightPoints;
+use waterfill_allocate::TensorCandidates;
 use waterfill_calibrate::Sensitivities;
 use waterfill_checkpoint::writer::{self, Entry, write_checkpoint};
 use waterfill_checkpoint::{Element, Prefix};
@@ -13,7 +13,7 @@ use waterfill_export::{
     Candidate, Chosen, Data, ExportError, GgufFile, GgufTensor, GgufType, Name, Value, choose, head_bytes, metadata,
     permute_rows, rope_factors, write_gguf,
 };
-use waterfill_quantize::feedback::{QuadraticLoss, SecondMoments};
+use waterfill_quadratic::{Curvature, QuadraticLoss};
 use waterfill_store::{Artifact, Identity, Progress, Work, in_groups};
 
 use super::{ExportOutput, ExportPoint, Summary, io, no_baseline};
@@ -127,14 +127,14 @@ impl Session<'_> {
                 let (name, shape) = &weights[i];
                 work.file(&format!("{i:04}.json"), |path| -> Result<()> {
                     let file = index.iter().find(|(n, _)| n == name).map(|(_, file)| allocated.path(file));
-                    let importance = WeightPoints::read(&file.unwrap_or_default())?.importance;
+                    let loss_weights = TensorCandidates::read(&file.unwrap_or_default())?.loss_weights;
                     let values = self.model.checkpoint().read_f32(name, shape)?;
-                    let (input, output) = (predicting.second_moment(name)?, predicting.output_moment(name)?);
-                    let moments = SecondMoments { input: input.as_ref(), output: output.as_ref() };
-                    let model = QuadraticLoss::new(&importance, TILE, moments);
+                    let (input, output) = (predicting.hessian(name)?, predicting.gradient_covariance(name)?);
+                    let curvature = Curvature { hessian: input.as_ref(), gradient_covariance: output.as_ref() };
+                    let model = QuadraticLoss::new(&loss_weights, TILE, curvature);
                     let mut candidates = Vec::new();
                     for kind in GgufType::MATRICES.into_iter().filter(|t| shape[1].is_multiple_of(t.block())) {
-                        let mut errors = kind.quantise(name, &values, &importance.cols)?.values;
+                        let mut errors = kind.quantise(name, &values, &loss_weights.cols)?.values;
                         errors.iter_mut().zip(&values).for_each(|(e, w)| *e -= w);
                         let bytes = kind.bytes(values.len()) as u64;
                         candidates.push(Candidate { kind, bytes, loss: model.of(errors) });
@@ -237,8 +237,8 @@ impl Session<'_> {
                     GgufType::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
                     _ => {
                         let file = index.get(&info.name).map(|file| allocated.path(file)).unwrap_or_default();
-                        let importance = WeightPoints::read(&file)?.importance;
-                        kind.quantise(&info.name, &values, &importance.cols)?.bytes
+                        let loss_weights = TensorCandidates::read(&file)?.loss_weights;
+                        kind.quantise(&info.name, &values, &loss_weights.cols)?.bytes
                     }
                 };
                 std::fs::write(path, bytes).map_err(io(path))
