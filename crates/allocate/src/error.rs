@@ -1,4 +1,4 @@
-//! What can go wrong while allocating.
+//! Errors of allocation.
 
 use std::path::PathBuf;
 
@@ -22,7 +22,7 @@ pub enum AllocateError {
     Codec {
         /// Name of the weight.
         weight: String,
-        /// What the codec says.
+        /// The codec's error.
         source: waterfill_codec::CodecError,
     },
     /// A file of this stage is missing or malformed.
@@ -30,7 +30,7 @@ pub enum AllocateError {
     File {
         /// The file.
         path: PathBuf,
-        /// What was found and what was expected.
+        /// The value found and the one expected.
         reason: String,
     },
     /// A floor's pattern is not a glob.
@@ -38,7 +38,7 @@ pub enum AllocateError {
     Pattern {
         /// As configured.
         pattern: String,
-        /// What is wrong with it.
+        /// The glob parser's message.
         reason: String,
     },
     /// No candidate satisfies formats and floors.

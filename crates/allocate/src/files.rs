@@ -1,4 +1,4 @@
-//! Points and allocations on disk, as named arrays in safetensors files.
+//! Candidates and allocations on disk, as named arrays in safetensors files.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype as Element, TensorView};
 use waterfill_codec::{Dtype, Format, Lambda, TensorPlan, TilePlan};
+use waterfill_quadratic::LossWeights;
 
-use crate::candidates::Candidates;
 use crate::error::{AllocateError, Result};
-use crate::points::{Importance, WeightPoints};
+use crate::rd_candidate::{Candidates, TensorCandidates};
 use crate::select::Selection;
 use crate::structure::Sharing;
 
@@ -102,20 +102,20 @@ impl Blobs {
         self.put_i16(&format!("{name}|spread"), &tiles, plan.tiles.iter().map(|t| t.sigma));
     }
 
-    fn put_importance(&mut self, name: &str, importance: &Importance) {
+    fn put_loss_weights(&mut self, name: &str, loss_weights: &LossWeights) {
         for (part, values) in [
-            ("tiles", &importance.tiles),
-            ("rows", &importance.rows),
-            ("cols", &importance.cols),
-            ("lookup", &importance.lookup),
+            ("tiles", &loss_weights.tiles),
+            ("rows", &loss_weights.rows),
+            ("cols", &loss_weights.cols),
+            ("lookup", &loss_weights.lookup),
         ] {
             self.put_f32(&format!("{name}|importance_{part}"), &[values.len()], values.iter().copied());
         }
     }
 
-    fn importance(&self, name: &str) -> Result<Importance> {
+    fn loss_weights(&self, name: &str) -> Result<LossWeights> {
         let part = |part: &str| self.f32s(&format!("{name}|importance_{part}"));
-        Ok(Importance { tiles: part("tiles")?, rows: part("rows")?, cols: part("cols")?, lookup: part("lookup")? })
+        Ok(LossWeights { tiles: part("tiles")?, rows: part("rows")?, cols: part("cols")?, lookup: part("lookup")? })
     }
 
     fn plan(&self, name: &str) -> Result<TensorPlan> {
@@ -147,8 +147,8 @@ impl Blobs {
     }
 }
 
-impl WeightPoints {
-    /// Writes the points of one weight to a file of their own.
+impl TensorCandidates {
+    /// Writes the candidates of one matrix to a file of their own.
     ///
     /// # Errors
     /// As the file system says.
@@ -163,11 +163,11 @@ impl WeightPoints {
         blobs.put_i16("point|step", &[count], t.steps.iter().copied());
         blobs.put_f32("point|loss", &[count], t.losses.iter().copied());
         blobs.put_f32("point|rate", &[count], t.rates.iter().copied());
-        blobs.put_importance("weight", &self.importance);
+        blobs.put_loss_weights("weight", &self.loss_weights);
         blobs.write()
     }
 
-    /// Reads what [`WeightPoints::write`] wrote.
+    /// Reads what [`TensorCandidates::write`] wrote.
     ///
     /// # Errors
     /// A file that is missing or malformed.
@@ -178,7 +178,7 @@ impl WeightPoints {
         let (steps, losses, rates) = (blobs.i16s("point|step")?, blobs.f32s("point|loss")?, blobs.f32s("point|rate")?);
         let total: usize = counts.iter().map(|&c| usize::from(c)).sum();
         if [formats.len(), steps.len(), losses.len(), rates.len()] != [total; 4] || counts.len() != plan.tiles.len() {
-            return Err(failed(path, "arrays of points differ in length"));
+            return Err(failed(path, "arrays of candidates differ in length"));
         }
         let format = |&code: &u8| Format::from_code(code).ok_or_else(|| failed(path, "unknown format"));
         let formats = formats.iter().map(format).collect::<Result<_>>()?;
@@ -188,11 +188,11 @@ impl WeightPoints {
             end
         };
         let tiles = Candidates { ends: counts.iter().map(end).collect(), formats, steps, losses, rates };
-        Ok(Self { plan, tiles, importance: blobs.importance("weight")? })
+        Ok(Self { plan, tiles, loss_weights: blobs.loss_weights("weight")? })
     }
 }
 
-/// The packed map that encoding reads: plans of all coded weights.
+/// Plans of all coded matrices, as quantization reads them.
 pub struct Allocation {
     blobs: Blobs,
 }
@@ -203,12 +203,12 @@ impl Allocation {
         Self { blobs: Blobs::new(path) }
     }
 
-    /// Adds the plan of a weight, and what encoding needs to go on deciding as allocation did.
+    /// Adds the plan of a matrix, with the loss weights and lambda that quantization goes on deciding by.
     pub fn add(&mut self, name: &str, selection: &Selection) {
         self.blobs.put_plan(name, &selection.plan);
-        self.blobs.put_importance(name, &selection.importance);
-        self.blobs.put_f32(&format!("{name}|price"), &[1], std::iter::once(selection.price.0 as f32));
-        self.blobs.put_u8(&format!("{name}|narrow"), &[1], std::iter::once(selection.narrow.into()));
+        self.blobs.put_loss_weights(name, &selection.loss_weights);
+        self.blobs.put_f32(&format!("{name}|price"), &[1], std::iter::once(selection.lambda.0 as f32));
+        self.blobs.put_u8(&format!("{name}|narrow"), &[1], std::iter::once(selection.allow_int4.into()));
         let sharing = match selection.sharing {
             Sharing::Tile => return,
             Sharing::Columns(columns) => i32::try_from(columns).unwrap_or(i32::MAX),
@@ -243,12 +243,12 @@ impl Allocation {
 pub struct PlannedWeight {
     /// Formats, steps and scales.
     pub plan: TensorPlan,
-    /// What errors cost.
-    pub importance: Importance,
-    /// What a bit of the file costs, nats per token.
-    pub price: Lambda,
+    /// Costs of errors, correction and margin included.
+    pub loss_weights: LossWeights,
+    /// Nats per token for a bit of the file.
+    pub lambda: Lambda,
     /// Whether tiles may be INT4 where their levels fit.
-    pub narrow: bool,
+    pub allow_int4: bool,
     /// Which tiles have one step; other than by tile, all have one format.
     pub sharing: Sharing,
 }
@@ -259,14 +259,14 @@ pub struct PlannedWeight {
 /// A weight without plan, or arrays that do not fit.
 pub fn read_plan(allocation: &Allocation, name: &str) -> Result<PlannedWeight> {
     let blobs = &allocation.blobs;
-    let (plan, importance) = (blobs.plan(name)?, blobs.importance(name)?);
-    let price = blobs.f32s(&format!("{name}|price"))?;
-    let lengths = [importance.tiles.len(), importance.rows.len(), importance.cols.len(), price.len()];
-    let lookup = [0, plan.rows].contains(&importance.lookup.len());
+    let (plan, loss_weights) = (blobs.plan(name)?, blobs.loss_weights(name)?);
+    let lambda = blobs.f32s(&format!("{name}|price"))?;
+    let lengths = [loss_weights.tiles.len(), loss_weights.rows.len(), loss_weights.cols.len(), lambda.len()];
+    let lookup = [0, plan.rows].contains(&loss_weights.lookup.len());
     if lengths != [plan.tiles.len(), plan.rows, plan.cols, 1] || !lookup {
-        return Err(failed(&blobs.path, format!("{name}: importance does not fit the plan")));
+        return Err(failed(&blobs.path, format!("{name}: loss_weights does not fit the plan")));
     }
-    let narrow = blobs.u8s(&format!("{name}|narrow"))?.first() == Some(&1);
+    let allow_int4 = blobs.u8s(&format!("{name}|narrow"))?.first() == Some(&1);
     let sharing = match blobs.arrays.contains_key(&format!("{name}|sharing")) {
         false => Sharing::Tile,
         true => match blobs.i32s(&format!("{name}|sharing"))?.as_slice() {
@@ -275,7 +275,7 @@ pub fn read_plan(allocation: &Allocation, name: &str) -> Result<PlannedWeight> {
             other => return Err(failed(&blobs.path, format!("{name}: sharing {other:?}, expected columns"))),
         },
     };
-    Ok(PlannedWeight { plan, importance, price: Lambda(price[0].into()), narrow, sharing })
+    Ok(PlannedWeight { plan, loss_weights, lambda: Lambda(lambda[0].into()), allow_int4, sharing })
 }
 
 #[cfg(test)]
@@ -283,10 +283,10 @@ mod tests {
     use waterfill_codec::{Loss, Rate};
 
     use super::*;
-    use crate::points::Point;
+    use crate::rd_candidate::RdCandidate;
 
     #[test]
-    fn points_are_read_back() {
+    fn candidates_are_read_back() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("p.safetensors");
         let tile = TilePlan { sigma: -3, ..TilePlan::default() };
@@ -297,17 +297,20 @@ mod tests {
             col_sigma: vec![-2; 40],
             ..TensorPlan::uniform(Dtype::F16, 20, 40, tile)
         };
-        let point = |i: i16| Point { format: Format::Fp8, step: i, loss: Loss(0.5), rate: Rate(100.0) };
+        let candidate = |i: i16| RdCandidate { format: Format::Fp8, step: i, loss: Loss(0.5), rate: Rate(100.0) };
         let mut tiles = Candidates::default();
-        (0..6).for_each(|n| tiles.push((0..n).map(point)));
-        let importance =
-            Importance { tiles: vec![0.5; 6], rows: vec![1.0; 20], cols: vec![2.0; 40], lookup: vec![0.5; 20] };
-        let points = WeightPoints { plan, tiles, importance };
-        points.write(&path).unwrap();
-        let back = WeightPoints::read(&path).unwrap();
-        assert_eq!((back.plan, back.tiles, back.importance), (points.plan, points.tiles, points.importance));
+        (0..6).for_each(|n| tiles.push((0..n).map(candidate)));
+        let loss_weights =
+            LossWeights { tiles: vec![0.5; 6], rows: vec![1.0; 20], cols: vec![2.0; 40], lookup: vec![0.5; 20] };
+        let candidates = TensorCandidates { plan, tiles, loss_weights };
+        candidates.write(&path).unwrap();
+        let back = TensorCandidates::read(&path).unwrap();
+        assert_eq!(
+            (back.plan, back.tiles, back.loss_weights),
+            (candidates.plan, candidates.tiles, candidates.loss_weights)
+        );
         let bytes = std::fs::read(&path).unwrap();
         std::fs::write(&path, &bytes[..bytes.len() - 1]).unwrap();
-        assert!(WeightPoints::read(&path).unwrap_err().to_string().contains("p.safetensors"));
+        assert!(TensorCandidates::read(&path).unwrap_err().to_string().contains("p.safetensors"));
     }
 }

@@ -1,14 +1,16 @@
-//! What an allocation may choose and what it pays for.
+//! Limits of an allocation, and the weights of its rate.
 
 use std::collections::BTreeMap;
 
 use globset::{Glob, GlobMatcher};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use waterfill_codec::{Dtype, Format};
 
 use crate::error::{AllocateError, Result};
-use crate::structure::Structure;
+use crate::structure::{FormatCosts, Sharing, Structure};
 
-/// Least quality of the weights whose names match a pattern.
+/// Least quality of the matrices with names that match a pattern.
 #[derive(Debug, Clone)]
 pub struct Floor {
     matcher: GlobMatcher,
@@ -27,36 +29,29 @@ impl Floor {
     }
 }
 
-/// What a bit is.
-#[derive(Debug, Clone, Copy, PartialEq)]
+/// Weights of a bit in the file and of a bit in memory: rate = storage * file bits + resident * memory bits.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
 pub struct RateWeights {
-    /// Price of a bit of the file.
+    /// Bits of the file.
+    #[serde(default = "default_storage")]
     pub storage: f64,
-    /// Price of a bit in a runtime's memory.
+    /// Bits in a runtime's memory.
+    #[serde(default)]
     pub resident: f64,
 }
 
-/// How the tile sensitivities of several calibration shards combine.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ShardRule {
-    /// Their mean.
-    Mean,
-    /// The largest.
-    Worst,
+fn default_storage() -> f64 {
+    1.0
 }
 
-/// Which scales carry the sensitivities.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Granularity {
-    /// Tile steps only.
-    Tile,
-    /// Row and column scales where they pay, and tile steps.
-    RowColumn,
-    /// Row scales where they pay, and tile steps.
-    Row,
+impl Default for RateWeights {
+    fn default() -> Self {
+        Self { storage: default_storage(), resident: 0.0 }
+    }
 }
 
-/// Limits and prices of an allocation.
+/// Limits of an allocation, and the weights of its rate.
 #[derive(Debug, Clone)]
 pub struct Policy {
     /// Formats that may be used.
@@ -65,7 +60,7 @@ pub struct Policy {
     pub floors: Vec<Floor>,
     /// Predicted losses are multiplied by 1 + margin.
     pub margin: f64,
-    /// What a bit is.
+    /// Weights of bits in the file and in memory.
     pub rate: RateWeights,
     /// Measured factors of predicted losses, by weight.
     pub corrections: BTreeMap<String, f64>,
@@ -83,6 +78,31 @@ impl Policy {
     pub fn floor(&self, weight: &str) -> Option<Format> {
         let matching = self.floors.iter().filter(|f| f.matcher.is_match(weight));
         matching.map(|f| f.at_least).max_by_key(|&f| rank(f))
+    }
+
+    /// The same with the formats that cost least for each set; sets without one that all can have are left to fail.
+    pub fn with_formats<'a>(&self, costs: impl IntoIterator<Item = (&'a str, FormatCosts)>) -> Self {
+        let Some(structure) = &self.structure else { return self.clone() };
+        let mut sets: BTreeMap<&str, Vec<(&str, FormatCosts)>> = BTreeMap::new();
+        for (name, costs) in costs {
+            if let Some(set) = structure.sets.get(name) {
+                sets.entry(set).or_default().push((name, costs));
+            }
+        }
+        let mut formats = BTreeMap::new();
+        for members in sets.values() {
+            let total = |format: &Format| members.iter().map(|(_, costs)| costs.get(format)).sum::<Option<f64>>();
+            let possible = self.formats.iter().filter_map(|f| Some((total(f)?, *f)));
+            if let Some((_, format)) = possible.min_by(|a, b| a.0.total_cmp(&b.0)) {
+                formats.extend(members.iter().map(|(name, _)| (name.to_string(), format)));
+            }
+        }
+        Self { structure: Some(Structure { formats, ..structure.clone() }), ..self.clone() }
+    }
+
+    /// Which steps tiles of a matrix share, where its format is one.
+    pub fn sharing(&self, name: &str) -> Option<Sharing> {
+        self.structure.as_ref().filter(|s| s.sets.contains_key(name)).map(|s| s.sharing)
     }
 
     /// Whether a format is allowed for a weight with this floor.

@@ -1,85 +1,34 @@
 //! Row and column scales from sensitivities, and the spread model of the entropy coder from
 //! weights.
 
-use waterfill_calibrate::Sensitivity;
-use waterfill_codec::encoder::sigma_fit;
-use waterfill_codec::encoder::sigma_fit::{fit_sigma, quarter_octaves, rms, sigma_vector};
+use waterfill_codec::encoder::sigma_fit::{self, fit_sigma, quarter_octaves, rms, sigma_vector};
 use waterfill_codec::{Dtype, TILE, TensorPlan, TilePlan, scale};
 
-use crate::factor::Factor;
-use crate::policy::{Granularity, ShardRule};
+use crate::information::Information;
 
 /// Largest row or column index, quarter octaves: three octaves either way.
 const MAX_SCALE: f64 = 12.0;
-/// One weight matrix with its Fisher information in the form that allocation uses.
-pub(crate) struct Information {
-    pub rows: usize,
-    pub cols: usize,
-    /// Fisher information by tile, raster order.
-    pub tiles: Vec<f64>,
-    /// By row and by column: within a tile, entries are proportional to their product.
-    pub by_row: Vec<f64>,
-    pub by_col: Vec<f64>,
-    /// Share of each row that comes from looking it up; empty but for embeddings.
-    pub lookup: Vec<f32>,
-}
 
-impl Information {
-    /// `unseen` is the share of a row's information that half an unseen token stands for
-    /// (Krichevsky & Trofimov 1981): rows of tokens that did not occur are not free.
-    pub fn new(sensitivity: &Sensitivity, rule: ShardRule, unseen: f64) -> Self {
-        let (rows, cols) = (sensitivity.row_fisher.len(), sensitivity.col_fisher.len());
-        let across = cols.div_ceil(TILE);
-        let total: f64 = sensitivity.row_fisher.sum().max(f64::MIN_POSITIVE);
-        let by_row: Vec<f64> = sensitivity.row_fisher.iter().map(|&f| f + unseen * total).collect();
-        // A dead column still must not get an infinite step.
-        let least = total / cols as f64 * 1e-6;
-        let by_col: Vec<f64> = sensitivity.col_fisher.iter().map(|&f| f.max(least)).collect();
-        let sum_cols: f64 = by_col.iter().sum();
-        let shards = &sensitivity.tile_fisher;
-        let tiles = (0..rows.div_ceil(TILE) * across)
-            .map(|n| {
-                let (row, col) = (n / across, n % across);
-                let values = shards.iter().map(|s| s[[row, col]]);
-                let fisher = match rule {
-                    ShardRule::Mean => values.sum::<f64>() / shards.len() as f64,
-                    ShardRule::Worst => values.fold(0.0, f64::max),
-                };
-                let height = TILE.min(rows - row * TILE) as f64;
-                let width: f64 = by_col[col * TILE..cols.min((col + 1) * TILE)].iter().sum();
-                fisher + unseen * total * height * width / sum_cols
-            })
-            .collect();
-        let share = |(&part, &all): (&f64, &f64)| (part / all.max(f64::MIN_POSITIVE)).clamp(0.0, 1.0) as f32;
-        let lookup = sensitivity.lookup_row_fisher.as_ref();
-        let lookup = lookup.map_or(vec![], |l| l.iter().zip(&sensitivity.row_fisher).map(share).collect());
-        Self { rows, cols, tiles, by_row, by_col, lookup }
-    }
-
-    /// With error feedback a column's errors cost D_j instead of H_jj.
-    pub fn feed_back(&mut self, factor: &Factor) {
-        let across = self.cols.div_ceil(TILE);
-        for first in 0..across {
-            let range = first * TILE..self.cols.min((first + 1) * TILE);
-            let before: f64 = self.by_col[range.clone()].iter().sum();
-            for j in range.clone() {
-                self.by_col[j] *= factor.share(j);
-            }
-            let share = self.by_col[range].iter().sum::<f64>() / before.max(f64::MIN_POSITIVE);
-            self.tiles.iter_mut().skip(first).step_by(across).for_each(|t| *t *= share);
-        }
-    }
+/// Scale vectors that a matrix has next to the steps of its tiles, each only where it pays for its entries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ScaleVectors {
+    /// None.
+    None,
+    /// One for its rows.
+    Row,
+    /// One for its rows and one for its columns.
+    RowColumn,
 }
 
 /// Everything of a plan that does not depend on lambda: scales, spreads, bases; tiles hold their
 /// spread and nothing else yet.
-pub(crate) fn plan_scales(info: &Information, weights: &[f32], dtype: Dtype, granularity: Granularity) -> TensorPlan {
+pub(crate) fn plan_scales(info: &Information, weights: &[f32], dtype: Dtype, vectors: ScaleVectors) -> TensorPlan {
     let (rows, cols) = (info.rows, info.cols);
     let (mut row_scale, mut col_scale) = (Vec::new(), Vec::new());
-    if granularity != Granularity::Tile {
+    if vectors != ScaleVectors::None {
         row_scale = water_fill(&info.by_row, cols);
     }
-    if granularity == Granularity::RowColumn {
+    if vectors == ScaleVectors::RowColumn {
         col_scale = water_fill(&info.by_col, rows);
     }
     let (row_rms, col_rms) = fit_sigma(weights, rows, cols);
@@ -112,9 +61,11 @@ pub(crate) fn plan_scales(info: &Information, weights: &[f32], dtype: Dtype, gra
     plan
 }
 
-/// Steps proportional to 1/sqrt(information) around its geometric mean: reverse water-filling for
-/// components that are all above the water. Empty when the gain, half of log2(arithmetic over
-/// geometric mean) bits for each of `others` weights an entry has, does not pay for the entries.
+/// Scale vector with steps proportional to `1 / sqrt(information)` around its geometric mean, quarter octaves, clamped to
+/// three octaves either way: reverse water-filling (Cover & Thomas, 10.3.3) for components that are all above the water.
+///
+/// `information` is the Fisher information of each row (or column), `others` the number of weights in it. Empty when the
+/// gain, `1/2 log2(arithmetic mean / geometric mean)` bits a weight, does not pay for the entries.
 pub fn water_fill(information: &[f64], others: usize) -> Vec<i8> {
     let mean = information.iter().sum::<f64>() / information.len() as f64;
     let log_mean = information.iter().map(|v| v.log2()).sum::<f64>() / information.len() as f64;

@@ -1,43 +1,45 @@
 //! Greedy minimisation of J = loss + lambda * rate, tile by tile.
 
 use waterfill_codec::{Format, Lambda, Loss, Rate, TILE, TilePlan};
+use waterfill_quadratic::LossWeights;
 
 use crate::error::{AllocateError, Result};
-use crate::points::{Importance, Point, WeightPoints};
 use crate::policy::{Policy, resident_bits};
-use crate::structure::{Sharing, shared_steps};
+use crate::rd_candidate::{RdCandidate, TensorCandidates, floor_loss};
+use crate::shared_steps::{SharedSteps, shared_steps};
+use crate::structure::Sharing;
 
-/// What was chosen for one weight matrix.
+/// The choice for one weight matrix.
 #[derive(Debug, Clone)]
 pub struct Selection {
     /// Complete plan.
     pub plan: waterfill_codec::TensorPlan,
-    /// Chosen point of every tile.
-    pub points: Vec<Point>,
+    /// Chosen candidate of every tile.
+    pub chosen: Vec<RdCandidate>,
     /// Predicted loss, margin not included.
     pub loss: Loss,
     /// Estimated bits of the slices: samples and tile headers.
     pub rate: Rate,
     /// Bits in a runtime's memory: samples, tile steps, row and column scales.
     pub resident: Rate,
-    /// What errors cost, margin included.
-    pub importance: Importance,
-    /// What a bit of the file costs.
-    pub price: Lambda,
+    /// Costs of errors, correction and margin included.
+    pub loss_weights: LossWeights,
+    /// Nats per token for a bit of the file.
+    pub lambda: Lambda,
     /// Whether tiles may be INT4.
-    pub narrow: bool,
+    pub allow_int4: bool,
     /// Which tiles have one step; other than by tile, all have one format.
     pub sharing: Sharing,
 }
 
 /// Bits of a tile header given the tile before, about: an adaptive code of the format and of the
 /// difference of step indices.
-fn header_bits(left: TilePlan, point: &Point) -> f64 {
-    let format = if left.format == point.format { 0.2 } else { 4.0 };
-    if point.format == Format::Lossless {
+fn header_bits(left: TilePlan, candidate: &RdCandidate) -> f64 {
+    let format = if left.format == candidate.format { 0.2 } else { 4.0 };
+    if candidate.format == Format::Lossless {
         return format;
     }
-    let difference = (i32::from(point.step) - i32::from(left.step)).abs();
+    let difference = (i32::from(candidate.step) - i32::from(left.step)).abs();
     let step = match difference {
         0 => 1.0,
         1..=8 => 2.0 + 0.8 * f64::from(difference),
@@ -46,68 +48,69 @@ fn header_bits(left: TilePlan, point: &Point) -> f64 {
     format + step + 0.5
 }
 
-/// Chooses a point for every tile of a weight matrix.
+/// Chooses a candidate for every tile of the matrix `name`: the minimum of `J = loss + lambda * rate`.
 ///
 /// Tiles are visited in coding order, so that the header's bits given the tile before take part in
-/// the decision. Among the points of one tile the minimum of J lies on their lower convex hull
-/// (Shoham & Gersho 1988), which needs no construction when every point is compared.
+/// the decision. Among the candidates of one tile the minimum of J lies on their lower convex hull
+/// (Shoham & Gersho 1988), which needs no construction when every candidate is compared.
 ///
 /// # Errors
 /// When formats and floors leave nothing for a tile.
-pub fn select_weight(name: &str, points: &WeightPoints, policy: &Policy, lambda: Lambda) -> Result<Selection> {
-    let mut plan = points.plan.clone();
+pub fn select_weight(name: &str, candidates: &TensorCandidates, policy: &Policy, lambda: Lambda) -> Result<Selection> {
+    let mut plan = candidates.plan.clone();
     let across = plan.tiles_across();
     let floor = policy.floor(name);
     let correction = policy.correction(name);
-    let mut chosen = Vec::with_capacity(points.tiles.tiles());
+    let mut chosen = Vec::with_capacity(candidates.tiles.tiles());
     let (mut loss, mut rate, mut resident) = (Loss(0.0), Rate(0.0), Rate(0.0));
     let entries = plan.row_scale.len() + plan.col_scale.len();
     resident += Rate(8.0 * entries as f64);
     let mut left = TilePlan::default();
     let sharing = policy.sharing(name).unwrap_or_default();
-    let shared = if sharing == Sharing::Tile { None } else { Some(structured(name, points, policy, lambda)?) };
-    for n in 0..points.tiles.tiles() {
+    let shared = if sharing == Sharing::Tile { None } else { Some(structured(name, candidates, policy, lambda)?) };
+    for n in 0..candidates.tiles.tiles() {
         let (row, col) = (n / across, n % across);
         let weights = TILE.min(plan.rows - row * TILE) * TILE.min(plan.cols - col * TILE);
-        let around = |p: &Point| (Rate(header_bits(left, p)), resident_bits(p.format, plan.dtype, weights));
+        let around = |p: &RdCandidate| (Rate(header_bits(left, p)), resident_bits(p.format, plan.dtype, weights));
         let best = match &shared {
-            Some(points) => Some(points[n]),
+            Some(shared) => Some(shared[n]),
             None => {
-                let candidates = points.tiles.tile(n);
-                let most = floor.map_or(f64::INFINITY, |f| floor_loss(candidates.clone(), f));
-                let cost = |p: &Point| {
+                let own = candidates.tiles.tile(n);
+                let most = floor.map_or(f64::INFINITY, |f| floor_loss(own.clone(), f));
+                let cost = |p: &RdCandidate| {
                     let (header, memory) = around(p);
-                    let price = (p.rate + header) * policy.rate.storage + Rate(memory) * policy.rate.resident;
-                    lambda.cost(p.loss * (correction * (1.0 + policy.margin)), price)
+                    let weighted = (p.rate + header) * policy.rate.storage + Rate(memory) * policy.rate.resident;
+                    lambda.cost(p.loss * (correction * (1.0 + policy.margin)), weighted)
                 };
-                let allowed = candidates.filter_map(|p| allowed(p, policy, floor, most));
-                allowed.map(|p| (cost(&p), p)).min_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, point)| point)
+                let allowed = own.filter_map(|p| allowed(p, policy, floor, most));
+                allowed.map(|p| (cost(&p), p)).min_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, candidate)| candidate)
             }
         };
-        let Some(point) = best else { return Err(no_candidate(name, policy, (row, col))) };
-        let (header, memory) = around(&point);
+        let Some(best) = best else { return Err(no_candidate(name, policy, (row, col))) };
+        let (header, memory) = around(&best);
         let tile = &mut plan.tiles[n];
-        tile.format = point.format;
-        tile.step = if point.format == Format::Lossless { left.step } else { point.step };
+        tile.format = best.format;
+        tile.step = if best.format == Format::Lossless { left.step } else { best.step };
         left = *tile;
-        loss += point.loss * correction;
-        rate += point.rate + header;
+        loss += best.loss * correction;
+        rate += best.rate + header;
         resident += Rate(memory);
-        chosen.push(point);
+        chosen.push(best);
     }
-    let mut importance = points.importance.clone();
-    importance.tiles.iter_mut().for_each(|t| *t *= (correction * (1.0 + policy.margin)) as f32);
-    let price = Lambda(lambda.0 * policy.rate.storage);
-    let narrow = sharing == Sharing::Tile && policy.allows(Format::Int4, floor);
-    Ok(Selection { plan, points: chosen, loss, rate, resident, importance, price, narrow, sharing })
+    let mut loss_weights = candidates.loss_weights.clone();
+    loss_weights.tiles.iter_mut().for_each(|t| *t *= (correction * (1.0 + policy.margin)) as f32);
+    let lambda = Lambda(lambda.0 * policy.rate.storage);
+    let allow_int4 = sharing == Sharing::Tile && policy.allows(Format::Int4, floor);
+    Ok(Selection { plan, chosen, loss, rate, resident, loss_weights, lambda, allow_int4, sharing })
 }
 
-/// Points of a matrix that has one format.
-fn structured(name: &str, points: &WeightPoints, policy: &Policy, lambda: Lambda) -> Result<Vec<Point>> {
+/// Candidates of a matrix that has one format.
+fn structured(name: &str, candidates: &TensorCandidates, policy: &Policy, lambda: Lambda) -> Result<Vec<RdCandidate>> {
     let (sharing, structure) = (policy.sharing(name).unwrap_or_default(), policy.structure.as_ref());
     let format = structure.and_then(|s| s.formats.get(name)).copied();
-    let found = format.and_then(|format| shared_steps(name, points, policy, (lambda, sharing, format)));
-    found.map(|(points, _)| points).ok_or_else(|| no_candidate(name, policy, (0, 0)))
+    let found =
+        format.and_then(|format| shared_steps(name, candidates, policy, SharedSteps { lambda, sharing, format }));
+    found.map(|(chosen, _)| chosen).ok_or_else(|| no_candidate(name, policy, (0, 0)))
 }
 
 fn no_candidate(name: &str, policy: &Policy, (row, col): (usize, usize)) -> AllocateError {
@@ -120,34 +123,16 @@ fn no_candidate(name: &str, policy: &Policy, (row, col): (usize, usize)) -> Allo
     }
 }
 
-/// A point as the policy lets it be used: levels take the narrowest integer format that is allowed
+/// A candidate as the policy lets it be used: levels take the narrowest integer format that is allowed
 /// and holds them.
-fn allowed(point: Point, policy: &Policy, floor: Option<Format>, most: f64) -> Option<Point> {
+fn allowed(candidate: RdCandidate, policy: &Policy, floor: Option<Format>, most: f64) -> Option<RdCandidate> {
     const INTEGERS: [Format; 4] = [Format::Int2, Format::Int3, Format::Int4, Format::Int8];
-    let wide_enough = match INTEGERS.iter().position(|&f| f == point.format) {
+    let wide_enough = match INTEGERS.iter().position(|&f| f == candidate.format) {
         Some(first) => &INTEGERS[first..],
-        None => std::slice::from_ref(&point.format),
+        None => std::slice::from_ref(&candidate.format),
     };
     let format = wide_enough.iter().copied().find(|&f| policy.allows(f, floor))?;
-    (point.loss.0 <= most).then_some(Point { format, ..point })
-}
-
-/// Largest loss under a floor: what the format gives at its finest step without saturation.
-pub(crate) fn floor_loss(points: impl Iterator<Item = Point>, floor: Format) -> f64 {
-    let matching = |p: &Point| match floor {
-        Format::Int8 => p.format.level_range().is_some(),
-        other => p.format == other,
-    };
-    points.filter(matching).map(|p| p.loss.0).fold(f64::INFINITY, f64::min)
-}
-
-/// Bits of a file outside the slices of coded tensors.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Overhead {
-    /// Plain tensors and the safetensors header.
-    pub plain: Rate,
-    /// Weights in plain tensors, as bits in memory.
-    pub plain_resident: Rate,
+    (candidate.loss.0 <= most).then_some(RdCandidate { format, ..candidate })
 }
 
 #[cfg(test)]
@@ -156,8 +141,8 @@ mod tests {
     use waterfill_codec::{Dtype, TensorPlan};
 
     use super::*;
-    use crate::candidates::Candidates;
     use crate::policy::{Floor, RateWeights};
+    use crate::rd_candidate::Candidates;
 
     fn policy(formats: &[Format], floors: Vec<Floor>) -> Policy {
         let rate = RateWeights { storage: 1.0, resident: 0.0 };
@@ -172,18 +157,18 @@ mod tests {
     }
 
     /// One row of tiles with the given points each.
-    fn weight(tiles: Vec<Vec<Point>>) -> WeightPoints {
+    fn weight(tiles: Vec<Vec<RdCandidate>>) -> TensorCandidates {
         let plan = TensorPlan::uniform(Dtype::Bf16, TILE, tiles.len() * TILE, TilePlan::default());
         let mut candidates = Candidates::default();
         tiles.into_iter().for_each(|t| candidates.push(t));
-        WeightPoints { plan, tiles: candidates, importance: Default::default() }
+        TensorCandidates { plan, tiles: candidates, loss_weights: Default::default() }
     }
 
-    fn point(format: Format, step: i16, loss: f64, rate: f64) -> Point {
-        Point { format, step, loss: Loss(loss), rate: Rate(rate) }
+    fn point(format: Format, step: i16, loss: f64, rate: f64) -> RdCandidate {
+        RdCandidate { format, step, loss: Loss(loss), rate: Rate(rate) }
     }
 
-    fn candidates() -> Vec<Point> {
+    fn candidates() -> Vec<RdCandidate> {
         vec![
             point(Format::Int8, -8, 1e-6, 1500.0),
             point(Format::Int4, 0, 1e-4, 1000.0),
@@ -194,11 +179,11 @@ mod tests {
     }
 
     #[test]
-    fn a_dearer_bit_buys_fewer() {
+    fn a_larger_lambda_buys_fewer_bits() {
         let weight = weight(vec![candidates(); 3]);
         let at = |lambda| select_weight("w", &weight, &policy(&Format::ALL, vec![]), Lambda(lambda)).unwrap();
-        assert!(at(1e-12).points.iter().all(|p| p.format == Format::Lossless));
-        assert!(at(1.0).points.iter().all(|p| p.step == 8));
+        assert!(at(1e-12).chosen.iter().all(|p| p.format == Format::Lossless));
+        assert!(at(1.0).chosen.iter().all(|p| p.step == 8));
         let rates: Vec<f64> = [1e-12, 1e-9, 1e-7, 1e-5, 1e-3].map(|l| at(l).rate.0).to_vec();
         assert!(rates.windows(2).all(|w| w[0] >= w[1]), "{rates:?}");
     }
@@ -208,7 +193,7 @@ mod tests {
         let weight = weight(vec![candidates()]);
         let floors = || vec![Floor::new("*q_proj*", Format::Fp8).unwrap()];
         let chosen =
-            |name| select_weight(name, &weight, &policy(&Format::ALL, floors()), Lambda(1.0)).unwrap().points[0];
+            |name| select_weight(name, &weight, &policy(&Format::ALL, floors()), Lambda(1.0)).unwrap().chosen[0];
         assert_eq!(chosen("a.q_proj.weight").step, -8, "INT8 that loses less than FP8 would");
         assert_eq!(chosen("a.k_proj.weight").step, 8);
         let only_int4 = policy(&[Format::Int4], floors());
@@ -217,13 +202,13 @@ mod tests {
     }
 
     #[test]
-    fn resident_bits_can_be_the_price() {
+    fn resident_bits_can_be_the_rate() {
         let weight = weight(vec![vec![point(Format::Int8, -8, 1e-6, 900.0), point(Format::Int4, 0, 1e-4, 1000.0)]]);
         let mut policy = policy(&Format::ALL, vec![]);
-        assert_eq!(select_weight("w", &weight, &policy, Lambda(1e-6)).unwrap().points[0].format, Format::Int8);
+        assert_eq!(select_weight("w", &weight, &policy, Lambda(1e-6)).unwrap().chosen[0].format, Format::Int8);
         policy.rate = RateWeights { storage: 0.0, resident: 1.0 };
         let selection = select_weight("w", &weight, &policy, Lambda(1e-6)).unwrap();
-        assert_eq!(selection.points[0].format, Format::Int4);
+        assert_eq!(selection.chosen[0].format, Format::Int4);
         assert_eq!(selection.resident, Rate(4.0 * 256.0 + 8.0));
     }
 
@@ -232,12 +217,12 @@ mod tests {
         /// headers cost the same.
         #[test]
         fn the_choice_minimises_j(raw in prop::collection::vec((0.0f64..1e-3, 10.0f64..3000.0), 1..20), lambda in 1e-9f64..1e-5) {
-            let points: Vec<Point> = raw.iter().map(|&(l, r)| point(Format::Int8, 0, f64::from(l as f32), f64::from(r as f32))).collect();
+            let points: Vec<RdCandidate> = raw.iter().map(|&(l, r)| point(Format::Int8, 0, f64::from(l as f32), f64::from(r as f32))).collect();
             let weight = weight(vec![points.clone()]);
             let got = select_weight("w", &weight, &policy(&Format::ALL, vec![]), Lambda(lambda)).unwrap();
-            let cost = |p: &Point| Lambda(lambda).cost(p.loss, p.rate);
+            let cost = |p: &RdCandidate| Lambda(lambda).cost(p.loss, p.rate);
             let best = points.iter().map(cost).fold(f64::INFINITY, f64::min);
-            prop_assert!(cost(&got.points[0]) <= best * (1.0 + 1e-12));
+            prop_assert!(cost(&got.chosen[0]) <= best * (1.0 + 1e-12));
         }
     }
 }

@@ -36,16 +36,16 @@ pub fn write_table<'a>(path: &Path, selections: impl Iterator<Item = (&'a str, &
 }
 
 fn frame(name: &str, selection: &Selection) -> PolarsResult<DataFrame> {
-    let (across, points) = (selection.plan.tiles_across(), &selection.points);
-    let column = |f: &dyn Fn(usize) -> u32| (0..points.len()).map(f).collect::<Vec<u32>>();
+    let (across, chosen) = (selection.plan.tiles_across(), &selection.chosen);
+    let column = |f: &dyn Fn(usize) -> u32| (0..chosen.len()).map(f).collect::<Vec<u32>>();
     let columns = vec![
-        Column::new("tensor".into(), vec![name; points.len()]),
+        Column::new("tensor".into(), vec![name; chosen.len()]),
         Column::new("tile_row".into(), column(&|n| (n / across) as u32)),
         Column::new("tile_col".into(), column(&|n| (n % across) as u32)),
-        Column::new("format".into(), points.iter().map(|p| p.format.name()).collect::<Vec<_>>()),
-        Column::new("step".into(), points.iter().map(|p| i32::from(p.step)).collect::<Vec<_>>()),
-        Column::new("bits".into(), points.iter().map(|p| p.rate.0 as f32).collect::<Vec<_>>()),
-        Column::new("loss".into(), points.iter().map(|p| p.loss.0 as f32).collect::<Vec<_>>()),
+        Column::new("format".into(), chosen.iter().map(|p| p.format.name()).collect::<Vec<_>>()),
+        Column::new("step".into(), chosen.iter().map(|p| i32::from(p.step)).collect::<Vec<_>>()),
+        Column::new("bits".into(), chosen.iter().map(|p| p.rate.0 as f32).collect::<Vec<_>>()),
+        Column::new("loss".into(), chosen.iter().map(|p| p.loss.0 as f32).collect::<Vec<_>>()),
     ];
-    DataFrame::new(points.len(), columns)
+    DataFrame::new(chosen.len(), columns)
 }

@@ -1,17 +1,15 @@
-//! The lambda whose file has a wanted size.
+//! Search for the lambda at which the file has a wanted size.
 
 use std::path::PathBuf;
 
 use rayon::prelude::*;
 use waterfill_checkpoint::Checkpoint;
-use waterfill_codec::syntax::header::Header;
-use waterfill_codec::{Format, Lambda, Rate, TensorPlan};
+use waterfill_codec::Lambda;
 
-use crate::AllocateError;
-use crate::error::Result;
+use crate::error::{AllocateError, Result};
+use crate::overhead::Overhead;
 use crate::policy::Policy;
 use crate::sample::{Sample, sample_weights};
-use crate::select::{Overhead, Selection};
 
 /// Relative distance to the target at which the search ends.
 const TOLERANCE: f64 = 5e-4;
@@ -33,22 +31,22 @@ struct Search<'a> {
     overhead: Overhead,
 }
 
-/// Finds the lambda whose file has `target` bytes, to 0.05 % by its own count: a secant search on
+/// Finds the lambda at which the file has `target` bytes, to 0.05 % by its own count: a secant search on
 /// log lambda over estimated bits, corrected by the exact bits of sampled slices. Models of more than a
-/// million tiles are represented by as many of theirs, so that no point is read twice.
+/// million tiles are represented by as many of theirs, so that no candidate is read twice.
 ///
-/// `points` names the file of every weight's [`crate::WeightPoints`].
+/// `candidates` names the file of every matrix' [`crate::TensorCandidates`].
 ///
 /// # Errors
 /// Targets outside what the policy allows, and files that cannot be read.
 pub fn meet_target(
     target: u64,
-    points: &[(String, PathBuf)],
+    candidates: &[(String, PathBuf)],
     checkpoint: &Checkpoint,
     policy: &Policy,
     overhead: Overhead,
 ) -> Result<TargetResult> {
-    let search = Search { samples: sample_weights(points, checkpoint)?, policy, overhead };
+    let search = Search { samples: sample_weights(candidates, checkpoint)?, policy, overhead };
     let wanted = target as f64 * 8.0;
     let mut correction = 1.0;
     let mut result = Lambda(RANGE.1);
@@ -114,18 +112,4 @@ impl Search<'_> {
         }
         Ok(Lambda(((low + high) / 2.0).exp()))
     }
-}
-
-/// Estimated bits of a coded tensor with everything around its slices.
-pub fn estimated_bits(selection: &Selection) -> Rate {
-    selection.rate + side_bits(&selection.plan, selection.points.iter().any(|p| p.format == Format::Lossless))
-}
-
-/// Estimated bits around the slices of a coded tensor.
-pub(crate) fn side_bits(plan: &TensorPlan, lossless: bool) -> Rate {
-    let vectors = [&plan.row_scale, &plan.col_scale, &plan.row_sigma, &plan.col_sigma];
-    let entries: usize = vectors.iter().map(|v| v.len()).sum();
-    let codebook = if lossless { 700.0 } else { 0.0 };
-    let header = Header::bytes(plan.slices()) as f64 * 8.0;
-    Rate(header + 3.2 * entries as f64 + codebook + 64.0)
 }

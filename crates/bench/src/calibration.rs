@@ -5,11 +5,12 @@ use std::path::Path;
 
 use rayon::prelude::*;
 use serde::Serialize;
-use waterfill_model::{LINEARS, Model, device, side_by_side};
+use waterfill_model::{Model, Projection, device, side_by_side};
 
-use crate::{BenchError, time_together};
+use crate::error::BenchError;
+use crate::timing::time_together;
 
-/// What was measured; rates are medians.
+/// Figures of calibration; rates are medians.
 #[derive(Debug, Clone, Serialize)]
 pub struct CalibrationBench {
     /// Tokens of a batch, which is one sequence.
@@ -60,9 +61,9 @@ pub fn bench_calibration(dir: &Path, tokens: usize, repeats: usize) -> Result<Ca
     let mut theirs = || pairs.par_iter().for_each(|(x, g)| drop(block.vjp_by_candle(x, g).expect("shapes fit")));
     let timings = time_together(repeats, &mut [&mut ours, &mut theirs]);
     let all = (tokens * batches) as f64;
-    let sizes: Vec<usize> = (0..LINEARS.len()).map(|i| config.linear_shape(i).iter().product()).collect();
+    let sizes = Projection::ALL.map(|p| config.linear_shape(p).iter().product::<usize>());
     // The output of the last one is not needed.
-    let (block_weights, down) = (sizes.iter().sum::<usize>(), sizes[LINEARS.len() - 1]);
+    let (block_weights, down) = (sizes.iter().sum::<usize>(), sizes[Projection::Down as usize]);
     let operations = 2.0 * all * (2 * block_weights - down) as f64;
     let rate = |i: usize| all / timings[i].median;
     Ok(CalibrationBench {

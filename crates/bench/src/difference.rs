@@ -10,7 +10,7 @@ use waterfill_codec::syntax::difference::{SLICE, decode_difference, difference_e
 
 use waterfill_quantize::find_factors;
 
-use crate::BenchError;
+use crate::error::BenchError;
 use crate::source::Gaussians;
 
 /// Rank of the low-rank change.
@@ -19,7 +19,7 @@ const RANK: usize = 16;
 /// One kind of change. Bits are a weight.
 #[derive(Debug, Clone, Serialize)]
 pub struct DifferenceRow {
-    /// What was changed.
+    /// The change.
     pub change: String,
     /// Share of the weights whose pattern changed.
     pub changed: f64,

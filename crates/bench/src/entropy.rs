@@ -24,7 +24,7 @@ pub struct Coding {
     pub levels_per_second: f64,
 }
 
-/// What was measured.
+/// Figures of the entropy coder.
 #[derive(Debug, Clone, Serialize)]
 pub struct EntropyBench {
     /// Levels coded.

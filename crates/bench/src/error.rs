@@ -1,4 +1,4 @@
-//! What can keep a benchmark of the model's side from running.
+//! Errors of benchmarks.
 
 use std::path::PathBuf;
 
@@ -29,10 +29,10 @@ pub enum BenchError {
     /// A process that was to load a checkpoint.
     #[error("a start in a process of its own failed: {reason}")]
     Process {
-        /// What it said.
+        /// Its error.
         reason: String,
     },
-    /// What was coded did not come back.
+    /// A coded tensor did not decode to its source.
     #[error("the coder is faulty: what was coded did not come back")]
     Round,
     /// Nothing to compare.

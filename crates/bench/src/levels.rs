@@ -2,12 +2,14 @@
 
 use std::collections::BTreeSet;
 
-use waterfill_allocate::{Importance, PlannedWeight};
+use waterfill_allocate::PlannedWeight;
 use waterfill_codec::encoder::sigma_fit::{fit_sigma, rms, sigma_vector};
 use waterfill_codec::{CodecError, CodedTensor, Dtype, Format, Kernel, Lambda, TensorPlan, TilePlan, Transform, scale};
-use waterfill_quantize::search::{Preset, Tool, encode_searched};
+use waterfill_quadratic::LossWeights;
+use waterfill_quantize::rdo::{Preset, Tool, encode_rdo};
 
-use crate::{AT_ONCE, Timing, decode_with, source, time_together};
+use crate::source;
+use crate::timing::{AT_ONCE, Timing, decode_with, time_together};
 
 /// Side of the matrix whose decoding is timed.
 const SIDE: usize = 2048;
@@ -33,7 +35,7 @@ fn planned(side: usize, weights: &[f32]) -> PlannedWeight {
     let mut scales = || source.by_ref().take(side).map(|g| g.round().clamp(-3.0, 3.0) as i8).collect::<Vec<i8>>();
     let (row_scale, col_scale) = (scales(), scales());
     let weight = |s: &i8| (-f32::from(*s) / 2.0).exp2();
-    let importance = Importance {
+    let loss_weights = LossWeights {
         tiles: vec![1.0; (side / 16) * (side / 16)],
         rows: row_scale.iter().map(weight).collect(),
         cols: col_scale.iter().map(weight).collect(),
@@ -61,13 +63,19 @@ fn planned(side: usize, weights: &[f32]) -> PlannedWeight {
     }
     // Error and bits trade as they do at this step: d error / d bits is 2 ln 2 / 12 of a squared step.
     let step = f64::from(scale::scale(step_base));
-    PlannedWeight { plan, importance, price: Lambda(0.115 * step * step), narrow: true, sharing: Default::default() }
+    PlannedWeight {
+        plan,
+        loss_weights,
+        lambda: Lambda(0.115 * step * step),
+        allow_int4: true,
+        sharing: Default::default(),
+    }
 }
 
 pub fn measure(repeats: usize, one: &rayon::ThreadPool, two: &rayon::ThreadPool) -> Result<Levels, CodecError> {
     let weights = source::scaled_weights(SIDE, SIDE);
     let planned_weight = planned(SIDE, &weights);
-    let plain = encode_searched(&planned_weight, &weights, &Preset::Balanced.tools(), true)?;
+    let plain = encode_rdo(&planned_weight, &weights, &Preset::Balanced.tools(), true)?;
     let mut transformed = planned_weight.plan.clone();
     for (n, tile) in transformed.tiles.iter_mut().enumerate() {
         let kernels = [Kernel::Dct, Kernel::Dst];
@@ -91,7 +99,7 @@ pub fn measure(repeats: usize, one: &rayon::ThreadPool, two: &rayon::ThreadPool)
         }],
     );
     let searches =
-        time_together(repeats.div_ceil(2), &mut [&mut || drop(encode_searched(&small_plan, &small, &tools, true))]);
+        time_together(repeats.div_ceil(2), &mut [&mut || drop(encode_rdo(&small_plan, &small, &tools, true))]);
     let rate = |side: usize, timing: &Timing| (side * side) as f64 / timing.median;
     Ok(Levels {
         level_rate: rate(SIDE, &timings[0]) * AT_ONCE as f64,

@@ -20,7 +20,7 @@ use crate::error::BenchError;
 /// File of codes in the directory of flat INT8.
 const CODES: &str = "codes.safetensors";
 
-/// What is loaded.
+/// The kind of checkpoint that is loaded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Source {
@@ -60,7 +60,7 @@ pub struct Start {
 /// Starts from one source.
 #[derive(Debug, Clone, Serialize)]
 pub struct LoadRow {
-    /// What was loaded.
+    /// The kind of checkpoint.
     pub source: Source,
     /// Bytes of its shards.
     pub bytes: u64,
@@ -77,7 +77,7 @@ pub struct LoadRow {
     pub peak_bytes: u64,
 }
 
-/// What was measured of a source.
+/// Load times of a kind of checkpoint.
 #[derive(Default)]
 struct Measured {
     reads: Vec<f64>,

@@ -1,4 +1,4 @@
-//! What is lost by keeping less of the second moments.
+//! The cost of keeping less of the Hessians.
 //!
 //! With H = (I+U) D (I+U)^T, error feedback turns the loss per column from H_jj into D_j, which is
 //! worth half of log2(H_jj / D_j) bits; their mean over columns is (sum log2 H_jj - log2 det H) / 2n.
@@ -11,15 +11,16 @@ use ndarray::Array2;
 use rayon::prelude::*;
 use serde::Serialize;
 use waterfill_calibrate::Sensitivities;
+use waterfill_model::TensorRole;
 
-use crate::BenchError;
+use crate::error::BenchError;
 
 /// Damping, as a share of the mean of the diagonal.
 const DAMPING: f64 = 0.01;
 /// Sides of the diagonal blocks that are compared.
 const SIDES: [usize; 3] = [512, 128, 32];
 
-/// Mean worth of error feedback over all second moments of an artifact, bits per weight.
+/// Mean worth of error feedback over all Hessians of an artifact, bits per weight.
 #[derive(Debug, Clone, Serialize)]
 pub struct MomentsBench {
     /// Matrices in the artifact.
@@ -35,7 +36,7 @@ pub struct MomentsBench {
     /// Of output gradients, fed back over all rows, and from blocks of that many rows to the next, by
     /// damping.
     pub outputs: BTreeMap<String, f64>,
-    /// Bytes of the moments' files, and of the same as f32 matrices.
+    /// Bytes of the Hessians' files, and of the same as f32 matrices.
     pub bytes: [u64; 2],
 }
 
@@ -70,18 +71,18 @@ fn moved(h: &Array2<f32>) -> Array2<f32> {
     })
 }
 
-/// Compares what an artifact's second moments are worth whole and in parts.
+/// Compares the worth of an artifact's Hessians whole and in parts.
 ///
 /// # Errors
-/// Artifacts without full second moments.
+/// Artifacts without full Hessians.
 pub fn bench_moments(calibration: &Path) -> Result<MomentsBench, BenchError> {
     let sensitivities = Sensitivities::open(calibration)?;
     let mut bytes = [0, 0];
     let mut rows = Vec::new();
     let mut outputs: BTreeMap<String, Vec<f64>> = BTreeMap::new();
     for name in sensitivities.names() {
-        let Some(moment) = sensitivities.output_moment(name)?.filter(|m| m.blocks() == 1) else { continue };
-        let h = moment.block(0);
+        let Some(kept) = sensitivities.gradient_covariance(name)?.filter(|m| m.blocks() == 1) else { continue };
+        let h = kept.block(0);
         let kind = name.rsplit('.').nth(1).unwrap_or(name);
         for (side, damping) in [(1, 0.01), (16, 0.01), (32, 0.01), (64, 0.01), (1, 0.1), (16, 0.1), (64, 0.1)] {
             let worth = worth_between(&h, side, damping);
@@ -91,12 +92,13 @@ pub fn bench_moments(calibration: &Path) -> Result<MomentsBench, BenchError> {
         }
     }
     for name in sensitivities.names() {
-        // Layers that share their input share its moment: counted once.
-        if ["k_proj", "v_proj", "up_proj"].iter().any(|part| name.contains(part)) {
+        // Layers that share their input share its Hessian: counted once.
+        let role = TensorRole::parse(name);
+        if role.and_then(TensorRole::first_of_input).is_some_and(|first| Some(first) != role) {
             continue;
         }
-        let Some(moment) = sensitivities.second_moment(name)?.filter(|m| m.blocks() == 1) else { continue };
-        let h = moment.block(0);
+        let Some(kept) = sensitivities.hessian(name)?.filter(|m| m.blocks() == 1) else { continue };
+        let h = kept.block(0);
         let n = h.nrows() as u64;
         bytes = [bytes[0] + 4 * n + n * (n - 1), bytes[1] + 4 * n * n];
         let variants: Vec<Array2<f32>> =

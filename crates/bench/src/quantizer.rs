@@ -6,12 +6,10 @@ use faer::{Accum, Mat, Par};
 use ndarray::Array2;
 use rayon::prelude::*;
 use serde::Serialize;
-use waterfill_allocate::{Factor, Importance, PlannedWeight};
-use waterfill_calibrate::SecondMomentMatrix;
+use waterfill_allocate::PlannedWeight;
 use waterfill_codec::{CodecError, CodedTensor, Dtype, Format, Lambda, TensorPlan, TilePlan, Trellis};
-use waterfill_quantize::feedback::{
-    FeedbackInput, FeedbackOptions, SecondMoments, encode_with_feedback, quantize_with_feedback,
-};
+use waterfill_quadratic::{Curvature, Damping, Hessian, LdlFactor, LossWeights};
+use waterfill_quantize::ldlq::{LdlqInput, LdlqOptions, encode_ldlq, quantize_ldlq};
 
 use crate::source;
 
@@ -19,9 +17,9 @@ use crate::source;
 const STATES: [Option<u32>; 6] = [None, Some(2), Some(3), Some(4), Some(5), Some(8)];
 /// Rates that are aimed at, bits per weight.
 const RATES: [f64; 3] = [2.0, 3.0, 4.0];
-/// Mean squared error over the bound's at which the price is set.
+/// Mean squared error over the bound's at which lambda is set.
 const AIMED: f64 = 1.1;
-/// Price of bits that levels are chosen by, over the slope: on independent Gaussians all of it.
+/// Lambda that levels are chosen by, over the slope: on independent Gaussians all of it.
 const ROUNDING: f32 = 1.0;
 
 /// One quantiser at one rate.
@@ -50,7 +48,7 @@ pub struct QuantizerSpeed {
     pub two_thread_speedup: f64,
 }
 
-/// What was measured.
+/// Figures of quantization with error feedback.
 #[derive(Debug, Clone, Serialize)]
 pub struct QuantizerBench {
     /// Gaps on independent Gaussians.
@@ -67,14 +65,14 @@ pub struct QuantizerBench {
     pub speed: Vec<QuantizerSpeed>,
 }
 
-fn options(states: Option<u32>, damping: f64) -> FeedbackOptions {
-    FeedbackOptions {
+fn options(states: Option<u32>, damping: f64) -> LdlqOptions {
+    LdlqOptions {
         trellis: states.and_then(Trellis::new),
         rounding: ROUNDING,
-        widen: true,
-        escape: false,
+        allow_int8: true,
+        allow_lossless: false,
         damping,
-        restraint: 0.0,
+        error_penalty: 0.0,
         sparse: false,
     }
 }
@@ -83,14 +81,18 @@ fn options(states: Option<u32>, damping: f64) -> FeedbackOptions {
 fn planned((rows, cols): (usize, usize), bits: f64) -> PlannedWeight {
     let tile = TilePlan { format: Format::Int8, ..TilePlan::default() };
     let plan = TensorPlan { sigma_base: 0, ..TensorPlan::uniform(Dtype::F32, rows, cols, tile) };
-    let importance =
-        Importance { tiles: vec![1.0; plan.tiles.len()], rows: vec![1.0; rows], cols: vec![1.0; cols], lookup: vec![] };
+    let loss_weights = LossWeights {
+        tiles: vec![1.0; plan.tiles.len()],
+        rows: vec![1.0; rows],
+        cols: vec![1.0; cols],
+        lookup: vec![],
+    };
     let error = AIMED * (-2.0 * bits).exp2();
     PlannedWeight {
         plan,
-        importance,
-        price: Lambda(error * 2.0 * std::f64::consts::LN_2),
-        narrow: false,
+        loss_weights,
+        lambda: Lambda(error * 2.0 * std::f64::consts::LN_2),
+        allow_int4: false,
         sharing: Default::default(),
     }
 }
@@ -104,12 +106,8 @@ pub fn bench_quantizer(side: usize, repeats: usize) -> Result<QuantizerBench, Co
     let mut gaussian = Vec::new();
     for states in STATES {
         for bits in RATES {
-            let coded = encode_with_feedback(
-                &planned((side, side), bits),
-                &weights,
-                SecondMoments::default(),
-                &options(states, 0.0),
-            )?;
+            let coded =
+                encode_ldlq(&planned((side, side), bits), &weights, Curvature::default(), &options(states, 0.0))?;
             let (decoded, _) = CodedTensor::parse(&coded)?.decode()?;
             let value = |b: &[u8]| f64::from(f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
             let squares = decoded.chunks_exact(4).zip(&weights).map(|(b, &w)| (value(b) - f64::from(w)).powi(2));
@@ -119,23 +117,23 @@ pub fn bench_quantizer(side: usize, repeats: usize) -> Result<QuantizerBench, Co
             gaussian.push(GaussianPoint { states: states.map_or(0, |s| 1 << s), bits_per_weight, gap_db });
         }
     }
-    let moment = correlated(side);
-    let (feedback_gflops, feedback_spread, product_gflops) = feedback_rate(side, repeats, &weights, &moment)?;
+    let hessian = correlated(side);
+    let (feedback_gflops, feedback_spread, product_gflops) = feedback_rate(side, repeats, &weights, &hessian)?;
     // Rows that see each other's errors take a while: an eighth of them.
     let (whole, part) = (planned((side, side), 3.0), planned(((side / 8).max(1), side), 3.0));
-    let moment_of_rows = correlated(part.plan.rows);
+    let covariance = correlated(part.plan.rows);
     let mut speed = Vec::new();
     for (rows, states) in [false, true].into_iter().flat_map(|rows| [None, Some(3), Some(8)].map(|s| (rows, s))) {
         let weight = if rows { &part } else { &whole };
         let weights = &weights[..weight.plan.rows * side];
-        let moments = SecondMoments { input: Some(&moment), output: rows.then_some(&moment_of_rows) };
+        let curvature = Curvature { hessian: Some(&hessian), gradient_covariance: rows.then_some(&covariance) };
         let options = options(states, 0.01);
-        let coded = || encode_with_feedback(weight, weights, moments, &options);
+        let coded = || encode_ldlq(weight, weights, curvature, &options);
         // Tensors are coded side by side as far as there are cores.
-        let pools = [1, 2].map(crate::pool);
+        let pools = [1, 2].map(crate::timing::pool);
         let mut failed = [None, None];
         let [first, second] = &mut failed;
-        let timings = crate::time_together(
+        let timings = crate::timing::time_together(
             repeats,
             &mut [&mut || *first = pools[0].install(|| coded().err()), &mut || {
                 *second = pools[1].install(|| [(); 2].into_par_iter().find_map_any(|()| coded().err()));
@@ -154,10 +152,10 @@ pub fn bench_quantizer(side: usize, repeats: usize) -> Result<QuantizerBench, Co
     Ok(QuantizerBench { gaussian, side, feedback_gflops, feedback_spread, product_gflops, speed })
 }
 
-/// A second moment whose neighbours are correlated.
-fn correlated(side: usize) -> SecondMomentMatrix {
+/// A Hessian with correlated neighbours.
+fn correlated(side: usize) -> Hessian {
     let h = Array2::from_shape_fn((side, side), |(i, j)| 0.95f32.powi(i.abs_diff(j).min(200) as i32));
-    SecondMomentMatrix::from_dense(&h)
+    Hessian::from_dense(&h)
 }
 
 /// Operations a second of quantisation with feedback and scalar rounding, its spread, and those of a
@@ -166,29 +164,29 @@ fn feedback_rate(
     side: usize,
     repeats: usize,
     weights: &[f32],
-    moment: &SecondMomentMatrix,
+    hessian: &Hessian,
 ) -> Result<(f64, [f64; 2], f64), CodecError> {
-    let factor = Factor::new(moment, 0.0, 0.01);
+    let factor = LdlFactor::new(hessian, &Damping::uniform(0.01));
     let weight = planned((side, side), 3.0);
     let mut plan = weight.plan.clone();
     plan.step_base = -12;
-    let input = FeedbackInput {
+    let input = LdlqInput {
         plan: &plan,
         weights,
-        importance: &weight.importance,
+        loss_weights: &weight.loss_weights,
         factor: &factor,
         rows: None,
-        price: 0.0,
+        lambda: 0.0,
         before: None,
         dropped: None,
     };
     let (a, b) = (Mat::<f32>::from_fn(side / 2, side, |i, j| (i + j) as f32), Mat::<f32>::full(side, side, 0.5));
     let mut products = [(); 2].map(|()| Mat::<f32>::zeros(side / 2, side));
     let mut failed = None;
-    let pool = crate::pool(2);
-    let timings = crate::time_together(
+    let pool = crate::timing::pool(2);
+    let timings = crate::timing::time_together(
         repeats,
-        &mut [&mut || pool.install(|| failed = quantize_with_feedback(&input).err()), &mut || {
+        &mut [&mut || pool.install(|| failed = quantize_ldlq(&input).err()), &mut || {
             pool.install(|| {
                 products.par_iter_mut().for_each(|c| {
                     matmul(c.as_mut(), Accum::Replace, a.as_ref(), b.as_ref(), 1.0, Par::Seq);

@@ -1,8 +1,8 @@
-//! What rotating a matrix before it is quantised would be worth: randomised Hadamard transforms of its
-//! rows, its columns or both (incoherence processing: QuIP#, Tseng et al. 2024), beside the matrix as it
-//! is, and beside ones whose rows or columns are only in another order.
+//! The worth of rotating a matrix before it is quantized: randomised Hadamard transforms of its rows, its columns or
+//! both (incoherence processing: QuIP#, Tseng et al. 2024), compared with the matrix as it is, and with rows or columns
+//! that are only in another order.
 //!
-//! A rotated matrix is quantised under its rotated second moments, so that its loss by the quadratic
+//! A rotated matrix is quantised under its rotated Hessian and gradient covariance, so that its loss by the quadratic
 //! model is that of the matrix it is rotated back to.
 
 use std::collections::BTreeMap;
@@ -11,18 +11,19 @@ use std::path::Path;
 use ndarray::{Array2, Axis};
 use rayon::prelude::*;
 use serde::Serialize;
-use waterfill_allocate::{Allocation, Importance, PlannedWeight, read_plan};
-use waterfill_calibrate::{SecondMomentMatrix, Sensitivities};
+use waterfill_allocate::{Allocation, PlannedWeight, read_plan};
+use waterfill_calibrate::Sensitivities;
 use waterfill_checkpoint::Checkpoint;
 use waterfill_codec::{CodedTensor, Dtype, TILE, TensorPlan, Trellis};
-use waterfill_quantize::feedback::{FeedbackOptions, QuadraticLoss, SecondMoments, encode_with_feedback};
+use waterfill_quadratic::{Curvature, Hessian, LossWeights, QuadraticLoss};
+use waterfill_quantize::ldlq::{LdlqOptions, encode_ldlq};
 
-use crate::BenchError;
+use crate::error::BenchError;
 use crate::source::Gaussians;
 
-/// Share of the mean of a second moment's diagonal that is added to it.
+/// Share of the mean of a Hessian's diagonal that is added to it.
 const DAMPING: f64 = 0.03;
-/// Share of the price of bits that levels are chosen by.
+/// Lambda that levels are chosen by, as a share of the allocation's.
 const ROUNDING: f32 = 0.3;
 
 /// Bits per weight that a rotation costs at equal loss; negative where it saves some.
@@ -37,16 +38,16 @@ pub struct RotationCost {
     /// Of an order in which rows that are decided together come from all over the matrix: the simplest
     /// orthogonal matrix of all.
     pub reordered: f64,
-    /// Of deciding the inputs of the largest second moment first (GPTQ's order by activations).
+    /// Of deciding the inputs of the largest Hessian diagonal first (GPTQ's order by activations).
     pub largest_first: f64,
     /// Of deciding those of the smallest first.
     pub smallest_first: f64,
 }
 
-/// What was measured on one allocation.
+/// Figures of one allocation.
 #[derive(Debug, Clone, Serialize)]
 pub struct RotationBench {
-    /// Matrices with second moments on both sides.
+    /// Matrices with both a Hessian and a gradient covariance.
     pub matrices: usize,
     /// Bits per weight of those as they are.
     pub bits_per_weight: f64,
@@ -116,9 +117,9 @@ impl Rotation {
         }
     }
 
-    /// Rotates both sides of a second moment.
-    fn moment(&self, moment: &Array2<f32>) -> Array2<f32> {
-        let mut rotated = moment.clone();
+    /// Rotates both sides of a symmetric matrix.
+    fn both_sides_of(&self, matrix: &Array2<f32>) -> Array2<f32> {
+        let mut rotated = matrix.clone();
         self.rows_of(&mut rotated);
         let mut rotated = rotated.t().as_standard_layout().into_owned();
         self.rows_of(&mut rotated);
@@ -132,7 +133,7 @@ struct Coded {
     loss: f64,
 }
 
-/// Codes a matrix, rotated or as it is, where errors cost what its second moments say.
+/// Codes a matrix, rotated or as it is, where errors cost what its Hessian and gradient covariance say.
 fn code(
     planned: &PlannedWeight,
     weights: &Array2<f32>,
@@ -149,9 +150,9 @@ fn code(
         rotation.rows_of(&mut turned);
         weights = turned.t().as_standard_layout().into_owned();
     }
-    let rotated = |moment: &Array2<f32>, rotation: Option<&Rotation>| match rotation {
-        Some(rotation) => rotation.moment(moment),
-        None => moment.clone(),
+    let rotated = |matrix: &Array2<f32>, rotation: Option<&Rotation>| match rotation {
+        Some(rotation) => rotation.both_sides_of(matrix),
+        None => matrix.clone(),
     };
     let (input, output) = (rotated(input, inputs), rotated(output, outputs));
     // Without tiles of their own, so that all rotations have one model of the loss.
@@ -159,14 +160,14 @@ fn code(
         let mean = m.diag().mean().unwrap_or(1.0).max(f32::MIN_POSITIVE);
         m.diag().mapv(|v| v / mean).to_vec()
     };
-    let mean = planned.importance.tiles.iter().sum::<f32>() / planned.importance.tiles.len() as f32;
+    let mean = planned.loss_weights.tiles.iter().sum::<f32>() / planned.loss_weights.tiles.len() as f32;
     let (by_row, by_col) = (share(&output), share(&input));
-    let importance =
-        Importance { tiles: vec![mean; planned.plan.tiles.len()], rows: by_row, cols: by_col, lookup: vec![] };
+    let loss_weights =
+        LossWeights { tiles: vec![mean; planned.plan.tiles.len()], rows: by_row, cols: by_col, lookup: vec![] };
     let mut plan = TensorPlan { dtype: Dtype::F32, ..planned.plan.clone() };
     plan.row_scale = vec![0; rows];
     plan.col_scale = vec![0; cols];
-    // What spreads say of the matrix as it is does not hold of the rotated one: both get their own.
+    // Spreads of the matrix as it is do not hold for the rotated one: both get their own.
     let level = |squares: f32, count: usize| 2.0 * (squares / count as f32).max(1e-30).log2();
     let all = level(weights.iter().map(|w| w * w).sum(), rows * cols);
     let relative = |axis: Axis, count: usize| -> Vec<i8> {
@@ -178,40 +179,40 @@ fn code(
     plan.tiles.iter_mut().for_each(|t| t.sigma = 0);
     let planned = PlannedWeight {
         plan,
-        importance: importance.clone(),
-        price: planned.price,
-        narrow: false,
+        loss_weights: loss_weights.clone(),
+        lambda: planned.lambda,
+        allow_int4: false,
         sharing: Default::default(),
     };
-    let (input, output) = (SecondMomentMatrix::from_dense(&input), SecondMomentMatrix::from_dense(&output));
-    let moments = SecondMoments { input: Some(&input), output: Some(&output) };
-    let options = FeedbackOptions {
+    let (input, output) = (Hessian::from_dense(&input), Hessian::from_dense(&output));
+    let curvature = Curvature { hessian: Some(&input), gradient_covariance: Some(&output) };
+    let options = LdlqOptions {
         trellis: Trellis::new(3),
         rounding: ROUNDING,
-        widen: true,
-        escape: false,
+        allow_int8: true,
+        allow_lossless: false,
         damping: DAMPING,
-        restraint: 0.0,
+        error_penalty: 0.0,
         sparse: false,
     };
     let weights = weights.as_standard_layout().into_owned().into_raw_vec_and_offset().0;
-    let coded = encode_with_feedback(&planned, &weights, moments, &options)?;
+    let coded = encode_ldlq(&planned, &weights, curvature, &options)?;
     let (decoded, _) = CodedTensor::parse(&coded).and_then(|c| c.decode())?;
     let value = |b: &[u8]| f32::from_le_bytes([b[0], b[1], b[2], b[3]]);
     let errors = decoded.chunks_exact(4).zip(&weights).map(|(b, &w)| value(b) - w).collect();
-    Ok(Coded { bits: coded.len() as f64 * 8.0, loss: QuadraticLoss::new(&importance, TILE, moments).of(errors) })
+    Ok(Coded { bits: coded.len() as f64 * 8.0, loss: QuadraticLoss::new(&loss_weights, TILE, curvature).of(errors) })
 }
 
 /// Compares an allocation's matrices as they are with rotated ones.
 ///
 /// # Errors
-/// Files that cannot be read, and calibrations without full second moments of inputs and outputs.
+/// Files that cannot be read, and calibrations without full Hessians and gradient covariances.
 pub fn bench_rotation(checkpoint: &Path, calibration: &Path, allocation: &Path) -> Result<RotationBench, BenchError> {
     let source = Checkpoint::open(checkpoint)?;
     let sensitivities = Sensitivities::open(calibration)?;
     let allocation = Allocation::open(allocation)?;
     let one = |name: &String| -> Result<Option<(String, f64, f64, RotationCost)>, BenchError> {
-        let moments = [sensitivities.second_moment(name)?, sensitivities.output_moment(name)?];
+        let moments = [sensitivities.hessian(name)?, sensitivities.gradient_covariance(name)?];
         let [Some(input), Some(output)] = moments else { return Ok(None) };
         if input.blocks() != 1 || output.blocks() != 1 {
             return Ok(None);

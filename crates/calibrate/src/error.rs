@@ -1,4 +1,4 @@
-//! What can go wrong while calibrating.
+//! Errors of calibration.
 
 use std::path::PathBuf;
 
@@ -24,11 +24,11 @@ pub enum CalibrateError {
         /// Which statistic.
         statistic: &'static str,
     },
-    /// More shards than sequences.
-    #[error("{shards} shards for {sequences} sequences, expected at most one shard for each")]
-    Shards {
-        /// Shards asked for.
-        shards: usize,
+    /// More folds than sequences.
+    #[error("{folds} folds for {sequences} sequences, expected at most one fold for each")]
+    Folds {
+        /// Folds asked for.
+        folds: usize,
         /// Sequences there are.
         sequences: usize,
     },
@@ -37,7 +37,7 @@ pub enum CalibrateError {
     Io {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: std::io::Error,
     },
     /// A sensitivity file is missing, malformed, or lacks a weight.
@@ -45,7 +45,7 @@ pub enum CalibrateError {
     File {
         /// The file.
         path: PathBuf,
-        /// What was found and what was expected.
+        /// The value found and the one expected.
         reason: String,
     },
 }

@@ -7,18 +7,18 @@ use rayon::prelude::*;
 use waterfill_model::Head;
 
 use crate::error::Result;
+use crate::settings::Labels;
 use crate::statistics::Sums;
-use crate::sweep::Labels;
 
 /// Elements of logits held at once.
 const LOGITS: usize = 1 << 25;
 
-/// Bytes that a batch holds at the head beside its states: logits, probabilities, energies.
+/// Bytes that a batch holds at the head besides its states: logits, probabilities, energies.
 pub fn head_bytes(vocab: usize, tokens: usize) -> u64 {
     (LOGITS.max(vocab).min(vocab * tokens) * 5 * 4) as u64
 }
 
-/// What one batch gives.
+/// Statistics and gradient of one batch.
 pub(crate) struct HeadBatch {
     pub sums: Sums,
     /// Input of the head, `[batch * tokens, hidden]`.

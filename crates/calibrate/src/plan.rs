@@ -1,40 +1,40 @@
 //! Which sequences are computed together, and what is written of a weight.
 
-use waterfill_model::{LINEARS, Windows};
+use waterfill_model::{Projection, Windows};
 
 use crate::error::{CalibrateError, Result};
-use crate::moments::Moments;
-use crate::statistics::{MomentKind, Sums, Weighting};
+use crate::hessian::HessianSums;
+use crate::settings::{CalibrateSettings, HessianWeighting};
+use crate::statistics::Sums;
 use crate::store::Entry;
-use crate::sweep::Settings;
 
-/// Batches and the shard that each belongs to.
+/// Batches and the fold that each belongs to.
 pub(crate) struct Plan<'a> {
     pub windows: &'a Windows,
     pub batches: Vec<Vec<&'a [u32]>>,
     /// Index of the first sequence of each batch.
     pub first: Vec<usize>,
-    pub shard: Vec<usize>,
-    /// Tokens of each shard.
+    pub fold: Vec<usize>,
+    /// Tokens of each fold.
     pub tokens: Vec<f64>,
 }
 
 impl<'a> Plan<'a> {
-    pub fn new(windows: &'a Windows, settings: &Settings) -> Result<Self> {
-        let (sequences, shards) = (windows.rows.len(), settings.shards.max(1));
-        if shards > sequences {
-            return Err(CalibrateError::Shards { shards, sequences });
+    pub fn new(windows: &'a Windows, settings: &CalibrateSettings) -> Result<Self> {
+        let (sequences, folds) = (windows.rows.len(), settings.folds.max(1));
+        if folds > sequences {
+            return Err(CalibrateError::Folds { folds, sequences });
         }
         let per_batch = (settings.batch_tokens / windows.context).max(1);
-        let mut plan = Self { windows, batches: vec![], first: vec![], shard: vec![], tokens: vec![0.0; shards] };
-        for shard in 0..shards {
-            let range = shard * sequences / shards..(shard + 1) * sequences / shards;
-            plan.tokens[shard] = (range.len() * windows.context) as f64;
+        let mut plan = Self { windows, batches: vec![], first: vec![], fold: vec![], tokens: vec![0.0; folds] };
+        for fold in 0..folds {
+            let range = fold * sequences / folds..(fold + 1) * sequences / folds;
+            plan.tokens[fold] = (range.len() * windows.context) as f64;
             for first in range.clone().step_by(per_batch) {
                 let rows = &windows.rows[first..(first + per_batch).min(range.end)];
                 plan.batches.push(rows.iter().map(|r| &r[..windows.context]).collect());
                 plan.first.push(first);
-                plan.shard.push(shard);
+                plan.fold.push(fold);
             }
         }
         Ok(plan)
@@ -48,20 +48,17 @@ impl<'a> Plan<'a> {
     pub fn entry<'b>(
         &'b self,
         name: &'b str,
-        shards: &'b [Sums],
-        moments: Option<&'b Moments>,
-        settings: &Settings,
+        folds: &'b [Sums],
+        hessian: Option<&'b HessianSums>,
+        settings: &CalibrateSettings,
     ) -> Entry<'b> {
-        let side = match settings.second_moment.kind {
-            MomentKind::BlockDiagonal(side) => side,
-            _ => shards[0].col_x2.len(),
-        };
-        Entry { name, shards, tokens: &self.tokens, moments, side, lookup: None, output: None }
+        let width = folds[0].col_x2.len();
+        let side = settings.hessian.side(width).unwrap_or(width);
+        Entry { name, folds, tokens: &self.tokens, hessian, side, lookup: None, gradient_covariance: None }
     }
 }
 
-/// q, k and v have one input, gate and up another: its plain second moment is kept once.
-pub(crate) fn holds_moment(linear: usize, settings: &Settings) -> bool {
-    settings.second_moment.weighting == Weighting::Gradient
-        || !["self_attn.k_proj", "self_attn.v_proj", "mlp.up_proj"].contains(&LINEARS[linear])
+/// True where a layer's Hessian is kept: those that read the same input share its plain Hessian, which is kept once.
+pub(crate) fn holds_hessian(linear: Projection, settings: &CalibrateSettings) -> bool {
+    settings.hessian.weighting == HessianWeighting::Gradient || linear.first_of_input() == linear
 }

@@ -8,35 +8,6 @@ use crate::error::{CalibrateError, Result};
 /// Side of a tile.
 pub(crate) const TILE: usize = 16;
 
-/// How much of the input second-moment matrix H = E[x x^T] is kept.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum MomentKind {
-    /// All of it.
-    Full,
-    /// Square blocks of this side along the diagonal.
-    BlockDiagonal(usize),
-    /// The diagonal, which is E[x_j^2] and kept anyway.
-    Diagonal,
-}
-
-/// Weight of each token in H.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Weighting {
-    /// All tokens alike.
-    Plain,
-    /// By the energy of the output gradient, sum_i g_ti^2 (as GuidedQuant, Kim et al. 2025).
-    Gradient,
-}
-
-/// What to keep of H, and how tokens count in it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct SecondMoment {
-    /// Full, block-diagonal or diagonal.
-    pub kind: MomentKind,
-    /// Plain or by gradient energy.
-    pub weighting: Weighting,
-}
-
 /// Sums over the tokens of one batch or of all batches so far.
 #[derive(Clone)]
 pub(crate) struct Sums {

@@ -1,5 +1,5 @@
-//! Sensitivities on disk: one safetensors file a block, named tensors `<weight>|<statistic>`, and
-//! beside it `moments-<file>` with the second moments, which are far larger and read on their own.
+//! Sensitivities on disk: one safetensors file a block with tensors named `<weight>|<statistic>`, and next to it
+//! `moments-<file>` with Hessians and gradient covariances, which are far larger and read on their own.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
@@ -8,27 +8,28 @@ use ndarray::{Array1, Array2};
 use safetensors::SafeTensorError;
 use safetensors::tensor::{Dtype, TensorView};
 use waterfill_checkpoint::SafetensorsFile;
-use waterfill_model::ModelError;
+use waterfill_model::{ModelError, TensorRole};
+use waterfill_quadratic::{GradientCovariance, Hessian, SymmetricBlocks};
 use waterfill_store::Work;
 
 use crate::error::{CalibrateError, Result};
-use crate::moments::{Moments, SecondMomentMatrix};
+use crate::hessian::HessianSums;
 use crate::statistics::Sums;
 
 const INDEX: &str = "index.json";
-/// Parts of a second moment beside its diagonal.
+/// Names of the diagonals of Hessian and gradient covariance, and suffixes of their other parts.
 const INPUT: &str = "second_moment";
 const OUTPUT: &str = "output_moment";
 const CORRELATIONS: &str = "_correlations";
 const LOOKUP: &str = "lookup_row_fisher";
 const SIDE: &str = "_side";
-/// Prefix of the files with second moments.
+/// Prefix of the files with Hessians.
 const MOMENTS: &str = "moments-";
 
 /// Sensitivity of one weight matrix; everything is a mean over tokens.
 #[derive(Debug, Clone)]
 pub struct Sensitivity {
-    /// Fisher information summed over each 16x16 tile, for every calibration shard.
+    /// Fisher information summed over each 16x16 tile, for every calibration fold.
     pub tile_fisher: Vec<Array2<f64>>,
     /// Fisher information summed over each row.
     pub row_fisher: Array1<f64>,
@@ -116,29 +117,30 @@ impl Sensitivities {
         })
     }
 
-    /// Second moment of a weight's input; `None` when only the diagonal was kept.
+    /// Hessian `[in, in]` of a linear layer's input; `None` when only the diagonal was kept.
     ///
     /// # Errors
     /// As [`Sensitivities::read`].
-    pub fn second_moment(&self, name: &str) -> Result<Option<SecondMomentMatrix>> {
-        // Layers that share their input share its plain second moment, stored with the first.
-        let first = name.replace("k_proj", "q_proj").replace("v_proj", "q_proj").replace("up_proj", "gate_proj");
-        match self.moment(name, name, INPUT)? {
-            Some(moment) => Ok(Some(moment)),
-            None => self.moment(name, &first, INPUT),
+    pub fn hessian(&self, name: &str) -> Result<Option<Hessian>> {
+        // Layers that read the same input share its plain Hessian, stored with the first.
+        let first = TensorRole::parse(name).and_then(TensorRole::first_of_input);
+        match (self.matrix(name, name, INPUT)?, first) {
+            (None, Some(first)) => self.matrix(name, &first.name(), INPUT),
+            (found, _) => Ok(found),
         }
     }
 
-    /// Second moment of a weight's output gradient, by the energy of its input; `None` where none was kept.
+    /// Covariance `[out, out]` of a linear layer's output gradient, tokens weighted by the energy of the input; `None`
+    /// where none was kept.
     ///
     /// # Errors
     /// As [`Sensitivities::read`].
-    pub fn output_moment(&self, name: &str) -> Result<Option<SecondMomentMatrix>> {
-        self.moment(name, name, OUTPUT)
+    pub fn gradient_covariance(&self, name: &str) -> Result<Option<GradientCovariance>> {
+        self.matrix(name, name, OUTPUT)
     }
 
-    /// The moment `part` that is stored under `holder` in the file of `name`.
-    fn moment(&self, name: &str, holder: &str, part: &str) -> Result<Option<SecondMomentMatrix>> {
+    /// The matrix `part` that is stored under `holder` in the file of `name`.
+    fn matrix(&self, name: &str, holder: &str, part: &str) -> Result<Option<SymmetricBlocks>> {
         let path = self.path(name, MOMENTS)?;
         if !path.exists() {
             return Ok(None);
@@ -154,7 +156,7 @@ impl Sensitivities {
         let values = bytes.chunks_exact(2).map(|b| i16::from_le_bytes([b[0], b[1]])).collect();
         let diagonal = diagonal.into_iter().map(|v| v as f32).collect();
         let side = side.first().map_or(0, |&s| s as usize);
-        let matrix = SecondMomentMatrix::new(diagonal, side, values);
+        let matrix = SymmetricBlocks::new(diagonal, side, values);
         matrix.map(Some).ok_or_else(|| failed(&path)(format!("{holder}: correlations do not fit the diagonal")))
     }
 
@@ -166,7 +168,7 @@ impl Sensitivities {
     }
 }
 
-/// Shape and values of a statistic; second moments of a block take hundreds of megabytes, so that tensors are
+/// Shape and values of a statistic; Hessians of a block take hundreds of megabytes, so that tensors are
 /// read one at a time.
 fn values(file: &SafetensorsFile, name: &str) -> Result<(Vec<usize>, Vec<f64>)> {
     let (shape, values) = file.read_f32(name).map_err(ModelError::from)?;
@@ -176,15 +178,15 @@ fn values(file: &SafetensorsFile, name: &str) -> Result<(Vec<usize>, Vec<f64>)> 
 /// Accumulated sums of one weight, ready to be written.
 pub(crate) struct Entry<'a> {
     pub name: &'a str,
-    /// One for each shard.
-    pub shards: &'a [Sums],
-    /// Tokens of each shard.
+    /// One for each fold.
+    pub folds: &'a [Sums],
+    /// Tokens of each fold.
     pub tokens: &'a [f64],
-    /// The second moment, where this weight holds one.
-    pub moments: Option<&'a Moments>,
-    /// The second moment of its output gradient.
-    pub output: Option<&'a Moments>,
-    /// Side of its diagonal blocks.
+    /// The input Hessian, where this weight holds one.
+    pub hessian: Option<&'a HessianSums>,
+    /// The output-gradient covariance, where this weight holds one.
+    pub gradient_covariance: Option<&'a HessianSums>,
+    /// Side of the Hessian's diagonal blocks.
     pub side: usize,
     /// Of an embedding, the rows' Fisher information as a lookup.
     pub lookup: Option<&'a Array1<f64>>,
@@ -220,19 +222,19 @@ impl Writer<'_> {
             values.flat_map(|v| (v as f32).to_le_bytes()).collect()
         };
         for entry in entries {
-            entry.shards.iter().try_for_each(|s| s.check(entry.name))?;
-            let (down, across) = entry.shards[0].tile_fisher.dim();
+            entry.folds.iter().try_for_each(|s| s.check(entry.name))?;
+            let (down, across) = entry.folds[0].tile_fisher.dim();
             let tiles =
-                entry.shards.iter().zip(entry.tokens).flat_map(|(s, &n)| s.tile_fisher.iter().map(move |v| v / n));
+                entry.folds.iter().zip(entry.tokens).flat_map(|(s, &n)| s.tile_fisher.iter().map(move |v| v / n));
             let name = |statistic: &str| format!("{}|{statistic}", entry.name);
             tensors.push((
                 name("tile_fisher"),
                 Dtype::F32,
-                vec![entry.shards.len(), down, across],
+                vec![entry.folds.len(), down, across],
                 bytes(&mut tiles.into_iter()),
             ));
-            let mut total = entry.shards[0].clone();
-            entry.shards[1..].iter().for_each(|s| total.add(s));
+            let mut total = entry.folds[0].clone();
+            entry.folds[1..].iter().for_each(|s| total.add(s));
             let tokens: f64 = entry.tokens.iter().sum();
             for (statistic, values) in [
                 ("row_fisher", &total.row_fisher),
@@ -247,13 +249,12 @@ impl Writer<'_> {
                 let means = bytes(&mut lookup.iter().map(|v| v / tokens));
                 tensors.push((name(LOOKUP), Dtype::F32, vec![lookup.len()], means));
             }
-            for (kept, part, side) in [(entry.moments, INPUT, entry.side), (entry.output, OUTPUT, usize::MAX)] {
+            for (kept, part, side) in
+                [(entry.hessian, INPUT, entry.side), (entry.gradient_covariance, OUTPUT, usize::MAX)]
+            {
                 let Some(kept) = kept else { continue };
                 if !kept.is_finite() {
-                    return Err(CalibrateError::NotFinite {
-                        weight: entry.name.into(),
-                        statistic: "the second moment",
-                    });
+                    return Err(CalibrateError::NotFinite { weight: entry.name.into(), statistic: "the Hessian" });
                 }
                 let (diagonal, correlations) = kept.to_stored();
                 let (width, count) = (diagonal.len(), correlations.len());

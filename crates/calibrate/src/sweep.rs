@@ -5,53 +5,17 @@ use std::ops::Range;
 
 use candle_core::Tensor;
 use rayon::prelude::*;
-use waterfill_model::{
-    EMBEDDING, LINEARS, LinearTrace, Model, Windows, linear_name, lm_head_name, pack, side_by_side, unpack,
-};
+use waterfill_model::{EMBEDDING, LinearTrace, Model, Projection, Windows, lm_head_name, pack, side_by_side, unpack};
 use waterfill_store::{Pace, Progress, Work};
 
 use crate::error::{CalibrateError, Result};
 use crate::head::{head_batch, head_bytes};
 use crate::lookup::add_lookup;
-use crate::plan::{Plan, holds_moment};
-use crate::statistics::{MomentKind, SecondMoment, Sums, Weighting};
+use crate::plan::{Plan, holds_hessian};
+use crate::settings::{CalibrateSettings, CalibrateSummary, HessianKind, HessianSettings, HessianWeighting};
+use crate::statistics::Sums;
 use crate::store::{Entry, Writer};
 use crate::totals::Totals;
-
-/// Whose labels the gradients come from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Labels {
-    /// Drawn from the model's own distribution: the true Fisher information.
-    Sampled,
-    /// The text's next tokens: the empirical Fisher information.
-    Data,
-}
-
-/// What to compute.
-#[derive(Debug, Clone)]
-pub struct Settings {
-    /// Labels of the loss.
-    pub labels: Labels,
-    /// Seed of sampled labels.
-    pub seed: u64,
-    /// Parts of the text whose tile Fisher information is kept apart.
-    pub shards: usize,
-    /// What is kept of the inputs' second moments.
-    pub second_moment: SecondMoment,
-    /// What is kept of the output gradients', weighted by the energy of the input; of linear layers.
-    pub output_moment: MomentKind,
-    /// Tokens of a batch; affects rounding, so it is part of the result's identity.
-    pub batch_tokens: usize,
-}
-
-/// Figures of a calibration.
-#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
-pub struct Summary {
-    /// Tokens used.
-    pub tokens: u64,
-    /// Mean negative log-likelihood of the calibration text, nats per token.
-    pub nll: f64,
-}
 
 /// Computes sensitivities of all weights; `work` gets one file a block, and an index.
 ///
@@ -64,19 +28,19 @@ pub struct Summary {
 pub fn calibrate(
     model: &Model,
     windows: &Windows,
-    settings: &Settings,
+    settings: &CalibrateSettings,
     work: &Work,
     progress: &dyn Progress,
-) -> Result<Summary> {
+) -> Result<CalibrateSummary> {
     let plan = &Plan::new(windows, settings)?;
     let pass = Pass { model, plan, settings, work, progress };
     let layers = model.config.layers;
     let mut writer = Writer { work, files: BTreeMap::new() };
     pass.forward()?;
-    let Totals { nll, mut sums, moments, .. } = pass.head()?;
+    let Totals { nll, mut sums, hessians, .. } = pass.head()?;
     if !model.config.tied {
         let name = lm_head_name(&model.config);
-        writer.write("head.safetensors", &[plan.entry(name, &sums[0], moments[0].as_ref(), settings)])?;
+        writer.write("head.safetensors", &[plan.entry(name, &sums[0], hessians[0].as_ref(), settings)])?;
     }
     progress.start("backward", (layers * plan.batches.len()) as u64);
     for index in (0..layers).rev() {
@@ -85,22 +49,22 @@ pub fn calibrate(
     // Lookup and projection share the matrix when tied; their information adds.
     let mut lookup = vec![Sums::zeros(model.config.vocab, model.config.hidden); plan.tokens.len()];
     for (b, ids) in plan.batches.iter().enumerate() {
-        add_lookup(&mut lookup[plan.shard[b]], ids, &pass.tensor(GRADIENT, 0, b)?)?;
+        add_lookup(&mut lookup[plan.fold[b]], ids, &pass.tensor(GRADIENT, 0, b)?)?;
     }
-    // What a lookup costs does not add up over columns as what a projection costs does: told apart.
+    // Errors of a lookup do not add up over columns as those of a projection do, so its share is kept apart.
     let looked_up = lookup.iter().skip(1).fold(lookup[0].row_fisher.clone(), |sum, s| sum + &s.row_fisher);
-    let moments = match model.config.tied {
+    let hessian = match model.config.tied {
         true => {
             lookup.iter_mut().zip(&mut sums[0]).for_each(|(lookup, head)| lookup.add(head));
-            moments[0].as_ref()
+            hessians[0].as_ref()
         }
         false => None,
     };
-    let entry = Entry { lookup: Some(&looked_up), ..plan.entry(EMBEDDING, &lookup, moments, settings) };
+    let entry = Entry { lookup: Some(&looked_up), ..plan.entry(EMBEDDING, &lookup, hessian, settings) };
     writer.write("embedding.safetensors", &[entry])?;
     writer.finish()?;
     let tokens = plan.tokens.iter().sum::<f64>();
-    Ok(Summary { tokens: tokens as u64, nll: nll / tokens })
+    Ok(CalibrateSummary { tokens: tokens as u64, nll: nll / tokens })
 }
 
 /// File and unit with the sensitivities of a block.
@@ -121,11 +85,11 @@ const FORWARD: &str = "forward";
 /// Unit with the head's sums.
 const HEAD: &str = "head";
 
-/// What every step of the pass needs.
+/// Inputs of every step of the pass.
 struct Pass<'a> {
     model: &'a Model,
     plan: &'a Plan<'a>,
-    settings: &'a Settings,
+    settings: &'a CalibrateSettings,
     work: &'a Work,
     progress: &'a dyn Progress,
 }
@@ -182,12 +146,12 @@ impl Pass<'_> {
         &self,
         phase: &str,
         shapes: &[([usize; 2], bool)],
-        output: Option<SecondMoment>,
+        covariance: Option<HessianSettings>,
         bytes: u64,
         batch: impl Fn(usize) -> Result<T> + Sync,
         fold: impl Fn(&mut Totals, usize, T) -> Result<()>,
     ) -> Result<Totals> {
-        let empty = || Totals::new(shapes, self.plan.tokens.len(), self.settings.second_moment, output);
+        let empty = || Totals::new(shapes, self.plan.tokens.len(), self.settings.hessian, covariance);
         let mut totals = Totals::resume(self.work, phase, empty);
         self.progress.advance(totals.batches as u64);
         let mut pace = Pace::default();
@@ -206,7 +170,7 @@ impl Pass<'_> {
         Ok(totals)
     }
 
-    /// Keeps gradients below the head; the head's sums by shard, and the text's summed nll.
+    /// Keeps gradients below the head; the head's sums by fold, and the text's summed nll.
     fn head(&self) -> Result<Totals> {
         let Self { plan, settings, .. } = self;
         let config = &self.model.config;
@@ -223,9 +187,9 @@ impl Pass<'_> {
         let bytes = head_bytes(config.vocab, plan.batch_tokens()) + 4 * config.state_bytes(plan.batch_tokens());
         let mut totals =
             self.phase(HEAD, &[([config.vocab, config.hidden], true)], None, bytes, batch, |totals, b, result| {
-                totals.sums[0][plan.shard[b]].add(&result.sums);
-                if let Some(moments) = &mut totals.moments[0] {
-                    moments.add(&result.input, &result.energy)?;
+                totals.sums[0][plan.fold[b]].add(&result.sums);
+                if let Some(hessian) = &mut totals.hessians[0] {
+                    hessian.add(&result.input, &result.energy)?;
                 }
                 totals.nll += result.nll;
                 Ok(())
@@ -239,14 +203,16 @@ impl Pass<'_> {
     fn block(&self, index: usize, writer: &mut Writer) -> Result<()> {
         let Self { plan, settings, .. } = self;
         let (file, phase) = (block_file(index), format!("block-{index}"));
-        let names: Vec<String> = (0..LINEARS.len()).map(|i| linear_name(index, i)).collect();
+        let names: Vec<String> = Projection::ALL.map(|p| p.weight(index).name()).into();
         if writer.has(&file, &names) {
             self.progress.advance(plan.batches.len() as u64);
             return Ok(());
         }
-        let output = match settings.output_moment {
-            MomentKind::Diagonal => None,
-            kind => Some(SecondMoment { kind, weighting: Weighting::Gradient }),
+        let covariance = match settings.gradient_covariance {
+            HessianKind::Diagonal => None,
+            kind => {
+                Some(HessianSettings { kind, weighting: HessianWeighting::Gradient, block: settings.hessian.block })
+            }
         };
         let block = self.model.block(index)?;
         let batch = |b: usize| {
@@ -256,34 +222,34 @@ impl Pass<'_> {
                 let g2 = trace.gradient.sqr()?;
                 let energy = g2.sum_keepdim(1)?;
                 let sums = Sums::of(&g2, &trace.input)?;
-                let output = match output {
+                let output = match covariance {
                     Some(_) => Some((trace.gradient, trace.input.sqr()?.sum_keepdim(1)?)),
                     None => None,
                 };
-                Ok((sums, holds_moment(i, settings).then_some((trace.input, energy)), output))
+                Ok((sums, holds_hessian(Projection::ALL[i], settings).then_some((trace.input, energy)), output))
             };
             vjp.linears.into_par_iter().enumerate().map(statistics).collect::<Result<Vec<_>>>()
         };
         let config = &self.model.config;
-        let shapes: Vec<_> = (0..LINEARS.len()).map(|i| (config.linear_shape(i), holds_moment(i, settings))).collect();
+        let shapes = Projection::ALL.map(|p| (config.linear_shape(p), holds_hessian(p, settings)));
         let bytes = config.vjp_bytes(plan.batch_tokens());
-        let totals = self.phase(&phase, &shapes, output, bytes, batch, |totals, b, traces| {
+        let totals = self.phase(&phase, &shapes, covariance, bytes, batch, |totals, b, traces| {
             for (i, (sums, kept, output)) in traces.into_iter().enumerate() {
-                totals.sums[i][plan.shard[b]].add(&sums);
-                if let (Some(moments), Some((input, energy))) = (&mut totals.moments[i], kept) {
-                    moments.add(&input, &energy)?;
+                totals.sums[i][plan.fold[b]].add(&sums);
+                if let (Some(hessian), Some((input, energy))) = (&mut totals.hessians[i], kept) {
+                    hessian.add(&input, &energy)?;
                 }
-                if let (Some(moments), Some((gradient, energy))) = (&mut totals.outputs[i], output) {
-                    moments.add(&gradient, &energy)?;
+                if let (Some(covariance), Some((gradient, energy))) = (&mut totals.covariances[i], output) {
+                    covariance.add(&gradient, &energy)?;
                 }
             }
             Ok(())
         })?;
         let entry = |i: usize| Entry {
-            output: totals.outputs[i].as_ref(),
-            ..plan.entry(&names[i], &totals.sums[i], totals.moments[i].as_ref(), settings)
+            gradient_covariance: totals.covariances[i].as_ref(),
+            ..plan.entry(&names[i], &totals.sums[i], totals.hessians[i].as_ref(), settings)
         };
-        writer.write(&file, &(0..LINEARS.len()).map(entry).collect::<Vec<Entry>>())?;
+        writer.write(&file, &(0..names.len()).map(entry).collect::<Vec<Entry>>())?;
         self.work.forget(&phase);
         for b in 0..plan.batches.len() {
             self.work.forget(&format!("{INPUT}-{index}-{b}"));

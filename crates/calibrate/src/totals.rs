@@ -3,8 +3,9 @@
 use waterfill_store::Work;
 
 use crate::error::Result;
-use crate::moments::Moments;
-use crate::statistics::{SecondMoment, Sums};
+use crate::hessian::HessianSums;
+use crate::settings::HessianSettings;
+use crate::statistics::Sums;
 
 /// Sums for several weights.
 pub(crate) struct Totals {
@@ -12,32 +13,38 @@ pub(crate) struct Totals {
     pub batches: usize,
     /// Summed negative log-likelihood, nats.
     pub nll: f64,
-    /// By weight and shard.
+    /// By weight and fold.
     pub sums: Vec<Vec<Sums>>,
-    /// By weight, where it holds one.
-    pub moments: Vec<Option<Moments>>,
-    /// Second moments of output gradients, by weight, where it holds one.
-    pub outputs: Vec<Option<Moments>>,
+    /// Input Hessians by weight, where it holds one.
+    pub hessians: Vec<Option<HessianSums>>,
+    /// Output-gradient covariances by weight, where it holds one.
+    pub covariances: Vec<Option<HessianSums>>,
 }
 
 impl Totals {
-    /// Zeros for weights of these shapes `[rows, cols]`, with second moments where asked for; `output` is
-    /// what is kept of their output gradients'.
+    /// Zeros for weights of these shapes `[rows, cols]`, with Hessians where asked for.
     pub fn new(
         shapes: &[([usize; 2], bool)],
-        shards: usize,
-        moment: SecondMoment,
-        output: Option<SecondMoment>,
+        folds: usize,
+        hessian: HessianSettings,
+        covariance: Option<HessianSettings>,
     ) -> Self {
-        let sums = shapes.iter().map(|([rows, cols], _)| vec![Sums::zeros(*rows, *cols); shards]);
-        let moments = shapes.iter().map(|([_, cols], holds)| holds.then(|| Moments::new(*cols, moment)).flatten());
-        let outputs = shapes.iter().map(|([rows, _], _)| output.and_then(|kept| Moments::new(*rows, kept)));
-        Self { batches: 0, nll: 0.0, sums: sums.collect(), moments: moments.collect(), outputs: outputs.collect() }
+        let sums = shapes.iter().map(|([rows, cols], _)| vec![Sums::zeros(*rows, *cols); folds]);
+        let hessians =
+            shapes.iter().map(|([_, cols], holds)| holds.then(|| HessianSums::new(*cols, hessian)).flatten());
+        let covariances = shapes.iter().map(|([rows, _], _)| covariance.and_then(|kept| HessianSums::new(*rows, kept)));
+        Self {
+            batches: 0,
+            nll: 0.0,
+            sums: sums.collect(),
+            hessians: hessians.collect(),
+            covariances: covariances.collect(),
+        }
     }
 
     /// Fetches what is on an accelerator.
     pub fn settle(&mut self) -> Result<()> {
-        Ok(self.moments.iter_mut().chain(&mut self.outputs).flatten().try_for_each(Moments::settle)?)
+        Ok(self.hessians.iter_mut().chain(&mut self.covariances).flatten().try_for_each(HessianSums::settle)?)
     }
 
     /// Keeps them as a unit.
@@ -47,12 +54,12 @@ impl Totals {
             sink(&(self.batches as u64).to_le_bytes())?;
             sink(&self.nll.to_le_bytes())?;
             self.sums.iter().flatten().try_for_each(|s| s.write(sink))?;
-            self.moments.iter().chain(&self.outputs).flatten().try_for_each(|m| m.write(sink))
+            self.hessians.iter().chain(&self.covariances).flatten().try_for_each(|m| m.write(sink))
         };
         Ok(work.keep_parts(unit, write)?)
     }
 
-    /// What [`Totals::keep`] left, or `fresh` totals where that is nothing usable.
+    /// Totals that [`Totals::keep`] left, or `fresh` ones where those are not usable.
     pub fn resume(work: &Work, unit: &str, fresh: impl Fn() -> Self) -> Self {
         work.unit(unit).and_then(|bytes| fresh().parse(&bytes)).unwrap_or_else(fresh)
     }
@@ -62,7 +69,7 @@ impl Totals {
         let (nll, mut rest) = rest.split_first_chunk::<8>()?;
         (self.batches, self.nll) = (u64::from_le_bytes(*batches) as usize, f64::from_le_bytes(*nll));
         self.sums.iter_mut().flatten().try_for_each(|s| s.read(&mut rest))?;
-        self.moments.iter_mut().chain(&mut self.outputs).flatten().try_for_each(|m| m.read(&mut rest))?;
+        self.hessians.iter_mut().chain(&mut self.covariances).flatten().try_for_each(|m| m.read(&mut rest))?;
         rest.is_empty().then_some(self)
     }
 }

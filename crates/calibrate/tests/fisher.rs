@@ -3,18 +3,20 @@
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
-use waterfill_calibrate::{Labels, MomentKind, SecondMoment, Sensitivities, Settings, Weighting, calibrate};
+use waterfill_calibrate::{
+    CalibrateSettings, HessianKind, HessianSettings, HessianWeighting, Labels, Sensitivities, calibrate,
+};
 use waterfill_fixture::{Fixture, Shape, generate};
-use waterfill_model::{EMBEDDING, LINEARS, Model, Text, Windows, lm_head_name, tokens::Layout};
+use waterfill_model::{EMBEDDING, Model, Projection, Text, Windows, lm_head_name, tokens::Layout};
 use waterfill_store::{Silent, Work};
 
-fn settings() -> Settings {
-    Settings {
+fn settings() -> CalibrateSettings {
+    CalibrateSettings {
         labels: Labels::Data,
         seed: 3,
-        shards: 2,
-        second_moment: SecondMoment { kind: MomentKind::Full, weighting: Weighting::Plain },
-        output_moment: MomentKind::Full,
+        folds: 2,
+        hessian: HessianSettings { kind: HessianKind::Full, block: 0, weighting: HessianWeighting::Plain },
+        gradient_covariance: HessianKind::Full,
         batch_tokens: 24,
     }
 }
@@ -104,7 +106,7 @@ fn fisher_equals_direct_per_token_computation() {
 
         let check = |name: &str, rows: usize, cols: usize, fisher: &[f64]| {
             let s = sensitivities.read(name, rows, cols).unwrap();
-            // Both shards have as many tokens, so their mean is the total.
+            // Both folds have as many tokens, so their mean is the total.
             let mean_tiles = ((&s.tile_fisher[0] + &s.tile_fisher[1]) / 2.0).iter().copied().collect::<Vec<_>>();
             close(&format!("{name} tiles"), &mean_tiles, &tiles(fisher, rows, cols));
             let by_row: Vec<f64> = fisher.chunks(cols).map(|r| r.iter().sum()).collect();
@@ -114,21 +116,21 @@ fn fisher_equals_direct_per_token_computation() {
         };
         for index in (0..2).rev() {
             let vjp = model.block(index).unwrap().vjp(&inputs[index], &gradient).unwrap();
-            for (trace, linear) in vjp.linears.iter().zip(LINEARS) {
-                let name = format!("model.layers.{index}.{linear}.weight");
+            for (trace, projection) in vjp.linears.iter().zip(Projection::ALL) {
+                let name = projection.weight(index).name();
                 let (rows, cols) = (trace.gradient.dim(1).unwrap(), trace.input.dim(1).unwrap());
                 let (g, x) = (values(&trace.gradient), values(&trace.input));
                 check(&name, rows, cols, &mean(direct(&g, &x, rows, cols)));
-                let moment = sensitivities.second_moment(&name).unwrap().unwrap();
+                let moment = sensitivities.hessian(&name).unwrap().unwrap();
                 assert_eq!((moment.blocks(), moment.side), (1, cols));
                 let moment: Vec<f64> = moment.block(0).iter().map(|&v| f64::from(v)).collect();
                 let mut want = vec![0.0; cols * cols];
                 for x in x.chunks(cols) {
                     (0..cols * cols).for_each(|n| want[n] += x[n / cols] * x[n % cols] / tokens as f64);
                 }
-                close(&format!("{name} second moment"), &moment, &want);
+                close(&format!("{name} Hessian"), &moment, &want);
                 // Outputs by the energy of inputs.
-                let moment = sensitivities.output_moment(&name).unwrap().unwrap();
+                let moment = sensitivities.gradient_covariance(&name).unwrap().unwrap();
                 let moment: Vec<f64> = moment.block(0).iter().map(|&v| f64::from(v)).collect();
                 let (mut want, mut total) = (vec![0.0; rows * rows], 0.0);
                 for (g, x) in g.chunks(rows).zip(x.chunks(cols)) {
@@ -137,7 +139,7 @@ fn fisher_equals_direct_per_token_computation() {
                     (0..rows * rows).for_each(|n| want[n] += energy * g[n / rows] * g[n % rows]);
                 }
                 want.iter_mut().for_each(|w| *w /= total);
-                close(&format!("{name} output moment"), &moment, &want);
+                close(&format!("{name} gradient covariance"), &moment, &want);
             }
             gradient = vjp.input_gradient;
         }
@@ -165,7 +167,7 @@ fn head_fisher_under_sampled_labels_is_in_closed_form() {
     let windows = windows(&fixture, &model, 4);
     let head = |seed| {
         let out = tempfile::tempdir().unwrap();
-        let settings = Settings { labels: Labels::Sampled, seed, ..settings() };
+        let settings = CalibrateSettings { labels: Labels::Sampled, seed, ..settings() };
         calibrate(&model, &windows, &settings, &Work::begin(out.path()).unwrap(), &Silent).unwrap();
         let all = Sensitivities::open(&out.path().join("out")).unwrap();
         let vocab = model.config.vocab;
@@ -194,12 +196,12 @@ fn identical_output_at_one_and_two_threads() {
     let model = Model::open(&fixture.model, &Device::Cpu).unwrap();
     let windows = windows(&fixture, &model, 11);
     for (kind, weighting) in
-        [(MomentKind::Full, Weighting::Plain), (MomentKind::BlockDiagonal(24), Weighting::Gradient)]
+        [(HessianKind::Full, HessianWeighting::Plain), (HessianKind::BlockDiagonal, HessianWeighting::Gradient)]
     {
         let run = |threads| {
             let out = tempfile::tempdir().unwrap();
-            let second_moment = SecondMoment { kind, weighting };
-            let settings = Settings { labels: Labels::Sampled, second_moment, ..settings() };
+            let hessian = HessianSettings { kind, block: 24, weighting };
+            let settings = CalibrateSettings { labels: Labels::Sampled, hessian, ..settings() };
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             pool.install(|| calibrate(&model, &windows, &settings, &Work::begin(out.path()).unwrap(), &Silent))
                 .unwrap();
@@ -218,7 +220,7 @@ fn other_batches_give_the_same_up_to_rounding() {
     let windows = windows(&fixture, &model, 11);
     let run = |batch_tokens| {
         let out = tempfile::tempdir().unwrap();
-        let settings = Settings { labels: Labels::Sampled, batch_tokens, shards: 1, ..settings() };
+        let settings = CalibrateSettings { labels: Labels::Sampled, batch_tokens, folds: 1, ..settings() };
         let work = Work::begin(out.path()).unwrap();
         let summary = calibrate(&model, &windows, &settings, &work, &Silent).unwrap();
         let all = Sensitivities::open(&out.path().join("out")).unwrap();
@@ -227,7 +229,7 @@ fn other_batches_give_the_same_up_to_rounding() {
             let s = all.read(&name, rows, cols).unwrap();
             let fisher = s.tile_fisher[0].iter().chain(&s.row_fisher).chain(&s.col_fisher);
             numbers.push((name.clone(), fisher.copied().collect::<Vec<f64>>()));
-            for moment in [all.second_moment(&name).unwrap(), all.output_moment(&name).unwrap()].into_iter().flatten() {
+            for moment in [all.hessian(&name).unwrap(), all.gradient_covariance(&name).unwrap()].into_iter().flatten() {
                 numbers.push((name.clone(), moment.block(0).iter().map(|&v| f64::from(v)).collect()));
             }
         }
@@ -262,7 +264,7 @@ fn a_stopped_calibration_goes_on_to_the_same_bytes() {
     let fixture = generate(dir.path(), 9, &shape).unwrap();
     let model = Model::open(&fixture.model, &Device::Cpu).unwrap();
     let windows = windows(&fixture, &model, 9);
-    let settings = Settings { labels: Labels::Sampled, ..settings() };
+    let settings = CalibrateSettings { labels: Labels::Sampled, ..settings() };
     let whole = tempfile::tempdir().unwrap();
     let summary = calibrate(&model, &windows, &settings, &Work::begin(whole.path()).unwrap(), &Silent).unwrap();
     let stopped = tempfile::tempdir().unwrap();

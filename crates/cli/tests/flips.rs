@@ -42,7 +42,7 @@ fn every_flipped_bit_of_a_tuned_checkpoint_is_noticed_and_its_place_is_named() {
         let result = Checkpoint::open(&dir).and_then(|c| c.verify());
         fs::write(path, &whole).unwrap();
         let message = result.map(|_| ()).expect_err(&format!("bit {bit} of {} unnoticed", path.display())).to_string();
-        // A damaged quantisation method is told from the mark that the shard still has, and the other way round.
+        // A damaged quantization method is told from the mark that the shard still has, and the other way round.
         let name = path.file_name().unwrap().to_str().unwrap();
         assert!(message.contains(name), "bit {bit} of {name}: {message}");
         if path == &shard && bit / 8 >= header {

@@ -1,4 +1,4 @@
-//! Probes, usual quantisers and comparisons with peers, on the generated model.
+//! Probes, usual quantizers and comparisons with peers, on the generated model.
 
 mod common;
 

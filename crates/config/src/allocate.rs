@@ -2,8 +2,8 @@
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-
-use crate::granularity::Granularity;
+use waterfill_allocate::{FoldRule, FormatName, Granularity, RateWeights};
+use waterfill_codec::Format;
 
 /// How bits are distributed.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
@@ -19,7 +19,7 @@ pub struct Allocate {
     pub sizes: Vec<Size>,
     /// Formats that may be used; int2, int3 and fp4 with `experimental` only.
     #[serde(default = "default_formats")]
-    pub formats: Vec<Format>,
+    pub formats: Vec<FormatName>,
     /// `safe` gives embedding, q, k, v and head at least the quality of FP8.
     #[serde(default)]
     pub policy: PolicyName,
@@ -75,45 +75,6 @@ pub enum Size {
     Bytes(u64),
 }
 
-/// Number format of a tile.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum Format {
-    /// Levels -8 to 7.
-    Int4,
-    /// Levels -127 to 127.
-    Int8,
-    /// FP8 E4M3.
-    Fp8,
-    /// Bit-exact.
-    Lossless,
-    /// FP8 E5M2.
-    Fp8E5m2,
-    /// Levels -2 to 1; experimental.
-    Int2,
-    /// Levels -4 to 3; experimental.
-    Int3,
-    /// FP4 E2M1; experimental.
-    Fp4,
-}
-
-impl Format {
-    /// The format as the codec names it.
-    pub fn in_codec(self) -> waterfill_codec::Format {
-        use waterfill_codec::Format as Codec;
-        match self {
-            Self::Int4 => Codec::Int4,
-            Self::Int8 => Codec::Int8,
-            Self::Fp8 => Codec::Fp8,
-            Self::Lossless => Codec::Lossless,
-            Self::Fp8E5m2 => Codec::Fp8E5M2,
-            Self::Int2 => Codec::Int2,
-            Self::Int3 => Codec::Int3,
-            Self::Fp4 => Codec::Fp4,
-        }
-    }
-}
-
 /// A predefined set of floors.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
@@ -132,44 +93,12 @@ pub struct Floor {
     /// Glob over tensor names, such as `*.layers.0.*`.
     pub pattern: String,
     /// Formats below this one are not used and no tile loses more than it would.
-    pub at_least: Format,
+    pub at_least: FormatName,
 }
 
-/// How the folds of a calibration combine.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum FoldRule {
-    /// Their mean.
-    #[default]
-    Mean,
-    /// The largest.
-    Worst,
-}
-
-/// Weights of a bit in the file and of a bit in memory in the rate R of J = loss + lambda R.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct RateWeights {
-    /// Bits of the file.
-    #[serde(default = "default_storage")]
-    pub storage: f64,
-    /// Bits in a runtime's memory.
-    #[serde(default)]
-    pub resident: f64,
-}
-
-impl Default for RateWeights {
-    fn default() -> Self {
-        Self { storage: 1.0, resident: 0.0 }
-    }
-}
-
-fn default_formats() -> Vec<Format> {
-    vec![Format::Int4, Format::Int8, Format::Fp8, Format::Lossless]
+fn default_formats() -> Vec<FormatName> {
+    [Format::Int4, Format::Int8, Format::Fp8, Format::Lossless].map(FormatName).into()
 }
 fn default_sensitivity_floor() -> f64 {
     0.3
-}
-fn default_storage() -> f64 {
-    1.0
 }

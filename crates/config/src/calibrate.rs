@@ -2,6 +2,7 @@
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use waterfill_calibrate::{HessianKind, HessianWeighting, Labels};
 
 /// How sensitivities are measured.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
@@ -41,51 +42,16 @@ pub struct Calibrate {
     pub folds: usize,
     /// How much of the input Hessian H = E[x x^T] is kept.
     #[serde(default)]
-    pub hessian: SecondMoment,
+    pub hessian: HessianKind,
     /// Side of the blocks of a block-diagonal H.
     #[serde(default = "default_block")]
     pub hessian_block: usize,
     /// Weight of each token in H and in the gradient covariance.
     #[serde(default)]
-    pub hessian_weighting: Weighting,
+    pub hessian_weighting: HessianWeighting,
     /// How much of the output-gradient covariance G = E[g g^T] is kept.
     #[serde(default)]
-    pub gradient_covariance: SecondMoment,
-}
-
-/// Source of the labels that gradients are taken for.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum Labels {
-    /// Drawn from the model: true Fisher information.
-    #[default]
-    Sampled,
-    /// The text's own next tokens: empirical Fisher information.
-    Data,
-}
-
-/// How much of a second moment is kept.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum SecondMoment {
-    /// The whole matrix: in the 8B layout 8 GB for the model.
-    #[default]
-    Full,
-    /// Blocks along the diagonal.
-    BlockDiagonal,
-    /// The diagonal.
-    Diagonal,
-}
-
-/// Weight of each token in a second moment.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum Weighting {
-    /// All tokens count the same.
-    Plain,
-    /// Each token counts by the energy of its output gradient.
-    #[default]
-    Gradient,
+    pub gradient_covariance: HessianKind,
 }
 
 pub(crate) fn default_join() -> String {

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use waterfill_codec::Trellis;
-use waterfill_quantize::search::{Preset, Tool};
+use waterfill_quantize::rdo::{Preset, Tool};
 
 use crate::quality_layers::QualityLayers;
 

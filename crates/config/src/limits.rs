@@ -1,10 +1,10 @@
 //! Limits of a configuration's values.
 
+use waterfill_calibrate::HessianKind;
 use waterfill_evaluate::tasks::{Retrieval, Scoring, Task};
 
 use crate::allocate::{Probes, Size};
 use crate::baseline::BaselineMethod;
-use crate::calibrate::SecondMoment;
 use crate::config::Config;
 use crate::error::Problem;
 use crate::evaluate::MultipleChoice;
@@ -91,9 +91,9 @@ pub(crate) fn problems(config: &Config) -> Vec<Problem> {
     let known = ["path:", "fixture:", "hf:"].iter().any(|p| config.model.starts_with(p));
     require(known, &format!("model is {:?}, expected hf:OWNER/NAME, path:DIR or fixture:SEED", config.model));
     require(!(a.lambdas.is_empty() && a.sizes.is_empty()), "allocate needs at least one entry in lambdas or sizes");
-    let experimental = a.formats.iter().find(|f| f.in_codec().is_experimental());
+    let experimental = a.formats.iter().find(|f| f.0.is_experimental());
     if let (Some(format), false) = (experimental, config.experimental) {
-        require(false, &format!("allocate.formats has {}, which needs experimental: true", format.in_codec().name()));
+        require(false, &format!("allocate.formats has {}, which needs experimental: true", format.0.name()));
     }
     if let (Some(tool), false) = (config.encode.with.iter().find(|t| t.is_experimental()), config.experimental) {
         require(false, &format!("encode.with has {}, which needs experimental: true", tool.name()));
@@ -112,7 +112,7 @@ pub(crate) fn problems(config: &Config) -> Vec<Problem> {
         require(b.group >= 1, "baseline.group is 0, expected 1 or more");
     }
     require(
-        c.gradient_covariance != SecondMoment::BlockDiagonal,
+        c.gradient_covariance != HessianKind::BlockDiagonal,
         "calibrate.gradient_covariance is block-diagonal, expected full or diagonal",
     );
     let states = config.encode.states.unwrap_or(0);

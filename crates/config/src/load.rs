@@ -81,7 +81,7 @@ mod tests {
             .unwrap();
         let notes = std::cell::RefCell::new(Vec::new());
         let config = load(&path, &|note| notes.borrow_mut().push(note.to_string())).unwrap();
-        assert_eq!((config.calibrate.folds, config.calibrate.hessian), (3, crate::SecondMoment::Diagonal));
+        assert_eq!((config.calibrate.folds, config.calibrate.hessian), (3, waterfill_calibrate::HessianKind::Diagonal));
         let notes = notes.into_inner();
         assert_eq!(notes.len(), 1, "{notes:?}");
         assert!(notes[0].contains("calibrate.shards is now calibrate.folds"), "{notes:?}");

@@ -4,10 +4,10 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
-use waterfill_model::other::OtherModel;
-use waterfill_model::{Model, Text};
+use waterfill_model::Text;
 use waterfill_store::{Progress, Work};
 
+use crate::answering::Answering;
 use crate::error::Result;
 use crate::likelihood::{Cut, Sequence, score, tokens_of};
 use crate::statistics::wilson;
@@ -23,7 +23,7 @@ pub struct QuestionResult {
     pub scores: Vec<f64>,
     /// The right choice's index, or what is right to write.
     pub answer: String,
-    /// What was written.
+    /// The text that the model wrote.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub written: Option<String>,
     /// Whether the likeliest choice is the right one, or what was written is right.
@@ -74,27 +74,8 @@ pub struct ChoiceResult {
     pub skipped: usize,
 }
 
-/// What answers.
-#[derive(Clone, Copy)]
-pub enum Answering<'a> {
-    /// A model whose blocks are in memory one at a time; all of it where answers are written.
-    Streamed(&'a Model),
-    /// An architecture that is evaluated only, all of it in memory.
-    Whole(&'a OtherModel),
-}
-
-impl Answering<'_> {
-    /// Tokens that it takes.
-    pub fn positions(self) -> usize {
-        match self {
-            Self::Streamed(model) => model.config.positions,
-            Self::Whole(model) => model.positions,
-        }
-    }
-}
-
-/// Questions of a benchmark.
-pub struct Asked<'a> {
+/// Questions of a benchmark, and how they are asked.
+pub struct EvalInputs<'a> {
     /// Which benchmark.
     pub task: Task,
     /// Its questions.
@@ -105,7 +86,7 @@ pub struct Asked<'a> {
     pub skip_long: bool,
     /// Tokens of a batch of prompts, at least one prompt's.
     pub batch_tokens: usize,
-    /// What names of units begin with.
+    /// Prefix of the names of units.
     pub name: &'a str,
 }
 
@@ -117,7 +98,7 @@ pub struct Asked<'a> {
 pub fn evaluate_choices(
     model: Answering,
     text: &Text,
-    &Asked { task, items, bos, skip_long, batch_tokens, name }: &Asked,
+    &EvalInputs { task, items, bos, skip_long, batch_tokens, name }: &EvalInputs,
     work: &Work,
     progress: &dyn Progress,
 ) -> Result<(ChoiceResult, Vec<QuestionResult>)> {

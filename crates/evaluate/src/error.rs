@@ -1,4 +1,4 @@
-//! What can go wrong while evaluating.
+//! Errors of evaluation.
 
 use std::path::PathBuf;
 
@@ -22,7 +22,7 @@ pub enum EvaluateError {
     Questions {
         /// The file or directory.
         path: PathBuf,
-        /// What was found and what was expected.
+        /// The value found and the one expected.
         reason: String,
     },
     /// A continuation that leaves no room for any of what stands before it.

@@ -1,9 +1,10 @@
-//! What a checkpoint is worth, always measured from the file as it decodes.
+//! Quality of a checkpoint, always measured on the file as it decodes.
 //!
 //! [`evaluate_text`] measures perplexity, KL and top-1 agreement; [`evaluate_choices`] answers
 //! multiple-choice questions as MMLU does. Both stream the model block by block and keep finished
 //! blocks of sequences and questions. Every figure carries its uncertainty.
 
+mod answering;
 mod choice;
 mod error;
 mod likelihood;
@@ -14,7 +15,8 @@ pub mod tasks;
 mod text;
 mod writing;
 
-pub use choice::{Answering, Asked, ChoiceResult, QuestionResult, Share, evaluate_choices};
+pub use answering::Answering;
+pub use choice::{ChoiceResult, EvalInputs, QuestionResult, Share, evaluate_choices};
 pub use error::{EvaluateError, Result};
 pub use other::evaluate_other;
 pub use states::block_tokens;

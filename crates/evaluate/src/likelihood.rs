@@ -6,7 +6,7 @@ use waterfill_model::other::OtherModel;
 use waterfill_model::{Model, Reader, Text};
 use waterfill_store::{Progress, Work};
 
-use crate::choice::Answering;
+use crate::answering::Answering;
 use crate::error::{EvaluateError, Result};
 use crate::states::{blocks, final_states};
 use crate::tasks::Question;
@@ -14,7 +14,7 @@ use crate::tasks::Question;
 /// A question, one of its choices, and that choice's log-likelihood.
 type Score = (usize, usize, f64);
 
-/// What goes through the model for a question and one of its choices, or all of them where only the last
+/// Tokens that go through the model for a question and one of its choices, or all of them where only the last
 /// token differs.
 pub(crate) struct Sequence {
     question: usize,
@@ -49,7 +49,7 @@ pub(crate) fn tokens_of<'a>(
 
 /// Tokens of a question's contexts and continuations, each pair on its own as the harness does: the spaces that
 /// end a context belong to what follows, whose tokens are those of both together beyond the context's own.
-/// What is too long loses its beginning; whether that was so.
+/// Cuts the beginning of a sequence that is too long; true where it did.
 fn sequences_of(
     (text, prefix): (&Text, &[u32]),
     n: usize,
@@ -75,7 +75,7 @@ fn sequences_of(
         let whole = encode(&format!("{context}{continuation}"))?;
         let ending = whole.get(before.len()..).unwrap_or_default().to_vec();
         let start = (before.len() + ending.len()).saturating_sub(positions + 1);
-        // What is scored needs something before it.
+        // A scored token needs one before it.
         if ending.is_empty() || start >= before.len() {
             return Err(failed(ending.len()));
         }

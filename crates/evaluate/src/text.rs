@@ -15,7 +15,7 @@ use crate::statistics::Estimate;
 /// Elements of logits held at once for a batch.
 const LOGITS: usize = 1 << 23;
 
-/// Bytes that the comparison of a batch holds beside its states: logits of both models, twice.
+/// Bytes that the comparison of a batch holds besides its states: logits of both models, twice.
 pub fn comparison_bytes(vocab: usize) -> u64 {
     (LOGITS.max(vocab) * 4 * 4) as u64
 }
@@ -83,7 +83,7 @@ pub struct Band {
     pub text: TextResult,
 }
 
-/// Measures `model` on `windows`, beside the original; `None` when it is the original, whose final
+/// Measures `model` on `windows`, compared with the original; `None` when it is the original, whose final
 /// states become files of the artifact then. A block of sequences is a unit of `work`.
 ///
 /// # Errors
@@ -96,7 +96,7 @@ pub fn evaluate_text(
     work: &Work,
     progress: &dyn Progress,
 ) -> Result<TextResult> {
-    let asked = Asked { name: "", windows, batch_tokens, ends: &[windows.context] };
+    let asked = TextInputs { name: "", windows, batch_tokens, ends: &[windows.context] };
     let sums = measure(model, &asked, original, work, progress)?;
     let over = |f: fn(&Sums) -> f64| sums.iter().map(|s| f(&s[0]) / windows.context as f64).collect();
     let sequences = Sequences { nll: over(|s| s.nll), kl: over(|s| s.kl), top1: over(|s| s.agreements) };
@@ -120,7 +120,7 @@ pub fn evaluate_positions(
 ) -> Result<Vec<Band>> {
     let mut ends: Vec<usize> = (0..bands).rev().map(|n| windows.context >> n).filter(|&end| end > 0).collect();
     ends.dedup();
-    let asked = Asked { name: "long-", windows, batch_tokens, ends: &ends };
+    let asked = TextInputs { name: "long-", windows, batch_tokens, ends: &ends };
     let sums = measure(model, &asked, original, work, progress)?;
     let starts = [0].into_iter().chain(ends.iter().copied());
     let band =
@@ -128,9 +128,9 @@ pub fn evaluate_positions(
     Ok(starts.zip(&ends).enumerate().map(band).collect())
 }
 
-/// A text and the positions that are told apart.
-struct Asked<'a> {
-    /// What names of units and files begin with.
+/// A text, and the ends of its bands of positions.
+struct TextInputs<'a> {
+    /// Prefix of the names of units and files.
     name: &'a str,
     windows: &'a Windows,
     batch_tokens: usize,
@@ -153,7 +153,7 @@ pub fn text_units(config: &ModelConfig, windows: &Windows, batch_tokens: usize) 
 /// Sums of every sequence for each band.
 fn measure(
     model: &Model,
-    &Asked { name, windows, batch_tokens, ends }: &Asked,
+    &TextInputs { name, windows, batch_tokens, ends }: &TextInputs,
     original: Option<Original>,
     work: &Work,
     progress: &dyn Progress,
@@ -252,7 +252,7 @@ fn parse(bytes: &[u8], rows: usize, bands: usize) -> Option<Vec<Vec<Sums>>> {
 /// Final states of a batch.
 type Batch<'a> = dyn Fn(usize) -> Result<Tensor> + Sync + 'a;
 
-/// Sums of every band of every sequence of a block of `count` batches, whose first is `first`.
+/// Sums of every band of every sequence of a block of `count` batches from batch `first` on.
 fn compare_block(
     (windows, ends): (&Windows, &[usize]),
     first: usize,

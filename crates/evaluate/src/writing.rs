@@ -1,11 +1,11 @@
-//! What a model writes after a prompt.
+//! Greedy generation after a prompt.
 
 use rayon::prelude::*;
 use waterfill_model::other::OtherModel;
 use waterfill_model::{Generator, Reader, Text, greedy};
 use waterfill_store::{Progress, Work};
 
-use crate::choice::Answering;
+use crate::answering::Answering;
 use crate::error::Result;
 use crate::tasks::Exercise;
 
@@ -30,7 +30,7 @@ impl Loaded<'_> {
     }
 }
 
-/// What `model` writes greedily after each prompt up to the first of its stops, and whether the prompt lost its
+/// Text that `model` writes greedily after each prompt up to the first of its stops, and whether the prompt lost its
 /// beginning. The whole model is in memory.
 ///
 /// # Errors

@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Device, Tensor};
 use waterfill_evaluate::tasks::{Items, Question, Task};
-use waterfill_evaluate::{Answering, Asked, EvaluateError, QuestionResult, evaluate_choices};
+use waterfill_evaluate::{Answering, EvalInputs, EvaluateError, QuestionResult, evaluate_choices};
 use waterfill_fixture::{CONTEXT, Fixture, Shape, generate};
 use waterfill_model::other::OtherModel;
 use waterfill_model::{Model, Text};
@@ -27,7 +27,7 @@ impl Place {
         let out = tempfile::tempdir().unwrap();
         let items = Items::Questions(questions.to_vec());
         let asked =
-            Asked { task: Task::Piqa, items: &items, bos: false, skip_long: false, batch_tokens: 4096, name: "q" };
+            EvalInputs { task: Task::Piqa, items: &items, bos: false, skip_long: false, batch_tokens: 4096, name: "q" };
         let work = Work::begin(out.path()).unwrap();
         Ok(evaluate_choices(Answering::Streamed(&self.model), &self.text, &asked, &work, &Silent)?.1)
     }
@@ -118,7 +118,8 @@ fn whole_models_give_the_likelihoods_of_their_own_run() {
         question(&["Ada sees the", "Bram likes the blue"], &[" red fox"]),
     ];
     let items = Items::Questions(questions.to_vec());
-    let asked = Asked { task: Task::Piqa, items: &items, bos: false, skip_long: false, batch_tokens: 64, name: "q" };
+    let asked =
+        EvalInputs { task: Task::Piqa, items: &items, bos: false, skip_long: false, batch_tokens: 64, name: "q" };
     let out = tempfile::tempdir().unwrap();
     let work = Work::begin(out.path()).unwrap();
     let results = evaluate_choices(Answering::Whole(&model), &text, &asked, &work, &Silent).unwrap().1;

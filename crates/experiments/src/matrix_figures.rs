@@ -9,7 +9,7 @@ use waterfill_codec::entropy::tables::{CLASSES, UNIT_CLASS};
 use waterfill_codec::syntax::level_costs::LevelCosts;
 use waterfill_codec::{CodedTensor, Format, Predictor, TILE, TensorPlan, TileMode, TilePlan};
 use waterfill_pipeline::PointOutput;
-use waterfill_quantize::search::tools_of;
+use waterfill_quantize::rdo::tools_of;
 use waterfill_report::{Levels, Sensitivity, TileMap, tile_bits};
 
 use crate::error::{ExperimentError, Result};
@@ -175,7 +175,7 @@ impl Counts {
         let costs = LevelCosts::get();
         let bits = |level: i32| match plan.parameters.trellis {
             None => costs.cost(class, level),
-            // Both quantisers of a trellis are as likely; their levels are an octave further apart.
+            // Both quantizers of a trellis are as likely; their levels are an octave further apart.
             Some(_) => {
                 let (parity, class) = (level.rem_euclid(2), class.saturating_sub(4).min(CLASSES - 1));
                 1.0 + costs.index_cost(parity as usize, class, (level - parity) >> 1)

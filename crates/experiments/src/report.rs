@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use waterfill_model::fused;
+use waterfill_model::roles::is_linear;
 use waterfill_pipeline::{
     ArtifactRef, Context, Engine, Estimate, EvaluationResult, PipelineError, PointArtifacts, PointOutput, RunArtifacts,
     Stage,
@@ -87,7 +87,7 @@ fn pictured(run: &RunArtifacts) -> Option<Pictured<'_>> {
     let coded: Vec<(&PointArtifacts, &PointOutput)> =
         points.filter(|(made, point)| made.allocated.is_some() && point.quality_layers.is_none()).collect();
     let &(made, point) = coded.get(coded.len() / 2)?;
-    let linear = made.summary.tensors.iter().filter(|t| fused(&t.name).is_some());
+    let linear = made.summary.tensors.iter().filter(|t| is_linear(&t.name));
     let tensor = linear.max_by(|a, b| a.loss.total_cmp(&b.loss))?;
     Some(Pictured { encoded: &made.encoded.as_ref()?.0, point, tensor: &tensor.name })
 }

@@ -4,13 +4,13 @@ use waterfill_checkpoint::Element;
 use waterfill_codec::scale::scale;
 use waterfill_codec::{CodedTensor, Format};
 
-use crate::directory::{Stored, words};
-use crate::packed::Scheme;
+use crate::scheme::Scheme;
+use crate::stored::{Stored, words};
 
 /// Numbers of columns with one scale that vLLM has kernels for.
 const GROUPS: [usize; 3] = [128, 64, 32];
 
-/// What a coded matrix becomes: codes with f32 scales, so that their products, rounded to the tensor's own type, are the
+/// A coded matrix as codes with f32 scales, so that their products, rounded to the tensor's own type, are the
 /// decoded weights bit for bit. `None` where its tiles are lossless and its weights stay as they are.
 ///
 /// # Errors

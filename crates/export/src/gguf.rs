@@ -7,8 +7,8 @@ use std::io::{BufWriter, Read, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use crate::error::{ExportError, Result};
 use crate::types::GgufType;
-use crate::{ExportError, Result};
 
 const MAGIC: &[u8; 4] = b"GGUF";
 const VERSION: u32 = 3;
@@ -308,7 +308,7 @@ mod tests {
         let mut tensors = Vec::new();
         let mut expected = Vec::new();
         for kind in GgufType::MATRICES {
-            let quantised = kind.quantise("x", &values, if kind == GgufType::Q2K { &weighted } else { &flat }).unwrap();
+            let quantised = kind.quantize("x", &values, if kind == GgufType::Q2K { &weighted } else { &flat }).unwrap();
             assert_eq!(quantised.bytes.len(), kind.bytes(values.len()));
             let error: f32 = quantised.values.iter().zip(&values).map(|(a, b)| (a - b).powi(2)).sum();
             assert!(error / values.len() as f32 <= 0.03, "{kind:?} {error}");

@@ -6,9 +6,9 @@ use std::path::Path;
 use serde_json::Value as Json;
 use waterfill_model::{ModelConfig, RopeScaling, Text, architectures};
 
+use crate::error::{ExportError, Result, refused};
 use crate::gguf::Value;
 use crate::types::GgufType;
-use crate::{ExportError, Result, refused};
 
 /// Pre-tokenizers that llama.cpp knows, by a part of the regular expression in `tokenizer.json`.
 const SPLITS: [(&str, &str); 3] = [
@@ -167,7 +167,7 @@ fn pair(merge: &Json) -> Option<(String, String)> {
     }
 }
 
-/// What llama.cpp calls a pre-tokenizer.
+/// llama.cpp's name of a pre-tokenizer.
 fn pre_tokenizer(json: &Json) -> Result<&'static str> {
     let parts: Vec<&Json> = match json["type"].as_str() {
         Some("Sequence") => json["pretokenizers"].as_array().into_iter().flatten().collect(),

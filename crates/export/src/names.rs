@@ -1,13 +1,13 @@
-//! What llama.cpp calls tensors, and how it lays them out.
+//! llama.cpp's names and layout of tensors.
 
-use waterfill_model::{ModelConfig, RopeScaling};
+use waterfill_model::{ModelConfig, Projection, RopeScaling, TensorRole};
 
 /// A tensor's name in GGUF, and whether its rows are those of heads that llama.cpp rotates in pairs side by side.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Name {
     /// Such as `blk.3.ffn_up.weight`.
     pub gguf: String,
-    /// Heads whose rows are permuted, or 0.
+    /// Number of heads with permuted rows, or 0.
     pub permuted: usize,
 }
 
@@ -15,27 +15,17 @@ impl Name {
     /// The name of a tensor of a Hugging Face checkpoint; `None` for one that GGUF has no place for.
     pub fn of(name: &str, architecture: &str, config: &ModelConfig) -> Option<Self> {
         let plain = |gguf: &str| Some(Self { gguf: gguf.into(), permuted: 0 });
-        match name {
-            "model.embed_tokens.weight" => return plain("token_embd.weight"),
-            "model.norm.weight" => return plain("output_norm.weight"),
-            "lm_head.weight" => return plain("output.weight"),
-            _ => {}
-        }
-        let (block, rest) = name.strip_prefix("model.layers.")?.split_once('.')?;
-        let (part, end) = rest.rsplit_once('.')?;
-        let part = match part {
-            "self_attn.q_proj" => "attn_q",
-            "self_attn.k_proj" => "attn_k",
-            "self_attn.v_proj" => "attn_v",
-            "self_attn.o_proj" => "attn_output",
-            "self_attn.q_norm" => "attn_q_norm",
-            "self_attn.k_norm" => "attn_k_norm",
-            "mlp.gate_proj" => "ffn_gate",
-            "mlp.up_proj" => "ffn_up",
-            "mlp.down_proj" => "ffn_down",
-            "input_layernorm" => "attn_norm",
-            "post_attention_layernorm" => "ffn_norm",
-            _ => return None,
+        let role = TensorRole::parse(name)?;
+        let (block, part, end) = match role {
+            TensorRole::Embedding => return plain("token_embd.weight"),
+            TensorRole::FinalNorm => return plain("output_norm.weight"),
+            TensorRole::Head => return plain("output.weight"),
+            TensorRole::Linear { block, projection } => (block, part_of(projection), "weight"),
+            TensorRole::Bias { block, projection } => (block, part_of(projection), "bias"),
+            TensorRole::QueryNorm { block } => (block, "attn_q_norm", "weight"),
+            TensorRole::KeyNorm { block } => (block, "attn_k_norm", "weight"),
+            TensorRole::AttentionNorm { block } => (block, "attn_norm", "weight"),
+            TensorRole::MlpNorm { block } => (block, "ffn_norm", "weight"),
         };
         // Others' graphs rotate halves, as Hugging Face's do.
         let permuted = match (architecture, part) {
@@ -43,7 +33,20 @@ impl Name {
             ("llama", "attn_k") => config.kv_heads,
             _ => 0,
         };
-        Some(Self { gguf: format!("blk.{}.{part}.{end}", block.parse::<usize>().ok()?), permuted })
+        Some(Self { gguf: format!("blk.{block}.{part}.{end}"), permuted })
+    }
+}
+
+/// llama.cpp's name of a linear layer.
+const fn part_of(projection: Projection) -> &'static str {
+    match projection {
+        Projection::Query => "attn_q",
+        Projection::Key => "attn_k",
+        Projection::Value => "attn_v",
+        Projection::Output => "attn_output",
+        Projection::Gate => "ffn_gate",
+        Projection::Up => "ffn_up",
+        Projection::Down => "ffn_down",
     }
 }
 
@@ -63,7 +66,7 @@ pub fn permute_rows(values: &[f32], width: usize, heads: usize, back: bool) -> V
     out
 }
 
-/// What rotary frequencies are divided by, where Llama 3.1 scales them.
+/// Divisors of rotary frequencies, where Llama 3.1 scales them.
 pub fn rope_factors(config: &ModelConfig) -> Option<Vec<f32>> {
     let RopeScaling::Llama3 { factor, low, high, original } = config.rope_scaling else { return None };
     let of = |i: usize| {

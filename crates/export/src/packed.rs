@@ -3,23 +3,11 @@
 
 use half::bf16;
 use rayon::prelude::*;
-use serde::{Deserialize, Serialize};
-use waterfill_allocate::Factor;
 use waterfill_checkpoint::Element;
+use waterfill_quadratic::LdlFactor;
 
-use crate::directory::{Stored, words};
-
-/// How a matrix is quantised.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct Scheme {
-    /// Bits of a code, 4 or 8.
-    pub bits: u32,
-    /// Whether codes are FP8 E4M3 instead of integers.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub float: bool,
-    /// Columns that share a scale; a whole row without.
-    pub group: Option<usize>,
-}
+use crate::scheme::Scheme;
+use crate::stored::{Stored, words};
 
 /// Shares of the largest magnitude that a group's scale is tried for.
 const CLIPS: [f32; 11] = [1.0, 0.96, 0.92, 0.88, 0.84, 0.8, 0.76, 0.72, 0.68, 0.64, 0.6];
@@ -48,36 +36,12 @@ impl Packed {
 }
 
 impl Scheme {
-    /// Schemes of integers that vLLM has kernels for.
-    pub const ALL: [Self; 4] = [
-        Self { bits: 4, float: false, group: Some(128) },
-        Self { bits: 4, float: false, group: Some(32) },
-        Self { bits: 8, float: false, group: None },
-        Self { bits: 8, float: false, group: Some(128) },
-    ];
-
-    /// Name in tables, such as `int4-g128`.
-    pub fn name(self) -> String {
-        let number = if self.float { "fp" } else { "int" };
-        self.group.map_or_else(|| format!("{number}{}", self.bits), |g| format!("{number}{}-g{g}", self.bits))
-    }
-
-    /// Whether rows of `cols` weights have whole groups and words.
-    pub fn fits(self, cols: usize) -> bool {
-        cols.is_multiple_of(self.group.unwrap_or(1)) && cols.is_multiple_of(32)
-    }
-
-    /// Bytes of codes and scales.
-    pub fn bytes(self, rows: usize, cols: usize) -> u64 {
-        (rows * cols * self.bits as usize / 8 + 2 * rows * cols.div_ceil(self.group.unwrap_or(cols))) as u64
-    }
-
     /// Quantises rows of `cols` weights, column after column, each towards its weight less what errors before it make of
     /// it (GPTQ; Frantar et al. 2023); scales are those that lose least, each column as important as it says.
-    pub fn quantise(self, weights: &[f32], cols: usize, importance: &[f32], factor: &Factor) -> Packed {
+    pub fn quantize(self, weights: &[f32], cols: usize, col_weights: &[f32], factor: &LdlFactor) -> Packed {
         let group = self.group.unwrap_or(cols).max(1);
         let rows: Vec<(Vec<i32>, Vec<u16>, Vec<f32>)> =
-            weights.par_chunks(cols.max(1)).map(|row| self.row(row, group, importance, factor)).collect();
+            weights.par_chunks(cols.max(1)).map(|row| self.row(row, group, col_weights, factor)).collect();
         let mut all = Packed { words: vec![], scales: vec![], values: vec![] };
         for (words, scales, values) in rows {
             all.words.extend(words);
@@ -87,14 +51,14 @@ impl Scheme {
         all
     }
 
-    fn row(self, row: &[f32], group: usize, importance: &[f32], factor: &Factor) -> (Vec<i32>, Vec<u16>, Vec<f32>) {
+    fn row(self, row: &[f32], group: usize, col_weights: &[f32], factor: &LdlFactor) -> (Vec<i32>, Vec<u16>, Vec<f32>) {
         let (mut targets, mut values) = (row.to_vec(), vec![0.0; row.len()]);
         let (mut scales, mut scale) = (Vec::new(), 1.0);
         let mut codes = Vec::with_capacity(row.len());
         for j in 0..row.len() {
             if j % group == 0 {
                 let range = j..row.len().min(j + group);
-                let chosen = self.scale(&targets[range.clone()], &importance[range]);
+                let chosen = self.scale(&targets[range.clone()], &col_weights[range]);
                 scales.push(chosen.to_bits());
                 scale = chosen.to_f32();
             }
@@ -115,7 +79,7 @@ impl Scheme {
         ((value / scale).round_ties_even() as i32).clamp(-most - 1, most)
     }
 
-    fn scale(self, targets: &[f32], importance: &[f32]) -> bf16 {
+    fn scale(self, targets: &[f32], col_weights: &[f32]) -> bf16 {
         let most = ((1i32 << (self.bits - 1)) - 1) as f32;
         let peak = targets.iter().fold(0.0f32, |m, t| m.max(t.abs()));
         let of = |clip: f32| {
@@ -125,7 +89,7 @@ impl Scheme {
         let loss = |scale: &bf16| {
             let scale = scale.to_f32();
             let error = |t: f32| t - self.code(t, scale) as f32 * scale;
-            targets.iter().zip(importance).map(|(&t, &i)| f64::from(i) * f64::from(error(t)).powi(2)).sum::<f64>()
+            targets.iter().zip(col_weights).map(|(&t, &i)| f64::from(i) * f64::from(error(t)).powi(2)).sum::<f64>()
         };
         CLIPS.map(of).into_iter().min_by(|a, b| loss(a).total_cmp(&loss(b))).unwrap_or(bf16::MIN_POSITIVE)
     }
@@ -139,10 +103,10 @@ mod tests {
     fn words_and_scales_hold_what_values_say() {
         let (rows, cols) = (5, 256);
         let weights: Vec<f32> = (0..rows * cols).map(|i| (i as f32 * 0.37).sin() * (1.0 + (i % 7) as f32)).collect();
-        let factor = Factor::diagonal(vec![1.0; cols]);
+        let factor = LdlFactor::diagonal(vec![1.0; cols]);
         for scheme in Scheme::ALL {
             assert!(scheme.fits(cols) && !scheme.fits(250));
-            let packed = scheme.quantise(&weights, cols, &vec![1.0; cols], &factor);
+            let packed = scheme.quantize(&weights, cols, &vec![1.0; cols], &factor);
             let group = scheme.group.unwrap_or(cols);
             assert_eq!((4 * packed.words.len() + 2 * packed.scales.len()) as u64, scheme.bytes(rows, cols));
             let codes = (32 / scheme.bits) as usize;

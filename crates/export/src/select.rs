@@ -13,7 +13,7 @@ pub struct Candidate<K> {
     pub loss: f64,
 }
 
-/// What was chosen.
+/// The chosen types.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Chosen {
     /// Of every matrix, a number of its candidates.
@@ -39,7 +39,7 @@ fn at_lambda<K>(matrices: &[Vec<Candidate<K>>], lambda: Lambda) -> Chosen {
     Chosen { candidates, lambda, bytes }
 }
 
-/// What loses least within `bytes` for all matrices, or at a given lambda. Bytes that the convex hull of all leaves are
+/// Chooses the types that lose least within `bytes` for all matrices, or at a given lambda. Bytes that the convex hull of all leaves are
 /// spent where they save most for each of them.
 pub fn choose<K>(matrices: &[Vec<Candidate<K>>], goal: std::result::Result<u64, Lambda>) -> Chosen {
     let limit = match goal {

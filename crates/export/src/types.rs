@@ -4,7 +4,7 @@ use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
-use crate::{ExportError, Result};
+use crate::error::{ExportError, Result};
 
 /// A type that a tensor of a GGUF file can have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -96,7 +96,7 @@ impl GgufType {
         Self::MATRICES.into_iter().chain([Self::F32]).find(|t| t.code() == code)
     }
 
-    /// Weights of a block: rows are a multiple of it long.
+    /// Weights of a block, which the length of rows is a multiple of.
     pub fn block(self) -> usize {
         self.in_candle().block_size()
     }
@@ -106,31 +106,31 @@ impl GgufType {
         weights / self.block() * self.in_candle().type_size()
     }
 
-    /// Whether its quantiser takes importance by column.
+    /// Whether its quantiser takes loss_weights by column.
     const fn is_weighted(self) -> bool {
         matches!(self, Self::Q2K | Self::Q3K | Self::Q4K | Self::Q5K | Self::Q6K)
     }
 
-    /// Quantises a matrix of `rows` by `importance.len()` weights, each column as important as it says.
+    /// Quantises a matrix of `rows` by `loss_weights.len()` weights, each column as important as it says.
     ///
     /// # Errors
     /// Rows that are no multiple of the block.
-    pub fn quantise(self, name: &str, weights: &[f32], importance: &[f32]) -> Result<Quantised> {
+    pub fn quantize(self, name: &str, weights: &[f32], loss_weights: &[f32]) -> Result<Quantized> {
         let failed = |source| ExportError::Quantiser { tensor: name.into(), source };
-        let cols = importance.len();
+        let cols = loss_weights.len();
         let tensor = Tensor::from_slice(weights, (weights.len() / cols.max(1), cols), &Device::Cpu).map_err(failed)?;
         // A column that never mattered still is worth something, or blocks of such columns divide by zero.
-        let mean = importance.iter().sum::<f32>() / cols.max(1) as f32;
+        let mean = loss_weights.iter().sum::<f32>() / cols.max(1) as f32;
         let least = (mean * 1e-4).max(f32::MIN_POSITIVE);
-        let importance: Vec<f32> = importance.iter().map(|&v| v.max(least)).collect();
+        let loss_weights: Vec<f32> = loss_weights.iter().map(|&v| v.max(least)).collect();
         let quantised = match self.is_weighted() {
-            true => QTensor::quantize_imatrix(&tensor, &importance, self.in_candle()),
+            true => QTensor::quantize_imatrix(&tensor, &loss_weights, self.in_candle()),
             false => QTensor::quantize(&tensor, self.in_candle()),
         };
         let quantised = quantised.map_err(failed)?;
         let bytes = quantised.data().map_err(failed)?.into_owned();
         let values = quantised.dequantize(&Device::Cpu).and_then(|t| t.flatten_all()?.to_vec1()).map_err(failed)?;
-        Ok(Quantised { bytes, values })
+        Ok(Quantized { bytes, values })
     }
 
     /// Values of a tensor's bytes.
@@ -154,9 +154,9 @@ impl GgufType {
 }
 
 /// A quantised matrix.
-pub struct Quantised {
+pub struct Quantized {
     /// As they lie in the file.
     pub bytes: Vec<u8>,
-    /// What a runtime makes of them.
+    /// Values as a runtime decodes them.
     pub values: Vec<f32>,
 }

@@ -10,31 +10,8 @@ use crate::config::ModelConfig;
 use crate::error::Result;
 use crate::kernels::{Attention, Norm, Swiglu};
 use crate::product::product;
+use crate::roles::Projection;
 use crate::rope::Rotary;
-
-/// The linear layers of a block in the order of [`crate::Vjp::linears`], as in checkpoint names.
-pub const LINEARS: [&str; 7] = [
-    "self_attn.q_proj",
-    "self_attn.k_proj",
-    "self_attn.v_proj",
-    "self_attn.o_proj",
-    "mlp.gate_proj",
-    "mlp.up_proj",
-    "mlp.down_proj",
-];
-
-/// Layers of one input, which runtimes compute as one.
-const FUSED: [&[&str]; 2] = [&["q_proj", "k_proj", "v_proj"], &["gate_proj", "up_proj"]];
-
-/// What the linear layers of a block that runtimes compute as one have in common, by the name of a weight; `None` for other
-/// weights.
-pub fn fused(weight: &str) -> Option<String> {
-    let linear = LINEARS.iter().find(|l| weight.strip_suffix(".weight").is_some_and(|name| name.ends_with(*l)))?;
-    let (block, layer) = weight.strip_suffix(".weight")?.rsplit_once('.')?;
-    let own = linear.rsplit_once('.').map_or(*linear, |(_, own)| own);
-    let set = FUSED.iter().find(|set| set.contains(&own)).map_or(layer, |set| set[0]);
-    Some(format!("{block}.{set}"))
-}
 
 /// A linear layer that is computed otherwise than by a dense matrix.
 pub trait Linear: Send + Sync {
@@ -45,7 +22,7 @@ pub trait Linear: Send + Sync {
     fn forward(&self, x: &Tensor) -> CandleResult<Tensor>;
 }
 
-/// What stands for a linear layer, by the name of its weight.
+/// Gives the replacement of a linear layer by the name of its weight; `None` keeps the dense matrix.
 pub type Others<'a> = dyn FnMut(&str) -> Result<Option<Arc<dyn Linear>>> + 'a;
 
 /// Weights of one block. Linear weights are `[out, in]`.
@@ -54,11 +31,11 @@ pub struct Block {
     pub(crate) config: ModelConfig,
     pub(crate) attention_norm: Tensor,
     pub(crate) mlp_norm: Tensor,
-    /// In the order of [`LINEARS`].
+    /// In the order of [`Projection::ALL`].
     pub(crate) weights: Vec<Tensor>,
-    /// What stands for some of them, in a block that gives no gradients.
+    /// Replacements of some of them, in a block that gives no gradients.
     pub(crate) others: Vec<Option<Arc<dyn Linear>>>,
-    /// In the order of [`LINEARS`].
+    /// In the order of [`Projection::ALL`].
     pub(crate) biases: Vec<Option<Tensor>>,
     /// Of queries and keys, `[head_dim]`.
     pub(crate) qk_norms: Option<[Tensor; 2]>,
@@ -92,7 +69,7 @@ impl Operations {
     }
 }
 
-/// What happens at a linear layer: index, input, output.
+/// Called at every linear layer with its index, input and output; returns the output to go on with.
 pub(crate) type Tap<'a> = dyn FnMut(usize, &Tensor, Tensor) -> CandleResult<Tensor> + 'a;
 
 /// Attention of projected queries, keys and values.
@@ -100,7 +77,7 @@ pub(crate) type Attend<'a> = dyn FnMut(&Tensor, &Tensor, &Tensor) -> CandleResul
 
 impl Block {
     /// A block without biases and norms of queries and keys, from its weights: the two norms, then
-    /// the linear layers in the order of [`LINEARS`].
+    /// the linear layers in the order of [`Projection::ALL`].
     pub fn from_weights(
         index: usize,
         config: &ModelConfig,
@@ -115,8 +92,8 @@ impl Block {
             attention_norm,
             mlp_norm,
             weights: weights.into(),
-            others: vec![None; LINEARS.len()],
-            biases: vec![None; LINEARS.len()],
+            others: vec![None; Projection::ALL.len()],
+            biases: vec![None; Projection::ALL.len()],
             qk_norms: None,
             rotary: rotary.clone(),
         }
@@ -153,24 +130,26 @@ impl Block {
     }
 
     fn run_with(&self, x: &Tensor, operations: Operations, tap: &mut Tap, attend: &mut Attend) -> CandleResult<Tensor> {
-        let mut linear = |i: usize, input: &Tensor| {
+        use Projection::{Down, Gate, Key, Output, Query, Up, Value};
+        let mut linear = |projection: Projection, input: &Tensor| {
+            let i = projection as usize;
             let (batch, tokens, width) = input.dims3()?;
             let flat = input.reshape((batch * tokens, width))?;
             let y = self.linear(i, &flat, operations)?.reshape((batch, tokens, ()))?;
             tap(i, input, y)
         };
         let normed = self.norm(x, &self.attention_norm, operations)?;
-        let (q, k, v) = (linear(0, &normed)?, linear(1, &normed)?, linear(2, &normed)?);
+        let (q, k, v) = (linear(Query, &normed)?, linear(Key, &normed)?, linear(Value, &normed)?);
         let attended = attend(&q, &k, &v)?;
-        let x = (x + linear(3, &attended)?)?;
+        let x = (x + linear(Output, &attended)?)?;
         let normed = self.norm(&x, &self.mlp_norm, operations)?;
-        let (gate, up) = (linear(4, &normed)?, linear(5, &normed)?);
+        let (gate, up) = (linear(Gate, &normed)?, linear(Up, &normed)?);
         let gated = match operations {
             Operations::Kernels => gate.apply_op2(&up, Swiglu)?,
             Operations::Direct => gate.apply_op2_no_bwd(&up, &Swiglu)?,
             _ => (gate.silu()? * up)?,
         };
-        x + linear(6, &gated)?
+        x + linear(Down, &gated)?
     }
 
     /// Output `[tokens, out]` of linear layer `i` for `[tokens, in]`.

@@ -5,10 +5,9 @@ use std::path::Path;
 use serde::Deserialize;
 
 use crate::error::{ModelError, Result};
-use crate::rope::{RopeScaling, Scaling};
-
-/// Architectures that can be calibrated, as `config.json` names them.
-pub const ARCHITECTURES: [&str; 4] = ["LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"];
+use crate::family::{ARCHITECTURES, EVALUATED_ONLY, Family, architectures};
+use crate::roles::{EMBEDDING, HEAD, Projection, TensorRole};
+use crate::rope_scaling::{RopeScaling, Scaling};
 
 /// Shape and constants of a Llama-family model.
 #[derive(Debug, Clone, PartialEq)]
@@ -33,9 +32,9 @@ pub struct ModelConfig {
     pub norm_eps: f64,
     /// Base of the rotary frequencies.
     pub rope_theta: f64,
-    /// What is done to them for contexts beyond the pre-trained one.
+    /// Their change for contexts beyond the pre-trained one.
     pub rope_scaling: RopeScaling,
-    /// Whether a bias is added, by linear layer in the order of [`crate::LINEARS`].
+    /// Whether a bias is added, by linear layer in the order of [`Projection::ALL`].
     pub biases: [bool; 7],
     /// Queries and keys pass an RMSNorm over each head (Qwen3).
     pub qk_norm: bool,
@@ -47,8 +46,6 @@ pub struct ModelConfig {
 
 #[derive(Deserialize)]
 struct Raw {
-    #[serde(default)]
-    architectures: Vec<String>,
     vocab_size: usize,
     hidden_size: usize,
     intermediate_size: usize,
@@ -81,20 +78,9 @@ fn default_activation() -> String {
     "silu".into()
 }
 
-/// Names in `architectures` of a checkpoint's `config.json`.
-///
-/// # Errors
-/// A missing or malformed file.
-pub fn architectures(dir: &Path) -> Result<Vec<String>> {
-    #[derive(Deserialize)]
-    struct Names {
-        #[serde(default)]
-        architectures: Vec<String>,
-    }
-    let path = dir.join("config.json");
-    let unsupported = |reason: String| ModelError::Unsupported { path: path.clone(), reason };
-    let text = std::fs::read_to_string(&path).map_err(|e| unsupported(e.to_string()))?;
-    Ok(serde_json::from_str::<Names>(&text).map_err(|e| unsupported(e.to_string()))?.architectures)
+/// Name of the output head's weight.
+pub fn lm_head_name(config: &ModelConfig) -> &'static str {
+    if config.tied { EMBEDDING } else { HEAD }
 }
 
 impl ModelConfig {
@@ -109,34 +95,64 @@ impl ModelConfig {
         let [architecture] = names.as_slice() else {
             return Err(unsupported(format!("architectures {names:?}, expected one name")));
         };
-        if !ARCHITECTURES.contains(&architecture.as_str()) {
-            let (known, other) = (ARCHITECTURES.join(", "), crate::other::names().collect::<Vec<_>>());
-            let reason = match other.contains(&architecture.as_str()) {
+        let Some(family) = Family::of(architecture) else {
+            let known = ARCHITECTURES.join(", ");
+            let reason = match EVALUATED_ONLY.contains(&architecture.as_str()) {
                 true => format!(
                     "architecture {architecture} can be evaluated (waterfill evaluate --original) but not calibrated: \
                      that needs its blocks one at a time with their vector-Jacobian products, which exist for {known}"
                 ),
                 false => {
-                    format!("architecture {architecture}; supported: {known}; to evaluate only: {}", other.join(", "))
+                    format!(
+                        "architecture {architecture}; supported: {known}; to evaluate only: {}",
+                        EVALUATED_ONLY.join(", ")
+                    )
                 }
             };
             return Err(unsupported(reason));
-        }
+        };
         let text = std::fs::read_to_string(&path).map_err(|e| unsupported(e.to_string()))?;
         let raw: Raw = serde_json::from_str(&text).map_err(|e| unsupported(e.to_string()))?;
-        raw.resolve().map_err(unsupported)
+        raw.resolve(family).map_err(unsupported)
     }
 
-    /// Shape `[out, in]` of linear layer `i` of a block, in the order of [`crate::LINEARS`].
-    pub fn linear_shape(&self, i: usize) -> [usize; 2] {
+    /// Shape `[out, in]` of a linear layer of every block.
+    pub fn linear_shape(&self, projection: Projection) -> [usize; 2] {
         let (q, kv) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
-        match crate::LINEARS[i] {
-            "self_attn.q_proj" => [q, self.hidden],
-            "self_attn.k_proj" | "self_attn.v_proj" => [kv, self.hidden],
-            "self_attn.o_proj" => [self.hidden, q],
-            "mlp.down_proj" => [self.hidden, self.intermediate],
-            _ => [self.intermediate, self.hidden],
+        match projection {
+            Projection::Query => [q, self.hidden],
+            Projection::Key | Projection::Value => [kv, self.hidden],
+            Projection::Output => [self.hidden, q],
+            Projection::Gate | Projection::Up => [self.intermediate, self.hidden],
+            Projection::Down => [self.hidden, self.intermediate],
         }
+    }
+
+    /// All tensors of a model of this shape, in the order of computation, each with its shape.
+    pub fn tensors(&self) -> Vec<(TensorRole, Vec<usize>)> {
+        let mut all = vec![(TensorRole::Embedding, vec![self.vocab, self.hidden])];
+        for block in 0..self.layers {
+            all.push((TensorRole::AttentionNorm { block }, vec![self.hidden]));
+            for projection in Projection::ALL {
+                if projection == Projection::Output && self.qk_norm {
+                    all.push((TensorRole::QueryNorm { block }, vec![self.head_dim]));
+                    all.push((TensorRole::KeyNorm { block }, vec![self.head_dim]));
+                }
+                if projection == Projection::Gate {
+                    all.push((TensorRole::MlpNorm { block }, vec![self.hidden]));
+                }
+                let [rows, cols] = self.linear_shape(projection);
+                all.push((projection.weight(block), vec![rows, cols]));
+                if self.biases[projection as usize] {
+                    all.push((projection.bias(block), vec![rows]));
+                }
+            }
+        }
+        all.push((TensorRole::FinalNorm, vec![self.hidden]));
+        if !self.tied {
+            all.push((TensorRole::Head, vec![self.vocab, self.hidden]));
+        }
+        all
     }
 
     /// Keys that queries of block `index` look at, themselves included.
@@ -160,7 +176,7 @@ impl ModelConfig {
 
 impl Raw {
     /// Checks sizes and fills in what the family leaves out; says what is wrong.
-    fn resolve(self) -> std::result::Result<ModelConfig, String> {
+    fn resolve(self, family: Family) -> std::result::Result<ModelConfig, String> {
         if self.hidden_act != "silu" {
             return Err(format!("hidden_act {:?}, supported: \"silu\"", self.hidden_act));
         }
@@ -180,10 +196,9 @@ impl Raw {
         let scaling = self.rope_parameters.as_ref().or(self.rope_scaling.as_ref());
         let theta = self.rope_theta.or(scaling.and_then(|s| s.rope_theta)).unwrap_or(10000.0);
         let rope_scaling = scaling.map_or(Ok(RopeScaling::None), Scaling::resolve)?;
-        let (qwen2, qwen3) = (self.architectures == ["Qwen2ForCausalLM"], self.architectures == ["Qwen3ForCausalLM"]);
-        let attention = self.attention_bias;
+        let (attention, qwen2) = (self.attention_bias, family == Family::Qwen2);
         let [q, o, mlp] = [attention || qwen2, attention && !qwen2, self.mlp_bias];
-        let uses_window = self.use_sliding_window.unwrap_or(self.architectures == ["MistralForCausalLM"]);
+        let uses_window = self.use_sliding_window.unwrap_or(family == Family::Mistral);
         let window = self.sliding_window.filter(|_| uses_window).map(|keys| (keys, self.max_window_layers));
         if window.is_some_and(|(keys, _)| keys == 0) {
             return Err("sliding_window 0, expected at least 1 or null".into());
@@ -201,7 +216,7 @@ impl Raw {
             rope_theta: theta,
             rope_scaling,
             biases: [q, q, q, o, mlp, mlp, mlp],
-            qk_norm: qwen3,
+            qk_norm: family == Family::Qwen3,
             window,
             tied: self.tie_word_embeddings,
         })

@@ -43,7 +43,7 @@ impl ModelError {
     }
 }
 
-/// What happened, without where.
+/// The message of an error without its backtrace.
 fn without_backtrace(error: &Error) -> String {
     match error {
         Error::WithBacktrace { inner, .. } => without_backtrace(inner),

@@ -1,4 +1,4 @@
-//! What can be wrong with a model or its data.
+//! Errors of models and their data.
 
 use std::path::PathBuf;
 
@@ -18,7 +18,7 @@ pub enum ModelError {
     Unsupported {
         /// `config.json` or `tokenizer.json`.
         path: PathBuf,
-        /// What was found and what is supported.
+        /// The value found and those supported.
         reason: String,
     },
     /// A text or token file is unusable.
@@ -26,7 +26,7 @@ pub enum ModelError {
     Data {
         /// The file.
         path: PathBuf,
-        /// What was found and what was expected.
+        /// The value found and the one expected.
         reason: String,
     },
     /// A gradient did not reach a weight.

@@ -7,6 +7,7 @@ use candle_nn::rotary_emb::rope;
 use crate::block::{Block, Others};
 use crate::error::Result;
 use crate::head::Head;
+use crate::roles::EMBEDDING;
 use crate::stream::Model;
 
 /// Rotated keys, and values, of the tokens a block has seen: `[1, kv_heads, tokens, head_dim]`.
@@ -29,7 +30,7 @@ impl Cache {
     }
 }
 
-/// What has read a text and foretells the token after it.
+/// A model that has read a text and predicts the token after it.
 pub trait Reader {
     /// Reads more tokens; the logits of what follows them.
     ///
@@ -143,7 +144,7 @@ fn attend(block: &Block, [q, k, v]: [&Tensor; 3], cache: &mut Cache) -> CandleRe
 
 impl Model {
     fn embedding(&self) -> Result<Tensor> {
-        self.load(crate::stream::EMBEDDING, &[self.config.vocab, self.config.hidden])
+        self.load(EMBEDDING, &[self.config.vocab, self.config.hidden])
     }
 }
 

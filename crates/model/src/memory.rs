@@ -1,9 +1,9 @@
-//! What the parts of a model take in memory while they are computed with, for f32.
+//! Memory that the parts of a model take while they are computed, in f32.
 
 use candle_core::Device;
 
-use crate::LINEARS;
 use crate::config::ModelConfig;
+use crate::roles::Projection;
 
 /// Bytes that batches may take side by side beyond one.
 const WORKSPACE: u64 = 1 << 30;
@@ -11,7 +11,7 @@ const WORKSPACE: u64 = 1 << 30;
 impl ModelConfig {
     /// Bytes of a block's linear weights.
     pub fn block_bytes(&self) -> u64 {
-        (0..LINEARS.len()).map(|i| self.linear_shape(i).iter().product::<usize>() as u64).sum::<u64>() * 4
+        Projection::ALL.iter().map(|&p| self.linear_shape(p).iter().product::<usize>() as u64).sum::<u64>() * 4
     }
 
     /// Bytes of the embedding, or of the head.

@@ -10,8 +10,8 @@ use candle_transformers::models as m;
 use serde::de::DeserializeOwned;
 use waterfill_checkpoint::Checkpoint;
 
-use crate::config::architectures;
 use crate::error::{ModelError, Result};
+use crate::family::architectures;
 use crate::generate::Reader;
 
 /// Logits after `ids` `[rows, tokens]` that begin at a position.
@@ -180,6 +180,12 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
+
+    /// Configurations of these are refused with their name.
+    #[test]
+    fn names_are_those_that_families_know_of() {
+        assert!(names().eq(crate::family::EVALUATED_ONLY));
+    }
 
     /// A small configuration with the keys of all architectures.
     fn config(name: &str) -> Value {

@@ -7,24 +7,14 @@ use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
 use waterfill_checkpoint::{Checkpoint, QualityPrefix};
 
-use crate::block::{Block, LINEARS, Others};
-use crate::config::ModelConfig;
+use crate::block::{Block, Others};
+use crate::config::{ModelConfig, lm_head_name};
 use crate::error::{ModelError, Result};
 use crate::head::Head;
+use crate::roles::{EMBEDDING, FINAL_NORM, Projection, TensorRole};
 use crate::rope::Rotary;
 
-/// Name of the embedding, which is also the head when tied.
-pub const EMBEDDING: &str = "model.embed_tokens.weight";
-
-/// Name of the final norm.
-pub const FINAL_NORM: &str = "model.norm.weight";
-
-/// Name of the output head's weight.
-pub fn lm_head_name(config: &ModelConfig) -> &'static str {
-    if config.tied { EMBEDDING } else { "lm_head.weight" }
-}
-
-/// A model on disk, tuned or not.
+/// A model on disk, compressed or not.
 pub struct Model {
     /// Shape and constants.
     pub config: ModelConfig,
@@ -69,7 +59,7 @@ impl Model {
         Ok(Self { config, checkpoint, replaced: None, values: BTreeMap::new(), device: device.clone(), dtype, rotary })
     }
 
-    /// The model with some of its tensors taken from another checkpoint of it.
+    /// The model with the tensors `names` taken from `other`, another checkpoint of the same model.
     pub fn with(mut self, other: Checkpoint, names: BTreeSet<String>) -> Self {
         self.replaced = Some((other, names));
         self
@@ -110,18 +100,8 @@ impl Model {
     /// Names and shapes of the weights that calibration covers: every block's linear layers, the
     /// embedding and the head.
     pub fn weights(&self) -> Vec<(String, [usize; 2])> {
-        let mut all = vec![(EMBEDDING.to_string(), [self.config.vocab, self.config.hidden])];
-        for block in 0..self.config.layers {
-            all.extend((0..LINEARS.len()).map(|i| (linear_name(block, i), self.linear_shape(i))));
-        }
-        if !self.config.tied {
-            all.push((lm_head_name(&self.config).into(), [self.config.vocab, self.config.hidden]));
-        }
-        all
-    }
-
-    fn linear_shape(&self, i: usize) -> [usize; 2] {
-        self.config.linear_shape(i)
+        let matrices = self.config.tensors().into_iter().filter(|(role, _)| role.may_be_coded());
+        matrices.map(|(role, shape)| (role.name(), [shape[0], shape[1]])).collect()
     }
 
     /// Loads block `index`.
@@ -138,31 +118,34 @@ impl Model {
     /// # Errors
     /// As [`Model::block`], and those of `others`.
     pub fn block_with(&self, index: usize, others: &mut Others) -> Result<Block> {
-        let [attention_norm, mlp_norm] = norm_names(index).map(|name| self.load(&name, &[self.config.hidden]));
-        let found = (0..LINEARS.len()).map(|i| others(&linear_name(index, i))).collect::<Result<Vec<_>>>()?;
+        let load = |role: TensorRole, shape: &[usize]| self.load(&role.name(), shape);
+        let (block, hidden, head_dim) = (index, self.config.hidden, self.config.head_dim);
+        let attention_norm = load(TensorRole::AttentionNorm { block }, &[hidden])?;
+        let mlp_norm = load(TensorRole::MlpNorm { block }, &[hidden])?;
+        let found = Projection::ALL.iter().map(|p| others(&p.weight(index).name())).collect::<Result<Vec<_>>>()?;
         // Coded tensors take time, and small ones have few slices to decode side by side.
-        let weight = |i: usize| match &found[i] {
+        let weight = |&projection: &Projection| match &found[projection as usize] {
             Some(_) => Ok(Tensor::zeros((0, 0), self.dtype, &self.device)?),
-            None => self.load(&linear_name(index, i), &self.linear_shape(i)),
+            None => load(projection.weight(index), &self.config.linear_shape(projection)),
         };
-        let weights = (0..LINEARS.len()).into_par_iter().map(weight).collect::<Result<Vec<_>>>()?;
-        let bias = |i: usize| match self.config.biases[i] {
-            true => self.load(&bias_name(index, i), &self.linear_shape(i)[..1]).map(Some),
+        let weights = Projection::ALL.par_iter().map(weight).collect::<Result<Vec<_>>>()?;
+        let bias = |&projection: &Projection| match self.config.biases[projection as usize] {
+            true => load(projection.bias(index), &self.config.linear_shape(projection)[..1]).map(Some),
             false => Ok(None),
         };
-        let biases = (0..LINEARS.len()).map(bias).collect::<Result<_>>()?;
+        let biases = Projection::ALL.iter().map(bias).collect::<Result<_>>()?;
         let qk_norms = match self.config.qk_norm {
-            true => {
-                let [q, k] = qk_norm_names(index).map(|name| self.load(&name, &[self.config.head_dim]));
-                Some([q?, k?])
-            }
+            true => Some([
+                load(TensorRole::QueryNorm { block }, &[head_dim])?,
+                load(TensorRole::KeyNorm { block }, &[head_dim])?,
+            ]),
             false => None,
         };
         Ok(Block {
             index,
             config: self.config.clone(),
-            attention_norm: attention_norm?,
-            mlp_norm: mlp_norm?,
+            attention_norm,
+            mlp_norm,
             weights,
             others: found,
             biases,
@@ -226,24 +209,4 @@ impl Model {
         };
         Ok(Tensor::from_vec(values, shape, &self.device)?.to_dtype(self.dtype)?)
     }
-}
-
-/// Checkpoint name of linear layer `i` of a block.
-pub fn linear_name(block: usize, i: usize) -> String {
-    format!("model.layers.{block}.{}.weight", LINEARS[i])
-}
-
-/// Checkpoint name of the bias of linear layer `i` of a block.
-pub fn bias_name(block: usize, i: usize) -> String {
-    format!("model.layers.{block}.{}.bias", LINEARS[i])
-}
-
-/// Checkpoint names of the norms of a block's queries and keys.
-pub fn qk_norm_names(block: usize) -> [String; 2] {
-    ["q_norm", "k_norm"].map(|part| format!("model.layers.{block}.self_attn.{part}.weight"))
-}
-
-/// Checkpoint names of a block's norms: before attention, before the feed-forward part.
-pub fn norm_names(block: usize) -> [String; 2] {
-    ["input_layernorm", "post_attention_layernorm"].map(|part| format!("model.layers.{block}.{part}.weight"))
 }

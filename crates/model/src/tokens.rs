@@ -15,7 +15,7 @@ pub struct Text {
     prefix: Vec<u32>,
 }
 
-/// What `tokenizer_config.json` says of the beginning of a text.
+/// The part of `tokenizer_config.json` about the beginning of a text.
 #[derive(Default, Deserialize)]
 struct Rules {
     tokenizer_class: Option<String>,
@@ -65,7 +65,7 @@ impl Text {
     /// Token ids of a text, without those before it. Special tokens written out in the text count.
     ///
     /// # Errors
-    /// What the tokenizer says.
+    /// As the tokenizer reports.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
         let failed = |e: tokenizers::Error| ModelError::Unsupported { path: self.path.clone(), reason: e.to_string() };
         Ok(self.tokenizer.encode_fast(text, false).map_err(failed)?.get_ids().to_vec())
@@ -74,14 +74,14 @@ impl Text {
     /// Text of token ids, special ones left out.
     ///
     /// # Errors
-    /// What the tokenizer says.
+    /// As the tokenizer reports.
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
         let failed = |e: tokenizers::Error| ModelError::Unsupported { path: self.path.clone(), reason: e.to_string() };
         self.tokenizer.decode(ids, true).map_err(failed)
     }
 }
 
-/// What stands before every text. The template in `tokenizer.json` says it; `add_bos_token` has the
+/// Tokens before every text. The template in `tokenizer.json` says it; `add_bos_token` has the
 /// last word in the classes that build the template from it when they are loaded.
 fn prefix(tokenizer: &Tokenizer, dir: &Path) -> std::result::Result<Vec<u32>, String> {
     let path = dir.join("tokenizer_config.json");

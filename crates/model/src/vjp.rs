@@ -2,10 +2,11 @@
 
 use candle_core::{CustomOp2, CustomOp3, Result as CandleResult, Tensor, Var};
 
-use crate::block::{Block, LINEARS, Operations};
+use crate::block::{Block, Operations};
 use crate::error::{ModelError, Result};
 use crate::kernels::{Norm, Swiglu};
 use crate::product::product;
+use crate::roles::Projection;
 
 /// Input and output gradient of one linear layer over the tokens of a batch.
 pub struct LinearTrace {
@@ -19,7 +20,7 @@ pub struct LinearTrace {
 pub struct Vjp {
     /// Gradient with respect to the block's input, `[batch, tokens, hidden]`.
     pub input_gradient: Tensor,
-    /// One for each of [`LINEARS`].
+    /// One for each of [`Projection::ALL`].
     pub linears: Vec<LinearTrace>,
 }
 
@@ -62,7 +63,7 @@ impl Block {
         let missing = |weight: &str| ModelError::NoGradient { block: self.index, weight: weight.into() };
         let mut linears = Vec::new();
         for (i, (input, zero)) in inputs.into_iter().zip(&zeros).enumerate() {
-            let gradient = grads.get(zero.as_tensor()).ok_or_else(|| missing(LINEARS[i]))?;
+            let gradient = grads.get(zero.as_tensor()).ok_or_else(|| missing(&Projection::ALL[i].module()))?;
             linears.push(LinearTrace { input: input.flatten_to(1)?, gradient: gradient.detach().flatten_to(1)? });
         }
         let input_gradient = grads.get(input.as_tensor()).ok_or_else(|| missing("the block's input"))?.detach();
@@ -145,8 +146,8 @@ mod tests {
             };
             close("input", &ours.input_gradient, &theirs.input_gradient);
             for (i, (a, b)) in ours.linears.iter().zip(&theirs.linears).enumerate() {
-                close(LINEARS[i], &a.input, &b.input);
-                close(LINEARS[i], &a.gradient, &b.gradient);
+                close(Projection::ALL[i].label(), &a.input, &b.input);
+                close(Projection::ALL[i].label(), &a.gradient, &b.gradient);
             }
         }
     }
@@ -186,7 +187,7 @@ mod tests {
                 };
                 let want = (at(step) - at(-step)) / (2.0 * step);
                 block.weights[i] = weight;
-                close(LINEARS[i], got, want);
+                close(Projection::ALL[i].label(), got, want);
             }
         }
     }

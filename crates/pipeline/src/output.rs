@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use waterfill_evaluate::tasks::Task;
 use waterfill_evaluate::{Band, ChoiceResult, Estimate};
-use waterfill_quantize::search::Usage;
+use waterfill_quantize::rdo::Usage;
 
 use crate::flow::Attempt;
 use crate::results::{Choice, EvaluationResult};

@@ -4,15 +4,16 @@
 use std::collections::BTreeSet;
 
 use rayon::prelude::*;
-use waterfill_allocate::Factor;
 use waterfill_calibrate::Sensitivities;
 use waterfill_checkpoint::writer::{Data, Entry, write_checkpoint, write_file};
 use waterfill_checkpoint::{Checkpoint, CheckpointError, TensorInfo, element_of};
 use waterfill_codec::{Minifloat, TILE};
+use waterfill_model::TensorRole;
+use waterfill_quadratic::{Damping, LdlFactor};
 use waterfill_store::{Progress, Work};
 
-use crate::Result;
-use crate::tuned::EncodeSummary;
+use crate::error::Result;
+use crate::summary::EncodeSummary;
 
 /// Bytes of a scale, an f16.
 const SCALE_BYTES: u64 = 2;
@@ -31,7 +32,7 @@ pub enum Baseline {
     Gptq {
         /// Columns of a group.
         group: usize,
-        /// Where the second moments are.
+        /// Where the Hessians are.
         sensitivities: Sensitivities,
     },
 }
@@ -59,9 +60,9 @@ impl Baseline {
                 tile.iter_mut().for_each(|w| **w = kind.decode(kind.encode(**w / step)) * step);
             }),
             Self::Gptq { group, sensitivities } => {
-                let factor = match sensitivities.second_moment(name)? {
-                    Some(moment) => Factor::new(&moment, 0.0, DAMPING),
-                    None => Factor::diagonal(vec![1.0; cols]),
+                let factor = match sensitivities.hessian(name)? {
+                    Some(hessian) => LdlFactor::new(&hessian, &Damping::uniform(DAMPING)),
+                    None => LdlFactor::diagonal(vec![1.0; cols]),
                 };
                 weights.par_chunks_mut(cols).for_each(|row| feed_back(row, *group, bits, &factor));
             }
@@ -105,7 +106,7 @@ impl Scale {
     }
 }
 
-fn feed_back(row: &mut [f32], group: usize, bits: u32, factor: &Factor) {
+fn feed_back(row: &mut [f32], group: usize, bits: u32, factor: &LdlFactor) {
     let mut targets = row.to_vec();
     let mut scale = Scale { step: 1.0, most: 1.0 };
     for j in 0..row.len() {
@@ -164,7 +165,7 @@ pub fn encode_baseline(
             false => info.bytes,
         };
         summary.bytes += bytes;
-        if info.name.contains("_proj.") {
+        if TensorRole::parse(&info.name).is_some_and(TensorRole::is_of_linear_layer) {
             summary.linear_bytes += bytes;
             summary.linear_weights += info.weights();
         }
@@ -191,7 +192,7 @@ mod tests {
     fn codes_are_as_many_as_the_bits_say() {
         let mut row: Vec<f32> = (0..64).map(|i| (i as f32 * 0.37).sin()).collect();
         let original = row.clone();
-        feed_back(&mut row, 32, 3, &Factor::diagonal(vec![1.0; 64]));
+        feed_back(&mut row, 32, 3, &LdlFactor::diagonal(vec![1.0; 64]));
         for part in row.chunks(32) {
             let mut values: Vec<f32> = part.to_vec();
             values.sort_by(f32::total_cmp);

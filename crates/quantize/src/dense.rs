@@ -8,7 +8,7 @@ use waterfill_checkpoint::{Checkpoint, CheckpointError, Element, TensorInfo, ele
 use waterfill_codec::Dtype;
 use waterfill_store::Progress;
 
-use crate::{EncodeError, Result};
+use crate::error::{EncodeError, Result};
 
 /// Writes `source` with every tensor decoded to `out`, which must not exist. Floating-point
 /// tensors become `dtype` when one is given, else keep their own; others are copied.

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use candle_core::{Device, Tensor};
 use serde::Serialize;
-use waterfill_model::{LINEARS, Model, linear_name};
+use waterfill_model::{Model, Projection};
 
 use crate::error::{Result, RuntimeError};
 use crate::linear::PackedLinear;
@@ -52,8 +52,8 @@ pub fn check(dir: &Path, prompt: &str, tokens: usize) -> Result<Checked> {
     let model = Model::open(dir, &Device::Cpu)?;
     let mut layers = Vec::new();
     for block in 0..model.config.layers {
-        for i in 0..LINEARS.len() {
-            layers.push(layer(&model, &linear_name(block, i))?);
+        for projection in Projection::ALL {
+            layers.push(layer(&model, &projection.weight(block).name())?);
         }
     }
     let forms = [Form::Packed, Form::Dense].map(|form| Runtime::open(dir, form));

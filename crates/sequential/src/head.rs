@@ -4,7 +4,7 @@ use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
 use waterfill_model::Head;
 
-use crate::Result;
+use crate::error::Result;
 
 /// Elements of logits held at once, of each model.
 const LOGITS: usize = 1 << 24;

@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use candle_core::Device;
 use waterfill_fixture::{Fixture, Shape, generate};
-use waterfill_model::{EMBEDDING, Model, Text, Windows, linear_name, tokens::Layout};
-use waterfill_sequential::{Adaptation, Descended, Settings, coding_order};
+use waterfill_model::roles::coding_order;
+use waterfill_model::{EMBEDDING, Model, Projection, Text, Windows, tokens::Layout};
+use waterfill_sequential::{Adaptation, Descended, SequentialSettings};
 
 struct Case {
     _dir: tempfile::TempDir,
@@ -40,13 +41,13 @@ fn rounded(model: &Model) -> BTreeMap<String, Vec<f32>> {
 fn adapted(case: &Case, rate: f64) -> (Descended, Vec<f32>) {
     let names: BTreeSet<String> = case.model.weights().into_iter().map(|w| w.0).collect();
     let copy = Model::open(&case.fixture.model, &Device::Cpu).unwrap();
-    let settings = Settings { steps: 40, rate, batch_tokens: 192 };
+    let settings = SequentialSettings { steps: 40, rate, batch_tokens: 192 };
     let mut adaptation = Adaptation::new(&case.model, copy, &case.windows, &names, settings).unwrap();
     let descended = adaptation.coded(rounded(&case.model)).unwrap().expect("blocks are left");
-    assert!(adaptation.weights(&linear_name(0, 0)).is_none(), "what is coded stays");
+    assert!(adaptation.weights(&Projection::Query.weight(0).name()).is_none(), "what is coded stays");
     assert!(adaptation.weights(EMBEDDING).is_none(), "an embedding does not move");
-    let weights = adaptation.weights(&linear_name(1, 0)).unwrap().to_vec();
-    let rest = (1..case.model.config.layers).flat_map(|l| (0..7).map(move |i| (linear_name(l, i), vec![])));
+    let weights = adaptation.weights(&Projection::Query.weight(1).name()).unwrap().to_vec();
+    let rest = (1..case.model.config.layers).flat_map(|l| Projection::ALL.map(move |p| (p.weight(l).name(), vec![])));
     assert_eq!(adaptation.coded(rest.collect()).unwrap(), None, "nothing is left");
     (descended, weights)
 }

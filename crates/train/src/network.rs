@@ -4,8 +4,7 @@ use std::collections::HashMap;
 
 use candle_core::{Device, Tensor, Var};
 use waterfill_model::{
-    Block, EMBEDDING, FINAL_NORM, LINEARS, ModelConfig, Rotary, differentiable_norm, linear_name, lm_head_name,
-    norm_names,
+    Block, EMBEDDING, FINAL_NORM, ModelConfig, Projection, Rotary, TensorRole, differentiable_norm, lm_head_name,
 };
 use waterfill_world::Source;
 
@@ -15,20 +14,7 @@ use crate::{Result, TrainError};
 
 /// Names and shapes of a model's arrays, in a fixed order.
 pub(crate) fn layout(config: &ModelConfig) -> Vec<(String, Vec<usize>)> {
-    let mut all = vec![(EMBEDDING.to_string(), vec![config.vocab, config.hidden])];
-    for block in 0..config.layers {
-        let [attention, mlp] = norm_names(block);
-        let linear = |i: usize| (linear_name(block, i), config.linear_shape(i).to_vec());
-        all.push((attention, vec![config.hidden]));
-        all.extend((0..4).map(linear));
-        all.push((mlp, vec![config.hidden]));
-        all.extend((4..7).map(linear));
-    }
-    all.push((FINAL_NORM.into(), vec![config.hidden]));
-    if !config.tied {
-        all.push((lm_head_name(config).into(), vec![config.vocab, config.hidden]));
-    }
-    all
+    config.tensors().into_iter().map(|(role, shape)| (role.name(), shape)).collect()
 }
 
 /// Random beginnings: matrices with standard deviation 0.02, those that write to the residual
@@ -38,7 +24,9 @@ pub(crate) fn initial(config: &ModelConfig, seed: u64) -> Vec<Parameter> {
     let residual = 1.0 / (2.0 * config.layers as f32).sqrt();
     let array = |(name, shape): (String, Vec<usize>)| {
         let count = shape.iter().product();
-        let scale = if name.contains("o_proj") || name.contains("down_proj") { 0.02 * residual } else { 0.02 };
+        let projection = TensorRole::parse(&name).and_then(TensorRole::projection);
+        let into_residual = matches!(projection, Some(Projection::Output | Projection::Down));
+        let scale = if into_residual { 0.02 * residual } else { 0.02 };
         let value = match shape.len() {
             1 => vec![1.0; count],
             _ => (0..count).map(|_| source.normal() * scale).collect(),
@@ -84,9 +72,9 @@ impl Network {
         let rotary = Rotary::new(config, &embedding);
         let mut blocks = Vec::new();
         for index in 0..config.layers {
-            let [attention, mlp] = norm_names(index);
-            let norms = [take(&attention)?, take(&mlp)?];
-            let weights = (0..LINEARS.len()).map(|i| take(&linear_name(index, i))).collect::<Result<Vec<_>>>()?;
+            let [attention, mlp] = [TensorRole::AttentionNorm { block: index }, TensorRole::MlpNorm { block: index }];
+            let norms = [take(&attention.name())?, take(&mlp.name())?];
+            let weights = Projection::ALL.iter().map(|p| take(&p.weight(index).name())).collect::<Result<Vec<_>>>()?;
             let weights: [Tensor; 7] = weights.try_into().expect("as many as there are linear layers");
             blocks.push(Block::from_weights(index, config, norms, weights, &rotary));
         }

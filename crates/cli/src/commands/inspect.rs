@@ -9,8 +9,8 @@ use waterfill_checkpoint::delta::{apply, is_delta};
 use waterfill_checkpoint::pack::{is_packed, verify_packed};
 use waterfill_checkpoint::{Checkpoint, Storage, Values};
 use waterfill_codec::{CodedTensor, Format};
-use waterfill_quantize::kind_of;
-use waterfill_quantize::search::Usage;
+use waterfill_model::roles::label_of;
+use waterfill_quantize::rdo::Usage;
 use waterfill_store::Artifact;
 
 /// Neither of the two that are understood.
@@ -148,7 +148,7 @@ struct RoleSums {
 fn inspect_checkpoint(checkpoint: &Checkpoint) -> Result<String> {
     let mut kinds: BTreeMap<String, RoleSums> = BTreeMap::new();
     for info in checkpoint.tensors() {
-        let kind = kinds.entry(kind_of(&info.name)).or_default();
+        let kind = kinds.entry(label_of(&info.name).to_string()).or_default();
         kind.tensors += 1;
         kind.weights += info.weights();
         kind.bytes += info.stored_bytes();

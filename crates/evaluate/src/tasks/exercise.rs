@@ -1,4 +1,4 @@
-//! Exercises whose answer the model writes out.
+//! Exercises with an answer that the model writes out.
 
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
@@ -10,7 +10,7 @@ use super::records::records;
 use super::{Selection, Task, draw};
 use crate::error::{EvaluateError, Result};
 
-/// What the reasoning of GSM8K ends with, before the number.
+/// Mark before the number that the reasoning of GSM8K ends with.
 const MARK: &str = "####";
 
 /// An exercise.
@@ -18,7 +18,7 @@ const MARK: &str = "####";
 pub struct Exercise {
     /// MMLU's subject; the task's name elsewhere.
     pub subject: String,
-    /// What the model continues.
+    /// The prompt.
     pub prompt: String,
     /// The right answer.
     pub answer: String,

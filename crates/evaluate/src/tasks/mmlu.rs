@@ -239,7 +239,7 @@ fn parse_answer(text: &str) -> Option<usize> {
     LETTERS.iter().position(|l| *l == text).or_else(|| text.parse().ok().filter(|&n| n < 4))
 }
 
-/// What is compared to find the answer that a model gives.
+/// The texts whose likelihoods are compared to find a model's answer.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Scoring {
@@ -249,7 +249,7 @@ pub enum Scoring {
     /// The likelihoods of the choices' texts after `The right choice is`, for models too small to
     /// connect a letter with its choice.
     Text,
-    /// What the model writes after `The right choice is`, up to a comma or a full stop: the right choice's text or not.
+    /// The text that the model writes after `The right choice is`, up to a comma or a full stop: the right choice's or not.
     Written,
 }
 
@@ -262,7 +262,7 @@ impl Scoring {
         }
     }
 
-    /// What follows the cue if choice `i` is taken.
+    /// Continuation of the cue when choice `i` is taken.
     fn ending(self, q: &Question, i: usize) -> &str {
         match self {
             Self::Letter => LETTERS[i],

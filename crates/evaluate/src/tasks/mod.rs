@@ -153,9 +153,9 @@ impl Task {
 pub struct Question {
     /// MMLU's subject; the task's name elsewhere.
     pub subject: String,
-    /// What stands before; one, or one for each choice.
+    /// Context; one, or one for each choice.
     pub contexts: Vec<String>,
-    /// What is scored; one, or one for each choice.
+    /// Scored continuation; one, or one for each choice.
     pub continuations: Vec<String>,
     /// Index of the right choice.
     pub answer: usize,
@@ -174,10 +174,10 @@ impl Question {
     }
 }
 
-/// What is asked.
+/// Questions of a benchmark, by their form.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Items {
-    /// Choices whose likelihoods are compared.
+    /// Choices that are compared by likelihood.
     Questions(Vec<Question>),
     /// Texts that are written.
     Exercises(Vec<Exercise>),
@@ -190,7 +190,7 @@ pub struct Selection<'a> {
     pub shots: usize,
     /// File of GSM8K's examples.
     pub examples: Option<&'a Path>,
-    /// What is compared in MMLU's questions.
+    /// The texts compared in MMLU's questions.
     pub scoring: Scoring,
     /// Subjects of MMLU; all when empty.
     pub subjects: &'a [String],

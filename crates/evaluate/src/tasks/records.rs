@@ -12,7 +12,7 @@ use serde_json::{Map, Value};
 
 use crate::error::{EvaluateError, Result};
 
-/// What the rows of files hold, in order: `.parquet`, or lines of JSON, whose name may end with `.gz`. Of all
+/// Rows of files, in order: `.parquet`, or lines of JSON, whose name may end with `.gz`. Of all
 /// files together at most `most` rows are read.
 ///
 /// # Errors

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::{Exercise, Items, Question, Scoring};
 use crate::error::{EvaluateError, Result};
 
-/// What stands for the key in sentences.
+/// Placeholder of the key in sentences.
 const KEY: &str = "{key}";
 /// Keys of a question, the right one among them.
 const CHOICES: usize = 4;
@@ -25,7 +25,7 @@ pub struct Retrieval {
     pub depths: Vec<f64>,
     /// Sentence with `{key}`.
     pub needle: String,
-    /// What the key follows at the end.
+    /// Text at the end that the key follows.
     pub question: String,
     /// Keys; numbers of five digits if empty.
     pub keys: Vec<String>,
@@ -44,7 +44,7 @@ impl Default for Retrieval {
 }
 
 impl Retrieval {
-    /// What cannot be asked, if anything.
+    /// Why it cannot be asked, if so.
     pub fn problem(&self) -> Option<String> {
         let distinct = self.keys.iter().collect::<std::collections::BTreeSet<_>>().len();
         let wrong = |depth: &&f64| !(0.0..=1.0).contains(*depth);

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use waterfill_checkpoint::{Checkpoint, QualityPrefix, TensorInfo};
 use waterfill_config::Sequential;
+use waterfill_model::TensorRole;
 use waterfill_quantize::EncodeSummary;
 
 use crate::engine::Engine;
@@ -203,7 +204,8 @@ pub(crate) fn prefixes(engine: &Engine, compressed: &Compressed) -> Result<Vec<C
     };
     let one = |prefix: QualityPrefix| -> Result<CheckpointPrefix> {
         let opened = Checkpoint::open_prefix(compressed.encoded.path("checkpoint"), prefix)?;
-        let linear = opened.tensors().filter(|info| info.name.contains("_proj."));
+        let linear =
+            opened.tensors().filter(|info| TensorRole::parse(&info.name).is_some_and(TensorRole::is_of_linear_layer));
         let loss = |info: &TensorInfo| {
             Some((info.name.clone(), *sizes.layers[info.quality_layers() - 1].losses.get(&info.name)?))
         };

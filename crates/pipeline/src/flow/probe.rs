@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use waterfill_config::{Probes, Sequential};
-use waterfill_quantize::kind_of;
+use waterfill_model::roles::{block_of, label_of};
 
 use super::compress::encode_at;
 use crate::context::Context;
@@ -66,10 +66,9 @@ pub(super) fn groups(context: &Context, probes: Probes) -> Groups {
 
 /// Group of a tensor.
 fn group_of(name: &str, probes: Probes) -> String {
-    let layer = name.strip_prefix("model.layers.").and_then(|rest| rest.split('.').next());
-    match (probes, layer) {
-        (Probes::Tensors, Some(layer)) => format!("{} of layer {layer}", kind_of(name)),
-        _ => kind_of(name),
+    match (probes, block_of(name)) {
+        (Probes::Tensors, Some(block)) => format!("{} of layer {block}", label_of(name)),
+        _ => label_of(name).into(),
     }
 }
 

@@ -7,7 +7,8 @@ use waterfill_allocate as allocate;
 use waterfill_checkpoint::Checkpoint;
 use waterfill_codec::{Format, Lambda, Rate};
 use waterfill_config::PolicyName;
-use waterfill_model::{EMBEDDING, fused, lm_head_name};
+use waterfill_model::TensorRole;
+use waterfill_model::roles::input_group;
 use waterfill_store::{Identity, Work, in_groups};
 
 use super::corrections::{CORRECTIONS, Corrections};
@@ -75,14 +76,14 @@ impl Stage for Allocate<'_> {
         if policy.structure.is_some() {
             let costs = in_groups(&sizes, CANDIDATE_BYTES, |n| -> Result<_> {
                 let (name, path) = &files[n];
-                let candidates = allocate::WeightPoints::read(path)?;
+                let candidates = allocate::TensorCandidates::read(path)?;
                 Ok((name.as_str(), allocate::format_costs(name, &candidates, &policy, lambda)))
             })?;
             policy = policy.with_formats(costs);
         }
         let selections = in_groups(&sizes, CANDIDATE_BYTES, |n| -> Result<_> {
             let (name, path) = &files[n];
-            let candidates = allocate::WeightPoints::read(path)?;
+            let candidates = allocate::TensorCandidates::read(path)?;
             Ok((name.as_str(), allocate::select_weight(name, &candidates, &policy, lambda)?))
         })?;
         let mut map = allocate::Allocation::new(&work.path("allocation.safetensors"));
@@ -99,23 +100,22 @@ pub(crate) fn policy(context: &Context) -> Result<allocate::Policy> {
     let a = &context.config.allocate;
     let mut floors: Vec<allocate::Floor> = Vec::new();
     if a.policy == PolicyName::Safe {
-        let head = lm_head_name(&context.model.config);
-        for name in [EMBEDDING, head, "*.q_proj.weight", "*.k_proj.weight", "*.v_proj.weight"] {
-            floors.push(allocate::Floor::new(name, Format::Fp8)?);
+        let names = context.model.weights().into_iter().map(|(name, _)| name);
+        for name in names.filter(|name| TensorRole::parse(name).is_some_and(TensorRole::is_floored_by_safe)) {
+            floors.push(allocate::Floor::new(&name, Format::Fp8)?);
         }
     }
     for floor in &a.floors {
-        floors.push(allocate::Floor::new(&floor.pattern, floor.at_least.in_codec())?);
+        floors.push(allocate::Floor::new(&floor.pattern, floor.at_least.0)?);
     }
-    let rate = allocate::RateWeights { storage: a.rate.storage, resident: a.rate.resident };
     let (formats, corrections, structure) = (formats(context), BTreeMap::new(), structure(context));
-    Ok(allocate::Policy { formats, floors, margin: a.margin, rate, corrections, structure })
+    Ok(allocate::Policy { formats, floors, margin: a.margin, rate: a.rate, corrections, structure })
 }
 
 /// Matrices that have one format each.
 fn structure(context: &Context) -> Option<allocate::Structure> {
     let sharing = context.config.allocate.granularity.sharing();
-    let sets = || context.model.weights().into_iter().filter_map(|(name, _)| fused(&name).map(|set| (name, set)));
+    let sets = || context.model.weights().into_iter().filter_map(|(name, _)| input_group(&name).map(|set| (name, set)));
     (sharing != allocate::Sharing::Tile).then(|| allocate::Structure {
         sharing,
         sets: sets().collect(),
@@ -132,7 +132,7 @@ fn summarise(
 ) -> AllocationSummary {
     let tensors = selections.iter().map(|(name, s)| {
         let mut formats = BTreeMap::new();
-        for (n, point) in s.points.iter().enumerate() {
+        for (n, point) in s.chosen.iter().enumerate() {
             let (row, col) = (n / s.plan.tiles_across() * 16, n % s.plan.tiles_across() * 16);
             let inside = 16.min(s.plan.rows - row) * 16.min(s.plan.cols - col);
             *formats.entry(point.format.name().to_string()).or_insert(0) += inside as u64;

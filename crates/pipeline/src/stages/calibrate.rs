@@ -1,8 +1,8 @@
 //! Calibration: sensitivities of all weights on one part of the text.
 
 use waterfill_calibrate as calibrate;
-use waterfill_config::{Labels, SecondMoment, Weighting};
-use waterfill_model::Windows;
+use waterfill_calibrate::{HessianKind, HessianWeighting};
+use waterfill_model::{Projection, Windows};
 use waterfill_store::{Identity, Work};
 
 use crate::context::Context;
@@ -138,26 +138,16 @@ impl Stage for Calibrate {
 
     fn run(&self, context: &Context, work: &Work) -> Result<()> {
         let c = &context.config.calibrate;
-        let kind = |moment: SecondMoment| match moment {
-            SecondMoment::Full => calibrate::MomentKind::Full,
-            SecondMoment::BlockDiagonal => calibrate::MomentKind::BlockDiagonal(c.hessian_block),
-            SecondMoment::Diagonal => calibrate::MomentKind::Diagonal,
-        };
-        let settings = calibrate::Settings {
-            labels: match c.labels {
-                Labels::Sampled => calibrate::Labels::Sampled,
-                Labels::Data => calibrate::Labels::Data,
-            },
+        let settings = calibrate::CalibrateSettings {
+            labels: c.labels,
             seed: c.seed,
-            shards: self.folds(context),
-            output_moment: kind(c.gradient_covariance),
-            second_moment: calibrate::SecondMoment {
-                kind: kind(c.hessian),
-                weighting: match c.hessian_weighting {
-                    Weighting::Plain => calibrate::Weighting::Plain,
-                    Weighting::Gradient => calibrate::Weighting::Gradient,
-                },
+            folds: self.folds(context),
+            hessian: calibrate::HessianSettings {
+                kind: c.hessian,
+                block: c.hessian_block,
+                weighting: c.hessian_weighting,
             },
+            gradient_covariance: c.gradient_covariance,
             batch_tokens: c.batch_tokens,
         };
         let windows = self.windows(context)?;
@@ -169,24 +159,25 @@ impl Stage for Calibrate {
 /// Bytes of a block's second moments while they are summed.
 fn moment_bytes(context: &Context) -> u64 {
     let (model, c) = (&context.model.config, &context.config.calibrate);
-    let inputs = |i: usize| {
-        let width = model.linear_shape(i)[1] as u64;
+    let inputs = |projection: Projection| {
+        let width = model.linear_shape(projection)[1] as u64;
         match c.hessian {
-            SecondMoment::Full => width * (width + 512) / 2 * 4,
-            SecondMoment::BlockDiagonal => width * c.hessian_block as u64 * 4,
-            SecondMoment::Diagonal => 0,
+            HessianKind::Full => width * (width + 512) / 2 * 4,
+            HessianKind::BlockDiagonal => width * c.hessian_block as u64 * 4,
+            HessianKind::Diagonal => 0,
         }
     };
     // Plain ones are kept for four of the seven linear layers: the others have the same inputs.
-    let layers = if c.hessian_weighting == Weighting::Plain { vec![0, 3, 4, 6] } else { (0..7).collect() };
-    let outputs = |i: usize| match c.gradient_covariance {
-        SecondMoment::Diagonal => 0,
+    let plain = [Projection::Query, Projection::Output, Projection::Gate, Projection::Down];
+    let kept: &[Projection] = if c.hessian_weighting == HessianWeighting::Plain { &plain } else { &Projection::ALL };
+    let outputs = |projection: Projection| match c.gradient_covariance {
+        HessianKind::Diagonal => 0,
         _ => {
-            let rows = model.linear_shape(i)[0] as u64;
+            let rows = model.linear_shape(projection)[0] as u64;
             rows * (rows + 512) / 2 * 4
         }
     };
-    layers.into_iter().map(inputs).sum::<u64>() + (0..7).map(outputs).sum::<u64>()
+    kept.iter().copied().map(inputs).sum::<u64>() + Projection::ALL.into_iter().map(outputs).sum::<u64>()
 }
 
 /// Digest of all tokens of some windows, hexadecimal.

@@ -239,7 +239,7 @@ impl Stage for UniformCorrections<'_> {
         let plain = overhead(checkpoint, &files).plain.0;
         let bits = BitsPerWeight((self.bytes as f64 * 8.0 - plain) / context.matrix_weights() as f64);
         let policy = policy(context)?;
-        let corrections = allocate::even_corrections(bits, UNIFORM_LAMBDA, &files, checkpoint, &policy)?;
+        let corrections = allocate::uniform_corrections(bits, UNIFORM_LAMBDA, &files, checkpoint, &policy)?;
         let (groups, together) = (Vec::new(), Vec::new());
         let found = Corrections { lambda: UNIFORM_LAMBDA.0, groups, together, corrections };
         write_json(&work.path(CORRECTIONS), &found)

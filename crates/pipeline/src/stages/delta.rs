@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use waterfill_allocate::Allocation;
 use waterfill_checkpoint::delta::{self, Coders, Counts};
 use waterfill_checkpoint::{Checkpoint, CheckpointError, TensorError};
-use waterfill_quantize::{EncodeError, code_given, find_factors};
+use waterfill_quantize::{EncodeError, code_delta, find_factors};
 use waterfill_store::{Identity, Progress, Work};
 
 use super::calibrate::Calibration;
@@ -66,7 +66,7 @@ impl Stage for LossyDelta<'_> {
                 return Ok(None);
             }
             let info = source.tensor(name)?;
-            let given = code_given(source, &map, info, before, &options).map_err(|error| match error {
+            let given = code_delta(source, &map, info, before, &options).map_err(|error| match error {
                 EncodeError::Checkpoint(error) => error,
                 other => CheckpointError::tensor(source.dir(), name, TensorError::Coder { error: other.into() }),
             })?;

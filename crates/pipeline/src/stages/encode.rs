@@ -2,9 +2,10 @@
 
 use waterfill_allocate::Allocation;
 use waterfill_calibrate::Sensitivities;
-use waterfill_config::{self as config, Format, QualityLayers, Sequential};
+use waterfill_codec::Format;
+use waterfill_config::{self as config, QualityLayers, Sequential};
 use waterfill_model::Model;
-use waterfill_quantize::{EncodeOptions, Feedback, encode, encode_bytes};
+use waterfill_quantize::{EncodeOptions, ErrorFeedback, encode, encode_bytes};
 use waterfill_sequential as sequential;
 use waterfill_store::{Identity, Work};
 
@@ -83,7 +84,8 @@ impl Stage for Encode<'_> {
         let options = options(context, self.calibration)?;
         let windows = &context.calibration_windows()?.fitted;
         let adaptation = self.sequential.map(|s| {
-            let settings = sequential::Settings { steps: s.steps, rate: s.rate, batch_tokens: config::BATCH_TOKENS };
+            let settings =
+                sequential::SequentialSettings { steps: s.steps, rate: s.rate, batch_tokens: config::BATCH_TOKENS };
             let copy = Model::open(&context.source.dir, context.model.device())?;
             let names = maps.last().map(Allocation::names).unwrap_or_default();
             sequential::Adaptation::new(&context.model, copy, windows, &names.into_iter().collect(), settings)
@@ -98,21 +100,21 @@ impl Stage for Encode<'_> {
 pub(crate) fn options(context: &Context, calibration: &Calibration) -> Result<EncodeOptions> {
     let e = &context.config.encode;
     let feedback = match e.feedback {
-        true => Some(Feedback {
+        true => Some(ErrorFeedback {
             sensitivities: Sensitivities::open(calibration.fitted.dir())?,
             held_out: calibration.held_out.as_ref().map(|a| Sensitivities::open(a.dir())).transpose()?,
             damping: e.damping,
             trellis: e.trellis(),
             rounding: e.rounding,
-            restraint: e.quality_layers.as_ref().map_or(0.0, QualityLayers::error_penalty),
+            error_penalty: e.quality_layers.as_ref().map_or(0.0, QualityLayers::error_penalty),
             sparse: e.quality_layers.as_ref().is_some_and(|l| l.structure.is_some()),
         }),
         false => None,
     };
     Ok(EncodeOptions {
         tools: e.tools(),
-        widen: allows(context, Format::Int8),
-        escape: allows(context, Format::Lossless),
+        allow_int8: allows(context, Format::Int8),
+        allow_lossless: allows(context, Format::Lossless),
         feedback,
         memory: coding_memory(),
     })
@@ -130,5 +132,5 @@ pub(super) fn settings(context: &Context) -> serde_json::Value {
 /// count.
 fn allows(context: &Context, format: Format) -> bool {
     let a = &context.config.allocate;
-    a.rate.resident == 0.0 && a.formats.contains(&format)
+    a.rate.resident == 0.0 && a.formats.iter().any(|f| f.0 == format)
 }

@@ -349,7 +349,7 @@ pub(crate) fn answer(
 ) -> Result<()> {
     let (task, name) = (choice.task, choice.task.name());
     let batch_tokens = 2 * config.evaluate.batch_tokens;
-    let asked = evaluate::Asked { task, items, bos: choice.bos, skip_long: choice.skip_long, batch_tokens, name };
+    let asked = evaluate::EvalInputs { task, items, bos: choice.bos, skip_long: choice.skip_long, batch_tokens, name };
     let start = Instant::now();
     let (result, answers) = evaluate::evaluate_choices(model, text, &asked, work, console)?;
     let (count, seconds) = (answers.len() as f64, start.elapsed().as_secs_f64());

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
-use waterfill_allocate::WeightPoints;
+use waterfill_allocate::TensorCandidates;
 use waterfill_calibrate::Sensitivities;
 use waterfill_checkpoint::Element;
 use waterfill_checkpoint::writer::{self, Entry, write_checkpoint};
@@ -12,7 +12,7 @@ use waterfill_export::{
     Candidate, Chosen, Data, ExportError, GgufFile, GgufTensor, GgufType, Name, Value, metadata, permute_rows,
     rope_factors, write_gguf,
 };
-use waterfill_quantize::feedback::{QuadraticLoss, SecondMoments};
+use waterfill_quadratic::{Curvature, QuadraticLoss};
 use waterfill_store::{Identity, Progress, Work, in_groups};
 
 use super::calibrate::Calibration;
@@ -114,14 +114,15 @@ impl Stage for MeasureGguf<'_> {
         in_groups(&sizes, coding_memory(), |i| -> Result<()> {
             let (name, shape) = &weights[i];
             work.file(&unit(i), |path| -> Result<()> {
-                let importance = WeightPoints::read(&files.get(name).cloned().unwrap_or_default())?.importance;
+                let loss_weights = TensorCandidates::read(&files.get(name).cloned().unwrap_or_default())?.loss_weights;
                 let values = context.model.checkpoint().read_f32(name, shape)?;
-                let (input, output) = (predicting.second_moment(name)?, predicting.output_moment(name)?);
-                let moments = SecondMoments { input: input.as_ref(), output: output.as_ref() };
-                let model = QuadraticLoss::new(&importance, TILE, moments);
+                let (hessian, gradient_covariance) = (predicting.hessian(name)?, predicting.gradient_covariance(name)?);
+                let curvature =
+                    Curvature { hessian: hessian.as_ref(), gradient_covariance: gradient_covariance.as_ref() };
+                let model = QuadraticLoss::new(&loss_weights, TILE, curvature);
                 let mut candidates = Vec::new();
                 for kind in GgufType::MATRICES.into_iter().filter(|t| shape[1].is_multiple_of(t.block())) {
-                    let mut errors = kind.quantise(name, &values, &importance.cols)?.values;
+                    let mut errors = kind.quantize(name, &values, &loss_weights.cols)?.values;
                     errors.iter_mut().zip(&values).for_each(|(e, w)| *e -= w);
                     let bytes = kind.bytes(values.len()) as u64;
                     candidates.push(Candidate { kind, bytes, loss: model.of(errors) });
@@ -204,8 +205,8 @@ impl WriteGguf<'_> {
                     GgufType::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
                     _ => {
                         let file = files.get(&info.name).cloned().unwrap_or_default();
-                        let importance = WeightPoints::read(&file)?.importance;
-                        kind.quantise(&info.name, &values, &importance.cols)?.bytes
+                        let loss_weights = TensorCandidates::read(&file)?.loss_weights;
+                        kind.quantize(&info.name, &values, &loss_weights.cols)?.bytes
                     }
                 };
                 std::fs::write(path, bytes).map_err(PipelineError::io(path))

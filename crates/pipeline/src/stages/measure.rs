@@ -4,10 +4,11 @@ use std::path::PathBuf;
 
 use rayon::prelude::*;
 use waterfill_allocate as allocate;
-use waterfill_calibrate::{Sensitivities, Summary};
+use waterfill_calibrate::{CalibrateSummary, Sensitivities};
 use waterfill_codec::Format;
-use waterfill_config::FoldRule;
-use waterfill_model::{EMBEDDING, fused};
+use waterfill_model::EMBEDDING;
+use waterfill_model::roles::is_linear;
+use waterfill_quadratic::{Damping, LdlFactor};
 use waterfill_store::{Identity, Progress, Work};
 
 use crate::context::Context;
@@ -34,7 +35,7 @@ pub(crate) fn candidate_files(measured: &ArtifactRef) -> Result<Vec<(String, Pat
 
 /// Formats that tiles may have.
 pub(super) fn formats(context: &Context) -> Vec<Format> {
-    context.config.allocate.formats.iter().map(|f| f.in_codec()).collect()
+    context.config.allocate.formats.iter().map(|f| f.0).collect()
 }
 
 fn unit(n: usize) -> String {
@@ -75,22 +76,18 @@ impl Stage for Measure<'_> {
 
     fn run(&self, context: &Context, work: &Work) -> Result<()> {
         let (a, e) = (&context.config.allocate, &context.config.encode);
-        let rule = match a.fold_rule {
-            FoldRule::Mean => allocate::ShardRule::Mean,
-            FoldRule::Worst => allocate::ShardRule::Worst,
-        };
         let (of_linears, of_others) = a.granularity.scales();
         let sensitivities = Sensitivities::open(self.calibration.dir())?;
-        let summary: Summary = self.calibration.read("summary.json")?;
+        let summary: CalibrateSummary = self.calibration.read("summary.json")?;
         let weights = context.model.weights();
         let checkpoint = context.model.checkpoint();
         let erasure = |(name, shape): &(String, [usize; 2])| -> Result<_> {
             let sensitivity = sensitivities.read(name, shape[0], shape[1])?;
             let rows = checkpoint.rows(name, shape)?;
-            allocate::erasure_loss(|range| Ok(rows.read(range)?), &sensitivity, rule)
+            allocate::erasure_loss(|range| Ok(rows.read(range)?), &sensitivity, a.fold_rule)
         };
         let erasures = weights.par_iter().map(erasure).collect::<Result<Vec<_>>>()?;
-        let raises = allocate::raises(&erasures, a.sensitivity_floor);
+        let loss_factors = allocate::sensitivity_floor(&erasures, a.sensitivity_floor);
         let formats = formats(context);
         context.console.start("measure", weights.len() as u64);
         let mut index = Vec::new();
@@ -101,19 +98,20 @@ impl Stage for Measure<'_> {
                 let values = checkpoint.read_f32(name, shape)?;
                 let dtype = checkpoint.dtype(name)?;
                 let unseen = if name == EMBEDDING { 0.5 / summary.tokens as f64 } else { 0.0 };
-                let moment = if e.feedback { sensitivities.second_moment(name)? } else { None };
-                let factor = moment.map(|m| allocate::Factor::new(&m, sensitivity.lookup_share(), e.damping));
-                let linear = fused(name).is_some();
-                let rules = allocate::PointRules {
-                    shards: rule,
-                    granularity: if linear { of_linears } else { of_others },
-                    shared: linear && a.granularity.sharing() != allocate::Sharing::Tile,
+                let hessian = if e.feedback { sensitivities.hessian(name)? } else { None };
+                let damping = Damping { uniform: e.damping, lookup: sensitivity.lookup_share(), levels: &[] };
+                let ldl = hessian.map(|h| LdlFactor::new(&h, &damping));
+                let linear = is_linear(name);
+                let rules = allocate::MeasureOptions {
+                    fold_rule: a.fold_rule,
+                    scale_vectors: if linear { of_linears } else { of_others },
+                    shared_steps: linear && a.granularity.sharing() != allocate::Sharing::Tile,
                     unseen,
-                    raise: raises[i],
+                    loss_factor: loss_factors[i],
                     formats: &formats,
-                    factor: factor.as_ref(),
+                    ldl: ldl.as_ref(),
                 };
-                let points = allocate::measure_points(&values, dtype, &sensitivity, &rules);
+                let points = allocate::measure_candidates(&values, dtype, &sensitivity, &rules);
                 Ok(points.write(path)?)
             })?;
             work.adopt(&file)?;

@@ -5,14 +5,14 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use waterfill_allocate::{Factor, Importance, WeightPoints};
+use waterfill_allocate::TensorCandidates;
 use waterfill_calibrate::Sensitivities;
 use waterfill_checkpoint::writer::{Data, Entry, write_checkpoint, write_file};
 use waterfill_checkpoint::{Checkpoint, Element, TensorInfo};
 use waterfill_codec::TILE;
 use waterfill_export::{Candidate, Chosen, Scheme, describe, read_values};
-use waterfill_model::fused;
-use waterfill_quantize::feedback::{QuadraticLoss, SecondMoments};
+use waterfill_model::roles::{input_group, is_linear};
+use waterfill_quadratic::{Curvature, Damping, LdlFactor, LossWeights, QuadraticLoss};
 use waterfill_store::{Identity, Progress, Work, in_groups};
 
 use super::calibrate::Calibration;
@@ -44,7 +44,7 @@ struct Measured {
 
 /// Linear layers of blocks.
 fn linears(context: &Context) -> Vec<(String, [usize; 2])> {
-    context.model.weights().into_iter().filter(|(name, _)| fused(name).is_some()).collect()
+    context.model.weights().into_iter().filter(|(name, _)| is_linear(name)).collect()
 }
 
 fn unit(n: usize) -> String {
@@ -54,8 +54,8 @@ fn unit(n: usize) -> String {
 /// Values of a matrix with what quantizing it needs.
 struct Material {
     values: Vec<f32>,
-    importance: Importance,
-    factor: Factor,
+    loss_weights: LossWeights,
+    factor: LdlFactor,
 }
 
 impl Material {
@@ -66,14 +66,15 @@ impl Material {
         shape: &[usize; 2],
     ) -> Result<Self> {
         let e = &context.config.encode;
-        let importance = WeightPoints::read(&files.get(name).cloned().unwrap_or_default())?.importance;
-        let moment = sensitivities.second_moment(name)?;
-        let factor = match (&moment, e.feedback) {
-            (Some(moment), true) => Factor::new(moment, importance.lookup_share(), e.damping),
-            _ => Factor::diagonal(importance.cols.clone()),
+        let loss_weights = TensorCandidates::read(&files.get(name).cloned().unwrap_or_default())?.loss_weights;
+        let hessian = sensitivities.hessian(name)?;
+        let damping = Damping { uniform: e.damping, lookup: loss_weights.lookup_share(), levels: &[] };
+        let factor = match (&hessian, e.feedback) {
+            (Some(hessian), true) => LdlFactor::new(hessian, &damping),
+            _ => LdlFactor::diagonal(loss_weights.cols.clone()),
         };
         let values = context.model.checkpoint().read_f32(name, shape)?;
-        Ok(Self { values, importance, factor })
+        Ok(Self { values, loss_weights, factor })
     }
 }
 
@@ -90,7 +91,7 @@ impl MeasurePacked<'_> {
         let mut groups: BTreeMap<String, PackedGroup> = BTreeMap::new();
         for (i, (name, [rows, cols])) in linears(context).iter().enumerate() {
             let measured: Measured = artifact.read(&unit(i))?;
-            let group = groups.entry(fused(name).unwrap_or_default()).or_insert_with(|| PackedGroup {
+            let group = groups.entry(input_group(name).unwrap_or_default()).or_insert_with(|| PackedGroup {
                 names: vec![],
                 weights: 0,
                 candidates: measured.candidates.iter().map(|c| Candidate { bytes: 0, loss: 0.0, ..*c }).collect(),
@@ -143,14 +144,16 @@ impl Stage for MeasurePacked<'_> {
         in_groups(&sizes, coding_memory(), |i| -> Result<()> {
             let (name, shape) = &linears[i];
             work.file(&unit(i), |path| -> Result<()> {
-                let Material { values, importance, factor } = Material::read(context, (&fitted, &files), name, shape)?;
-                let (input, output) = (predicting.second_moment(name)?, predicting.output_moment(name)?);
-                let moments = SecondMoments { input: input.as_ref(), output: output.as_ref() };
-                let model = QuadraticLoss::new(&importance, TILE, moments);
+                let Material { values, loss_weights, factor } =
+                    Material::read(context, (&fitted, &files), name, shape)?;
+                let (hessian, gradient_covariance) = (predicting.hessian(name)?, predicting.gradient_covariance(name)?);
+                let curvature =
+                    Curvature { hessian: hessian.as_ref(), gradient_covariance: gradient_covariance.as_ref() };
+                let model = QuadraticLoss::new(&loss_weights, TILE, curvature);
                 let plain = context.model.checkpoint().tensor(name)?.bytes;
                 let mut candidates = vec![Candidate { kind: None, bytes: plain, loss: 0.0 }];
                 for scheme in Scheme::ALL.into_iter().filter(|s| s.fits(shape[1])) {
-                    let mut errors = scheme.quantise(&values, shape[1], &importance.cols, &factor).values;
+                    let mut errors = scheme.quantize(&values, shape[1], &loss_weights.cols, &factor).values;
                     errors.iter_mut().zip(&values).for_each(|(e, w)| *e -= w);
                     let bytes = scheme.bytes(shape[0], shape[1]) + 2 * ENTRY;
                     candidates.push(Candidate { kind: Some(scheme), bytes, loss: model.of(errors) });
@@ -220,7 +223,7 @@ impl WritePacked<'_> {
                 return Ok(vec![Entry { name, shape, plain, data, bytes: info.bytes }]);
             };
             let material = Material::read(context, (&sensitivities, &files), &info.name, &[rows, cols])?;
-            let packed = scheme.quantise(&material.values, cols, &material.importance.cols, &material.factor);
+            let packed = scheme.quantize(&material.values, cols, &material.loss_weights.cols, &material.factor);
             packed.stored(*scheme, [rows, cols]).entries(&info.name, blob)
         })?;
         let entries: Vec<Entry> = entries.into_iter().flatten().collect();

@@ -1,4 +1,4 @@
-//! Compressed checkpoints whose codes and scales another format can hold as they are: nothing is quantised again.
+//! Compressed checkpoints whose codes and scales another format can hold as they are: nothing is quantized again.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -8,7 +8,7 @@ use waterfill_checkpoint::writer::{Data, Entry, write_checkpoint, write_file};
 use waterfill_checkpoint::{Checkpoint, QualityPrefix, Storage, TensorInfo, element_of};
 use waterfill_codec::{BitsPerWeight, CodedTensor};
 use waterfill_export::{ExportError, Scheme, Stored, describe, exact, read_values};
-use waterfill_model::fused;
+use waterfill_model::roles::{input_group, is_linear};
 use waterfill_store::{Progress, in_groups};
 
 use super::{ExportOutput, ExportPoint};
@@ -52,7 +52,7 @@ pub fn export_exact(from: &Path, to: &Path, console: &Console) -> Result<Exporte
     // Runtimes compute q, k and v as one matrix, and gate and up.
     let mut sets: BTreeMap<String, Vec<&TensorInfo>> = BTreeMap::new();
     for info in source.tensors() {
-        sets.entry(fused(&info.name).unwrap_or_else(|| info.name.clone())).or_default().push(info);
+        sets.entry(input_group(&info.name).unwrap_or_else(|| info.name.clone())).or_default().push(info);
     }
     let sets: Vec<Vec<&TensorInfo>> = sets.into_values().collect();
     console.start("export", sets.len() as u64);
@@ -74,7 +74,7 @@ pub fn export_exact(from: &Path, to: &Path, console: &Console) -> Result<Exporte
     if schemes.is_empty() {
         return Err(refused("no linear layer has codes; --to hf-bf16 writes dense weights".into()));
     }
-    let plain = tensors.iter().map(|t| t.info.name.as_str()).filter(|name| fused(name).is_some());
+    let plain = tensors.iter().map(|t| t.info.name.as_str()).filter(|name| is_linear(name));
     let plain: Vec<&str> = plain.filter(|name| !schemes.contains_key(name)).collect();
     std::fs::create_dir_all(to).map_err(PipelineError::io(to))?;
     let mut types: BTreeMap<String, u64> = BTreeMap::new();
@@ -92,7 +92,7 @@ pub fn export_exact(from: &Path, to: &Path, console: &Console) -> Result<Exporte
 
 /// Codes and scales of a linear layer; `None` for a tensor that stays as it is.
 fn stored(source: &Checkpoint, info: &TensorInfo) -> Result<Option<Stored>> {
-    if fused(&info.name).is_none() || info.storage != Storage::Coded {
+    if !is_linear(&info.name) || info.storage != Storage::Coded {
         return Ok(None);
     }
     if info.quality_layers() > 1 {
@@ -149,7 +149,7 @@ fn agreed(infos: &[&TensorInfo], stored: Vec<Option<Stored>>) -> Result<Vec<Opti
     for (info, own) in infos.iter().zip(&stored) {
         let own = own.as_ref().map(|s| s.scheme);
         if number(own) != number(first) {
-            let named = |scheme: Option<Scheme>| scheme.map_or("unquantised".to_string(), Scheme::name);
+            let named = |scheme: Option<Scheme>| scheme.map_or("unquantized".to_string(), Scheme::name);
             let (other, one) = (named(own), named(first));
             let reason =
                 format!("{} is {one}, {} {other}; runtimes compute both as one matrix", infos[0].name, info.name);

@@ -1,0 +1,229 @@
+//! Measures the rate-distortion candidates of every tile: errors of the actual weights, code lengths of the actual tables.
+
+use rayon::prelude::*;
+use waterfill_calibrate::Sensitivity;
+use waterfill_codec::entropy::tables::class_of;
+use waterfill_codec::scale::{UNIT, scale};
+use waterfill_codec::syntax::float_prefix::EntropyTables;
+use waterfill_codec::syntax::float_prefix::{FloatPrefixCosts, FloatPrefixModel};
+use waterfill_codec::syntax::level_costs::LevelCosts;
+use waterfill_codec::{Dtype, Format, Loss, Rate, TILE, TensorPlan};
+use waterfill_quadratic::LdlFactor;
+
+use crate::information::{FoldRule, Information};
+use crate::rd_candidate::{Candidates, RdCandidate, TensorCandidates};
+use crate::scales::{ScaleVectors, plan_scales};
+
+/// Steps of a tile span this many quarter octaves: from the finest INT8 step to all zeros.
+const STEPS: i32 = 36;
+/// Tiles that are measured before their candidates are put away.
+const PART: usize = 1 << 14;
+/// Quarter octaves by which shared steps may be finer than the largest weight of a tile allows INT4.
+const CLIPPED: i32 = 12;
+/// Scales of small floating-point formats tried, an octave apart.
+const FLOAT_SCALES: i32 = 6;
+
+/// How candidates are measured.
+pub struct MeasureOptions<'a> {
+    /// How calibration folds combine.
+    pub fold_rule: FoldRule,
+    /// Scale vectors of the matrix.
+    pub scale_vectors: ScaleVectors,
+    /// Share of the matrix' information that each embedding row has without having occurred, 0 of other matrices:
+    /// half a token over all tokens (Krichevsky & Trofimov 1981).
+    pub unseen: f64,
+    /// Multiplies all losses, see [`crate::sensitivity_floor`].
+    pub loss_factor: f64,
+    /// Formats that may be used; small floating-point formats are measured only if they are among these.
+    pub formats: &'a [Format],
+    /// Whether tiles share steps: then INT4 steps are measured too that clip a tile's largest weights.
+    pub shared_steps: bool,
+    /// How errors of a column spread over those after it, where quantization feeds them back.
+    pub ldl: Option<&'a LdlFactor>,
+}
+
+/// Measures the candidates of every tile of a matrix: `weights` row-major `[rows, cols]`, exact values of `dtype`.
+///
+/// The predicted loss of errors `e` is `1/2 Σ_ij F_ij e_ij²` nats per token, with the tile's Fisher information spread
+/// over its entries in proportion to that of their rows and columns; with error feedback `F_ij` falls by `D_j / H_jj`
+/// ([`LdlFactor::share`]). Rates are code lengths of the codec's static tables.
+///
+/// # Panics
+/// When the sensitivity is of another shape than `weights`.
+pub fn measure_candidates(
+    weights: &[f32],
+    dtype: Dtype,
+    sensitivity: &Sensitivity,
+    options: &MeasureOptions,
+) -> TensorCandidates {
+    let mut info = Information::new(sensitivity, options.fold_rule, options.unseen);
+    info.tiles.iter_mut().for_each(|f| *f *= options.loss_factor);
+    // Kept without feedback: quantization factors the Hessian anew, with damping by lambda.
+    let loss_weights = info.loss_weights();
+    if let Some(ldl) = options.ldl {
+        info.apply_feedback(ldl);
+    }
+    let plan = plan_scales(&info, weights, dtype, options.scale_vectors);
+    let pattern_costs = FloatPrefixCosts::new(FloatPrefixModel::fixed(dtype));
+    let floats: Vec<(Format, FloatPrefixCosts)> = options
+        .formats
+        .iter()
+        .filter(|f| f.minifloat().is_some())
+        .map(|&format| (format, FloatPrefixCosts::new(EntropyTables::codes(format))))
+        .collect();
+    let shared = options.shared_steps;
+    let measure = |n: usize| {
+        let tile = Tile::new(&plan, &info, weights, n);
+        let mut candidates = tile.integer_candidates();
+        if shared {
+            tile.add_clipped_candidates(&mut candidates);
+        }
+        floats.iter().for_each(|(format, costs)| tile.add_float_candidates(*format, costs, shared, &mut candidates));
+        let bits: f64 = tile.pattern_bits(dtype, &pattern_costs, plan.step_base >> 1);
+        candidates.push(RdCandidate { format: Format::Lossless, step: 0, loss: Loss(0.0), rate: Rate(bits) });
+        candidates
+    };
+    let mut tiles = Candidates::default();
+    for start in (0..plan.tiles.len()).step_by(PART) {
+        let part = start..plan.tiles.len().min(start + PART);
+        part.into_par_iter().map(measure).collect::<Vec<Vec<RdCandidate>>>().into_iter().for_each(|t| tiles.push(t));
+    }
+    TensorCandidates { plan, tiles, loss_weights }
+}
+
+/// A tile in units of its step at index 0.
+struct Tile {
+    weights: Vec<f32>,
+    /// Weight over its step.
+    scaled: Vec<f32>,
+    /// Half the Fisher information times the squared step.
+    half_fisher: Vec<f32>,
+    /// Spread in steps at index 0, quarter octaves.
+    class: Vec<i32>,
+    /// Quarter octaves of row and column scales.
+    units: Vec<i32>,
+    /// Largest magnitude of `scaled`.
+    largest: f32,
+}
+
+impl Tile {
+    fn new(plan: &TensorPlan, info: &Information, weights: &[f32], n: usize) -> Self {
+        let across = plan.tiles_across();
+        let (top, left) = (n / across * TILE, n % across * TILE);
+        let (rows, cols) = (top..plan.rows.min(top + TILE), left..plan.cols.min(left + TILE));
+        let row_sum: f64 = info.by_row[rows.clone()].iter().sum();
+        let col_sum: f64 = info.by_col[cols.clone()].iter().sum();
+        let density = info.tiles[n] / (row_sum * col_sum).max(f64::MIN_POSITIVE);
+        let entry = |v: &[i8], i: usize| v.get(i).map_or(0, |&x| i32::from(x));
+        let mut tile =
+            Self { weights: vec![], scaled: vec![], half_fisher: vec![], class: vec![], units: vec![], largest: 0.0 };
+        for i in rows {
+            for j in cols.clone() {
+                let units = entry(&plan.row_scale, i) + entry(&plan.col_scale, j);
+                let sigma = entry(&plan.row_sigma, i) + entry(&plan.col_sigma, j);
+                let step = scale(plan.step_base + UNIT * units);
+                let weight = weights[i * plan.cols + j];
+                let fisher = density * info.by_row[i] * info.by_col[j];
+                tile.weights.push(weight);
+                tile.scaled.push(weight / step);
+                tile.half_fisher.push((0.5 * fisher * f64::from(step).powi(2)) as f32);
+                tile.units.push(units);
+                tile.class.push(plan.sigma_base + i32::from(plan.tiles[n].sigma) + sigma - units);
+            }
+        }
+        tile.largest = tile.scaled.iter().fold(0.0, |m: f32, v| m.max(v.abs()));
+        tile
+    }
+
+    /// Smallest step index at which the largest weight does not exceed `limit` steps.
+    fn finest(&self, limit: f32) -> i32 {
+        (4.0 * (self.largest.max(1e-12) / limit).log2()).ceil().clamp(-400.0, 400.0) as i32
+    }
+
+    fn integer_candidates(&self) -> Vec<RdCandidate> {
+        let costs = LevelCosts::get();
+        let mut candidates = Vec::with_capacity(STEPS as usize + 8);
+        let finest = self.finest(127.4);
+        for step in finest..finest + STEPS {
+            let (candidate, zero) = self.integer_candidate(costs, step, (-127.0, 127.0));
+            candidates.push(candidate);
+            if zero {
+                break;
+            }
+        }
+        candidates
+    }
+
+    /// Candidate at a step with levels cut to a range, and whether all of them are zero.
+    fn integer_candidate(&self, costs: &LevelCosts, step: i32, (least, most): (f32, f32)) -> (RdCandidate, bool) {
+        let size = (step as f32 / 4.0).exp2();
+        let inverse = 1.0 / size;
+        let (mut error, mut bits, mut low, mut high) = (0.0f32, 0.0f32, 0.0f32, 0.0f32);
+        for ((&x, &half_fisher), &class) in self.scaled.iter().zip(&self.half_fisher).zip(&self.class) {
+            let scaled = x * inverse;
+            let level = scaled.round_ties_even().clamp(least, most);
+            error += half_fisher * (scaled - level).powi(2);
+            bits += costs.cost(class_of(class - step), level as i32);
+            low = low.min(level);
+            high = high.max(level);
+        }
+        let candidate = RdCandidate {
+            format: narrowest(low as i32, high as i32),
+            step: step as i16,
+            loss: Loss(f64::from(error) * f64::from(size).powi(2)),
+            rate: Rate(f64::from(bits)),
+        };
+        (candidate, low == 0.0 && high == 0.0)
+    }
+
+    /// INT4 with steps too fine for the tile's largest weights, which other tiles of the same step may want.
+    fn add_clipped_candidates(&self, candidates: &mut Vec<RdCandidate>) {
+        let held = self.finest(7.49);
+        let clipped = (held - CLIPPED..held).map(|step| self.integer_candidate(LevelCosts::get(), step, (-8.0, 7.0)).0);
+        candidates.extend(clipped.map(|candidate| RdCandidate { format: Format::Int4, ..candidate }));
+    }
+
+    /// A small floating-point format with scales an octave apart from the finest scale that does not
+    /// saturate.
+    fn add_float_candidates(
+        &self,
+        format: Format,
+        costs: &FloatPrefixCosts,
+        shared: bool,
+        candidates: &mut Vec<RdCandidate>,
+    ) {
+        let Some(kind) = format.minifloat() else { return };
+        let shift = kind.scale_shift() / UNIT;
+        let finest = self.finest(kind.max() * (-shift as f32 / 4.0).exp2());
+        // Scales that several tiles can have lie on one grid, and reach further.
+        let (finest, count) =
+            if shared { ((finest + 3).div_euclid(4) * 4, 2 * FLOAT_SCALES) } else { (finest, FLOAT_SCALES) };
+        for step in (0..count).map(|n| finest + 4 * n) {
+            let size = ((step - shift) as f32 / 4.0).exp2();
+            let (mut error, mut rate) = (0.0, 0.0);
+            for ((&x, &half_fisher), &class) in self.scaled.iter().zip(&self.half_fisher).zip(&self.class) {
+                let code = kind.encode(x / size);
+                error += f64::from(half_fisher * (x - kind.decode(code) * size).powi(2));
+                let magnitude = u32::from(code) & ((1 << kind.magnitude_bits()) - 1);
+                rate += f64::from(costs.bits(class - step + shift, magnitude));
+            }
+            if format == Format::Fp4 {
+                rate += self.scaled.len() as f64;
+            }
+            candidates.push(RdCandidate { format, step: step as i16, loss: Loss(error), rate: Rate(rate) });
+        }
+    }
+
+    /// Bits of the original patterns; `base` is the base step's index in quarter octaves.
+    fn pattern_bits(&self, dtype: Dtype, costs: &FloatPrefixCosts, base: i32) -> f64 {
+        let sigmas = self.class.iter().zip(&self.units).map(|(class, units)| class + units + base);
+        let heads = self.weights.iter().map(|&w| dtype.split(dtype.pattern_of(w)).0);
+        sigmas.zip(heads).map(|(sigma, head)| f64::from(costs.bits(sigma, head))).sum()
+    }
+}
+
+/// Narrowest integer format whose range holds the levels.
+fn narrowest(low: i32, high: i32) -> Format {
+    let fits = |f: &Format| f.level_range().is_some_and(|(least, most)| least <= low && high <= most);
+    [Format::Int2, Format::Int3, Format::Int4].into_iter().find(fits).unwrap_or(Format::Int8)
+}

@@ -1,0 +1,98 @@
+//! Input Hessians and output-gradient covariances, as square blocks along the diagonal.
+
+use ndarray::{Array1, Array2};
+
+/// Input Hessian `H = E[x xᵀ]` of a linear layer, `[in, in]`: `H_jk = Σ_t w_t x_tj x_tk / Σ_t w_t` over tokens `t`,
+/// with all `w_t` alike (GPTQ, Frantar et al. 2023) or `w_t` the energy of the output gradient (GuidedQuant, Kim et
+/// al. 2025).
+pub type Hessian = SymmetricBlocks;
+
+/// Covariance `G = E[g gᵀ]` of a linear layer's output gradient, `[out, out]`, tokens weighted by the energy of the
+/// input: the other factor of K-FAC (Martens & Grosse 2015).
+pub type GradientCovariance = SymmetricBlocks;
+
+/// Factors of a matrix' Fisher information, as far as they are known.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Curvature<'a> {
+    /// Input Hessian: errors of columns add up by it.
+    pub hessian: Option<&'a Hessian>,
+    /// Output-gradient covariance, in one block: errors of rows add up by it.
+    pub gradient_covariance: Option<&'a GradientCovariance>,
+}
+
+/// A stored correlation of one.
+pub const CORRELATION_ONE: f32 = 32767.0;
+
+/// A symmetric positive semidefinite matrix, kept as square blocks along its diagonal (one when whole): the diagonal
+/// in f32 and the correlations `h_ij / sqrt(h_ii h_jj)` in 16 bits.
+///
+/// A correlation `r` is stored as `round(32767 r)`: its error is at most 1.5e-5 whatever the scale of the inputs,
+/// where f16 would overflow on the matrix itself and be off by 2^-12 near one.
+#[derive(Debug, Clone)]
+pub struct SymmetricBlocks {
+    /// The diagonal, `[n]`.
+    pub diagonal: Array1<f32>,
+    /// Side of the blocks; the last may be smaller.
+    pub side: usize,
+    /// Correlations above the diagonals, row by row, block by block, over [`CORRELATION_ONE`].
+    correlations: Vec<i16>,
+}
+
+impl SymmetricBlocks {
+    /// From the diagonal `[n]` and the correlations above it, block by block and row by row, times
+    /// [`CORRELATION_ONE`]; `None` when they are not as many as blocks of `side` have.
+    pub fn new(diagonal: Vec<f32>, side: usize, correlations: Vec<i16>) -> Option<Self> {
+        let this = Self { diagonal: Array1::from(diagonal), side, correlations };
+        let expected = (0..this.blocks()).try_fold(0usize, |sum, n| {
+            let side = this.range(n).len();
+            sum.checked_add(side.checked_mul(side.checked_sub(1)?)? / 2)
+        });
+        (side > 0 && expected == Some(this.correlations.len())).then_some(this)
+    }
+
+    /// A whole symmetric matrix, its correlations rounded as those that are stored.
+    ///
+    /// # Panics
+    /// When it is not square.
+    pub fn from_dense(h: &Array2<f32>) -> Self {
+        assert_eq!(h.nrows(), h.ncols(), "a symmetric matrix");
+        let diagonal = h.diag().to_owned();
+        let inverse = diagonal.mapv(|d| if d > 0.0 { 1.0 / d.sqrt() } else { 0.0 });
+        let correlation = |i: usize, j: usize| {
+            (h[[i, j]] * inverse[i] * inverse[j] * CORRELATION_ONE).round().clamp(-CORRELATION_ONE, CORRELATION_ONE)
+        };
+        let side = h.nrows();
+        let above = (0..side).flat_map(|i| (i + 1..side).map(move |j| (i, j)));
+        let correlations = above.map(|(i, j)| correlation(i, j) as i16).collect();
+        Self { diagonal, side: side.max(1), correlations }
+    }
+
+    /// Number of blocks.
+    pub fn blocks(&self) -> usize {
+        self.diagonal.len().div_ceil(self.side.max(1))
+    }
+
+    /// Columns of block `n`.
+    pub fn range(&self, n: usize) -> std::ops::Range<usize> {
+        n * self.side..self.diagonal.len().min((n + 1) * self.side)
+    }
+
+    /// Block `n` as a symmetric matrix.
+    pub fn block(&self, n: usize) -> Array2<f32> {
+        let range = self.range(n);
+        let before: usize = (0..n).map(|b| self.range(b).len()).map(|s| s * (s - 1) / 2).sum();
+        let deviation: Vec<f32> = self.diagonal.iter().skip(range.start).take(range.len()).map(|d| d.sqrt()).collect();
+        let mut correlations = self.correlations[before..].iter();
+        let mut matrix = Array2::zeros((range.len(), range.len()));
+        for i in 0..range.len() {
+            matrix[[i, i]] = self.diagonal[range.start + i];
+            for j in i + 1..range.len() {
+                let r = f32::from(*correlations.next().expect("as many as blocks have")) / CORRELATION_ONE;
+                let value = r * deviation[i] * deviation[j];
+                matrix[[i, j]] = value;
+                matrix[[j, i]] = value;
+            }
+        }
+        matrix
+    }
+}

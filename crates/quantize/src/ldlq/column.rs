@@ -1,0 +1,306 @@
+//! Levels of one column of a slice.
+
+use std::ops::Range;
+
+use waterfill_codec::entropy::tables::class_of;
+use waterfill_codec::recon::reconstruct::TileScales;
+use waterfill_codec::scale::{UNIT, scale};
+use waterfill_codec::syntax::slice::{SlicePlan, neighbour_bin};
+use waterfill_codec::{Format, Result, TensorPlan, TileMode, dispatch};
+
+use super::input::LdlqInput;
+use super::survivors::{Kind, Survivors, WINDOW};
+use super::viterbi::{PathSearch, Sample};
+use crate::rdo::Rounding;
+
+/// The common properties of the rows of a tile.
+#[derive(Clone, Copy)]
+struct RowTile {
+    format: Format,
+    range: (i32, i32),
+    /// Scale index without the column's.
+    scale: i32,
+    /// Spread of levels without row's and column's.
+    sigma: i32,
+    loss_weights: f32,
+}
+
+/// Quantises the columns of a slice from the first to the last.
+pub(super) struct ColumnCoder<'a> {
+    input: &'a LdlqInput<'a>,
+    rows: Range<usize>,
+    /// The current column.
+    col: usize,
+    /// The factor that spreads errors over rows, row-major, of the whole matrix.
+    upper: Option<&'a [f32]>,
+    rounding: Rounding,
+    path: Option<PathSearch>,
+    /// Of every row of tiles, the tile of the current column.
+    tiles: Vec<RowTile>,
+    /// Of the current column: samples, whose values are targets in steps, steps, levels.
+    samples: Vec<Sample>,
+    steps: Vec<f32>,
+    levels: Vec<i32>,
+    /// Additions of the rows above to the targets: of all of them, and of those far above.
+    offsets: Vec<f32>,
+    far: Vec<f32>,
+    /// Rows that the trellis takes, their samples and levels.
+    walked: Vec<usize>,
+    run: Vec<Sample>,
+    found: Vec<i32>,
+    /// The same search where rows see errors of those above.
+    survivors: Option<Survivors>,
+    /// Magnitudes of the two columns before.
+    before: [Vec<u16>; 2],
+}
+
+fn entry(vector: &[i8], i: usize) -> i32 {
+    vector.get(i).map_or(0, |&v| i32::from(v))
+}
+
+impl<'a> ColumnCoder<'a> {
+    /// # Errors
+    /// Scales out of range.
+    pub fn new(input: &'a LdlqInput<'a>, rows: Range<usize>, upper: Option<&'a [f32]>) -> Result<Self> {
+        let plan = input.plan;
+        let slice = SlicePlan::of(plan, rows.clone());
+        let mut lossy = (0..slice.tiles.len()).filter(|&n| slice.tiles[n].format != Format::Lossless);
+        lossy.try_for_each(|n| TileScales::new(&slice, n).map(|_| ()))?;
+        let path = plan.parameters.trellis.map(|trellis| PathSearch::new(trellis, input.lambda));
+        let survivors = plan.parameters.trellis.filter(|_| upper.is_some());
+        let survivors = survivors.map(|trellis| Survivors::new(trellis, input.lambda));
+        Ok(Self {
+            rounding: Rounding::new(input.lambda, &[0; 3]),
+            path,
+            upper,
+            tiles: Vec::new(),
+            samples: Vec::new(),
+            steps: Vec::new(),
+            levels: vec![0; rows.len()],
+            offsets: vec![0.0; rows.len()],
+            walked: Vec::new(),
+            run: Vec::new(),
+            found: vec![0; rows.len()],
+            survivors,
+            far: vec![0.0; rows.len()],
+            before: [vec![0; rows.len()], vec![0; rows.len()]],
+            rows,
+            col: 0,
+            input,
+        })
+    }
+
+    /// Quantizes column `col` towards `target`, its weights with feedback. Sets `errors` and, in the row-major `samples`
+    /// of the slice, the column of samples. `seen` holds the additions of rows above and becomes the errors that rows below
+    /// make up for. `weights` are the slice's, row-major.
+    pub fn column(
+        &mut self,
+        col: usize,
+        target: &[f32],
+        weights: &[f32],
+        (errors, seen): (&mut [f32], &mut [f32]),
+        samples: &mut [i16],
+    ) {
+        dispatch(
+            #[inline(always)]
+            || {
+                self.prepare(col, target);
+                match (self.upper, self.path.is_some()) {
+                    (None, _) => self.decide(),
+                    (Some(upper), true) => self.walk_downwards(col, upper, target, seen),
+                    (Some(upper), false) => self.decide_downwards(col, upper, target, seen),
+                }
+                self.keep(col, weights, errors, samples);
+            },
+        );
+    }
+
+    fn enter_tiles(&mut self, col: usize) {
+        let (plan, loss_weights) = (self.input.plan, self.input.loss_weights);
+        self.tiles.clear();
+        for top in self.rows.clone().step_by(plan.tile) {
+            let n = plan.tile_index(top, col);
+            let tile = &plan.tiles[n];
+            let shift = tile.format.minifloat().map_or(0, |m| m.scale_shift());
+            self.tiles.push(RowTile {
+                // A skipped tile is exact as it is.
+                format: if tile.mode == TileMode::Skip { Format::Lossless } else { tile.format },
+                range: tile.format.level_range().unwrap_or((0, 0)),
+                scale: plan.step_base + UNIT * i32::from(tile.step) - shift,
+                sigma: plan.sigma_base + i32::from(tile.sigma) - i32::from(tile.step),
+                loss_weights: loss_weights.tiles[n],
+            });
+        }
+    }
+
+    /// Samples of the column without what rows add.
+    #[inline(always)]
+    fn prepare(&mut self, col: usize, target: &[f32]) {
+        let (plan, loss_weights) = (self.input.plan, self.input.loss_weights);
+        self.col = col;
+        if col.is_multiple_of(plan.tile) {
+            self.enter_tiles(col);
+        }
+        let (col_scale, col_sigma) = (entry(&plan.col_scale, col), entry(&plan.col_sigma, col));
+        self.samples.clear();
+        self.steps.clear();
+        for (i, row) in self.rows.clone().enumerate() {
+            let tile = &self.tiles[i / plan.tile];
+            let row_scale = entry(&plan.row_scale, row);
+            let step = scale(tile.scale + UNIT * (row_scale + col_scale));
+            let mut sigma = tile.sigma + entry(&plan.row_sigma, row) + col_sigma - row_scale - col_scale;
+            if let Some(adjust) = &plan.parameters.neighbours {
+                sigma += i32::from(adjust[neighbour_bin(self.before[0][i], self.before[1][i], sigma)]);
+            }
+            let weight = tile.loss_weights * loss_weights.rows[row] * loss_weights.cols[col] * step * step;
+            self.samples.push(Sample { value: target[i] / step, weight, sigma, range: tile.range });
+            self.steps.push(step);
+        }
+    }
+
+    /// Level of row `i` rounded alone, where it has `more` steps than its sample says.
+    #[inline(always)]
+    fn alone(&self, i: usize, more: f32) -> i32 {
+        let place = (self.rows.start + i) * self.input.plan.cols + self.col;
+        if self.input.dropped.is_some_and(|dropped| dropped[place]) {
+            return 0;
+        }
+        let format = self.tiles[i / self.input.plan.tile].format;
+        let sample = &self.samples[i];
+        match format.level_range() {
+            Some(range) => self.rounding.level(sample.value + more, sample.weight, class_of(sample.sigma), range),
+            None => format.minifloat().map_or(0, |kind| kind.encode(sample.value + more).into()),
+        }
+    }
+
+    /// Levels of all rows, which do not see each other's errors.
+    #[inline(always)]
+    fn decide(&mut self) {
+        self.run.clear();
+        self.walked.clear();
+        for i in 0..self.samples.len() {
+            match self.tiles[i / self.input.plan.tile].format.level_range() {
+                Some(_) if self.path.is_some() => {
+                    self.run.push(self.samples[i]);
+                    self.walked.push(i);
+                }
+                _ => self.levels[i] = self.alone(i, 0.0),
+            }
+        }
+        if let Some(path) = &mut self.path {
+            self.found.resize(self.run.len(), 0);
+            path.search(&self.run, &mut self.found);
+            self.walked.iter().zip(&self.found).for_each(|(&i, &level)| self.levels[i] = level);
+        }
+    }
+
+    /// Error of row `i` that later columns make up for.
+    #[inline(always)]
+    fn seen(&self, i: usize, col: usize, target: f32) -> f32 {
+        match self.tiles[i / self.input.plan.tile].format {
+            // The weight itself, which the target is not.
+            Format::Lossless => self.original(i, col) - target,
+            format => self.value(format, i, col) - target,
+        }
+    }
+
+    /// Factors by which an error of row `i` spreads over the rows of this slice.
+    #[inline(always)]
+    fn factors<'u>(&self, upper: &'u [f32], i: usize) -> &'u [f32] {
+        let row = &upper[(self.rows.start + i) * self.input.plan.rows..][..self.input.plan.rows];
+        &row[self.rows.start..self.rows.end]
+    }
+
+    /// Levels of the column one row after the other, each towards its target less the errors of those above.
+    #[inline(always)]
+    fn decide_downwards(&mut self, col: usize, upper: &[f32], target: &[f32], seen: &mut [f32]) {
+        self.offsets.copy_from_slice(seen);
+        for i in 0..self.rows.len() {
+            self.levels[i] = self.alone(i, -self.offsets[i] / self.steps[i]);
+            let error = self.seen(i, col, target[i]);
+            seen[i] = error;
+            let factors = self.factors(upper, i);
+            self.offsets[i + 1..].iter_mut().zip(&factors[i + 1..]).for_each(|(o, f)| *o += error * f);
+        }
+    }
+
+    /// Levels of the column by a path through the trellis each of whose candidates carries what its own
+    /// errors make of the rows below.
+    #[inline(always)]
+    fn walk_downwards(&mut self, col: usize, upper: &[f32], target: &[f32], seen: &mut [f32]) {
+        let Some(mut survivors) = self.survivors.take() else { return };
+        let count = self.rows.len();
+        // Additions of settled rows to all rows below, and to those beyond the survivors' own account.
+        self.offsets.copy_from_slice(seen);
+        self.far.copy_from_slice(seen);
+        survivors.begin();
+        for i in 0..count {
+            let format = self.tiles[i / self.input.plan.tile].format;
+            let kind = match format {
+                Format::Lossless => Kind::Exact(self.original(i, col) - target[i]),
+                _ if format.level_range().is_some() => Kind::Level,
+                _ => Kind::Fine,
+            };
+            let factors = &self.factors(upper, i)[i + 1..];
+            survivors.advance(kind, &self.samples[i], self.steps[i], self.far[i], factors);
+            for i in survivors.settle(i + 1 == count, &mut self.found) {
+                self.levels[i] = match self.tiles[i / self.input.plan.tile].format.level_range() {
+                    Some(_) => self.found[i],
+                    None => self.alone(i, -self.offsets[i] / self.steps[i]),
+                };
+                let error = self.seen(i, col, target[i]);
+                seen[i] = error;
+                let factors = self.factors(upper, i);
+                let beyond = count.min(i + 1 + WINDOW);
+                self.offsets[i + 1..].iter_mut().zip(&factors[i + 1..]).for_each(|(o, f)| *o += error * f);
+                self.far[beyond..].iter_mut().zip(&factors[beyond..]).for_each(|(o, f)| *o += error * f);
+            }
+        }
+        self.survivors = Some(survivors);
+    }
+
+    /// The weight as it is.
+    fn original(&self, i: usize, col: usize) -> f32 {
+        self.input.weights[(self.rows.start + i) * self.input.plan.cols + col]
+    }
+
+    /// Decoded value of the level of row `i`.
+    #[inline(always)]
+    fn value(&self, format: Format, i: usize, col: usize) -> f32 {
+        let value = match format.minifloat() {
+            Some(kind) => kind.decode(self.levels[i] as u8),
+            None => self.levels[i] as f32,
+        };
+        let (plan, value) = (self.input.plan, value * self.steps[i]);
+        match self.input.before {
+            Some(before) => {
+                let before = before[(self.rows.start + i) * plan.cols + col];
+                decoded(plan, before + value) - before
+            }
+            None => decoded(plan, value),
+        }
+    }
+
+    #[inline(always)]
+    fn keep(&mut self, col: usize, weights: &[f32], errors: &mut [f32], samples: &mut [i16]) {
+        let plan = self.input.plan;
+        for i in 0..self.rows.len() {
+            let format = self.tiles[i / plan.tile].format;
+            if format != Format::Lossless {
+                errors[i] = self.value(format, i, col) - weights[i * plan.cols + col];
+            }
+            samples[i * plan.cols + col] = self.levels[i] as i16;
+            if plan.parameters.neighbours.is_some() {
+                self.before[1][i] = self.before[0][i];
+                let counts = format.level_range().is_some();
+                self.before[0][i] = if counts { self.levels[i].unsigned_abs() as u16 } else { 0 };
+            }
+        }
+    }
+}
+
+/// A product as the decoder rounds it.
+#[inline(always)]
+fn decoded(plan: &TensorPlan, value: f32) -> f32 {
+    plan.dtype.value_of(plan.dtype.pattern_of(value))
+}

@@ -1,0 +1,213 @@
+//! Steps at the water level: what every weight may lose at a lambda.
+
+use waterfill_allocate::{Sharing, water_fill};
+use waterfill_codec::scale::{UNIT, scale};
+use waterfill_codec::{Format, Lambda, TensorPlan, TilePlan};
+use waterfill_quadratic::LossWeights;
+
+/// Mean squared error of a scalar quantiser in squared steps, and of a trellis in those of its union
+/// quantiser.
+const SCALAR_ERROR: f64 = 1.0 / 12.0;
+const TRELLIS_ERROR: f64 = 0.275;
+/// Eighths of an octave between steps of the same error: 8 log2(sqrt(0.275 * 12)).
+const UNION_STEP: i32 = 7;
+/// Levels that a plane of eight bits, or of four, holds with room for what feedback adds to the weights.
+const PEAK: f32 = 120.0;
+const PEAK_INT4: f32 = 7.0;
+/// Eighths of an octave that allocation's step must be below the water level's to hold: a floor did that.
+const FLOOR: i32 = 8;
+/// Quarter octaves by which a step may be too coarse: beyond, five bits more cost less than the error.
+const LOSSLESS: f32 = 6.0;
+/// Largest scale index of a tile, eighths of an octave.
+const LIMIT: f64 = 320.0;
+
+/// Largest share of the mean loss weight that damps a row or a column.
+const MOST: f64 = 100.0;
+
+/// The water level: loss of a weight, nats, at which the slope of a Gaussian source's distortion over its rate, `2 ln 2`
+/// times the distortion, is lambda (Cover & Thomas, 10.3.3).
+fn water_level(lambda: Lambda) -> f64 {
+    lambda.0 / (2.0 * std::f64::consts::LN_2)
+}
+
+/// Freedom in the choice of steps.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Freedom {
+    /// Tiles may become lossless.
+    pub allow_lossless: bool,
+    /// Which tiles have one step.
+    pub sharing: Sharing,
+}
+
+/// Sets column scales and steps of a plan, whose tiles have formats and steps as allocated, so that
+/// every weight loses the same; a plan with a trellis then has planes of eight bits. Tiles whose range
+/// the planes do not hold get coarser steps, or become lossless where `freedom` lets them. Returns what
+/// that costs as a share of the loss.
+pub fn set_steps(
+    plan: &mut TensorPlan,
+    loss_weights: &LossWeights,
+    lambda: Lambda,
+    weights: &[f32],
+    freedom: Freedom,
+) -> f64 {
+    if plan.tiles.iter().any(|t| t.format.level_range().is_some()) {
+        for (scales, loss_weights, others) in
+            [(&mut plan.col_scale, &loss_weights.cols, plan.rows), (&mut plan.row_scale, &loss_weights.rows, plan.cols)]
+        {
+            if !scales.is_empty() {
+                *scales = water_fill(&alive(loss_weights), others);
+            }
+        }
+    }
+    set_tile_steps(plan, loss_weights, lambda, weights, freedom)
+}
+
+/// As [`set_steps`] with the scales of rows and columns that the plan has.
+pub fn set_tile_steps(
+    plan: &mut TensorPlan,
+    loss_weights: &LossWeights,
+    lambda: Lambda,
+    weights: &[f32],
+    Freedom { allow_lossless, sharing }: Freedom,
+) -> f64 {
+    let integer: Vec<usize> = (0..plan.tiles.len()).filter(|&n| plan.tiles[n].format.level_range().is_some()).collect();
+    if integer.is_empty() {
+        return 0.0;
+    }
+    let trellis = plan.parameters.trellis.is_some();
+    let allocated: Vec<i32> = plan.tiles.iter().map(|t| plan.step_base + UNIT * i32::from(t.step)).collect();
+    let error = if trellis { TRELLIS_ERROR } else { SCALAR_ERROR };
+    let log_tiles = integer.iter().map(|&n| f64::from(loss_weights.tiles[n]).max(1e-30).log2());
+    let log_tile = log_tiles.sum::<f64>() / integer.len() as f64;
+    let left = LeftToTiles::new(plan, loss_weights);
+    // Eighths of an octave of the step, half of log2 of its square.
+    let wanted = |n: usize| {
+        let index = 4.0 * ((water_level(lambda) / error).log2() - log_tile - left.log2(n));
+        index.clamp(-LIMIT, LIMIT).round() as i32
+    };
+    let mean = integer.iter().map(|&n| i64::from(wanted(n))).sum::<i64>().div_euclid(integer.len() as i64) as i32;
+    let sigma = plan.sigma_base + plan.step_base.div_euclid(2);
+    plan.step_base = mean;
+    plan.sigma_base = sigma - mean.div_euclid(2);
+    let mut added = 0.0;
+    for unit in sharing.units(plan) {
+        let unit: Vec<usize> = unit.into_iter().filter(|n| plan.tiles[*n].format.level_range().is_some()).collect();
+        let average = |of: &dyn Fn(usize) -> i32| {
+            unit.iter().map(|&n| i64::from(of(n))).sum::<i64>().div_euclid(unit.len().max(1) as i64) as i32
+        };
+        let wanted = average(&wanted);
+        let floor = average(&|n| allocated[n]) - if trellis { UNION_STEP } else { 0 };
+        let index = if floor + FLOOR < wanted { floor } else { wanted };
+        for &n in &unit {
+            let tile = &mut plan.tiles[n];
+            tile.step = (f64::from(index - mean) / f64::from(UNIT)).round() as i16;
+            tile.format = if trellis { Format::Int8 } else { tile.format };
+        }
+        let excess = |n: usize| {
+            let peak_level = if plan.tiles[n].format == Format::Int8 { PEAK } else { PEAK_INT4 };
+            (4.0 * (peak(plan, n, weights) / peak_level).log2()).ceil().max(0.0)
+        };
+        let mut excess = unit.iter().map(|&n| excess(n)).fold(0.0, f32::max);
+        if sharing != Sharing::Tile && unit.iter().any(|&n| plan.tiles[n].format != Format::Int8) {
+            excess = least_loss(plan, &unit, loss_weights, weights, excess as i16).into();
+        }
+        for &n in &unit {
+            if allow_lossless && excess > LOSSLESS {
+                plan.tiles[n].format = Format::Lossless;
+            } else {
+                plan.tiles[n].step += excess as i16;
+            }
+            added += f64::from((excess.min(LOSSLESS) / 2.0).exp2() - 1.0);
+        }
+    }
+    added / integer.len() as f64
+}
+
+/// By how many quarter octaves, at most `most`, the common step of tiles is best made coarser, where cutting a few large
+/// levels may cost less than a coarser step for all.
+fn least_loss(plan: &TensorPlan, unit: &[usize], loss_weights: &LossWeights, weights: &[f32], most: i16) -> i16 {
+    let loss = |more: i16| {
+        let mut sum = 0.0;
+        for &n in unit {
+            let (rows, cols) = plan.tile_range(n);
+            let (least, highest) = plan.tiles[n].format.level_range().unwrap_or_default();
+            let tile = TilePlan { step: plan.tiles[n].step + more, ..plan.tiles[n] };
+            for row in rows {
+                for col in cols.clone() {
+                    let step = scale(plan.scale_index(&tile, row, col));
+                    let weight = weights[row * plan.cols + col];
+                    let level = (weight / step).round().clamp(least as f32, highest as f32);
+                    let share = loss_weights.tiles[n] * loss_weights.rows[row] * loss_weights.cols[col];
+                    sum += f64::from(share * (weight - level * step).powi(2));
+                }
+            }
+        }
+        sum
+    };
+    let losses = (0..=most).map(|more| (loss(more), more));
+    losses.min_by(|a, b| a.0.total_cmp(&b.0)).map_or(0, |(_, more)| more)
+}
+
+/// LossWeights of rows or columns, at least a millionth of their mean: what is dead must not get an
+/// infinite step.
+fn alive(loss_weights: &[f32]) -> Vec<f64> {
+    let mean = loss_weights.iter().map(|&v| f64::from(v)).sum::<f64>() / loss_weights.len().max(1) as f64;
+    loss_weights.iter().map(|&v| f64::from(v).max(1e-6 * mean).max(f64::MIN_POSITIVE)).collect()
+}
+
+/// LossWeights that row and column scales, which end at three octaves, leave to steps of tiles.
+struct LeftToTiles {
+    rows: Vec<f64>,
+    cols: Vec<f64>,
+}
+
+impl LeftToTiles {
+    fn new(plan: &TensorPlan, loss_weights: &LossWeights) -> Self {
+        let means = |by: &[f32], scales: &[i8]| {
+            let left =
+                |(i, &v): (usize, &f32)| f64::from(v) * (f64::from(scales.get(i).copied().unwrap_or(0)) / 2.0).exp2();
+            let left: Vec<f64> = by.iter().enumerate().map(left).collect();
+            left.chunks(plan.tile).map(|part| part.iter().sum::<f64>() / part.len() as f64).collect()
+        };
+        Self { rows: means(&loss_weights.rows, &plan.row_scale), cols: means(&loss_weights.cols, &plan.col_scale) }
+    }
+
+    fn log2(&self, n: usize) -> f64 {
+        let across = self.cols.len();
+        (self.rows[n / across] * self.cols[n % across]).max(1e-30).log2()
+    }
+}
+
+/// Largest weight of a tile in steps.
+fn peak(plan: &TensorPlan, n: usize, weights: &[f32]) -> f32 {
+    let (rows, cols) = plan.tile_range(n);
+    let tile = &plan.tiles[n];
+    let at = |row: usize, col: usize| weights[row * plan.cols + col].abs() / scale(plan.scale_index(tile, row, col));
+    rows.flat_map(|row| cols.clone().map(move |col| (row, col))).fold(0.0, |m, (row, col)| at(row, col).max(m))
+}
+
+/// The water level over the average loss that erasing a weight of a row, and of a column, would cause,
+/// erased, were each as important as the mean.
+pub fn relative_water_levels(
+    plan: &TensorPlan,
+    loss_weights: &LossWeights,
+    lambda: Lambda,
+    weights: &[f32],
+) -> (Vec<f64>, Vec<f64>) {
+    let across = plan.tiles_across();
+    let (mut by_row, mut by_col) = (vec![0.0f64; plan.rows], vec![0.0f64; plan.cols]);
+    for (row, line) in weights.chunks_exact(plan.cols).enumerate() {
+        let tiles = &loss_weights.tiles[row / plan.tile * across..][..across];
+        for (col, w) in line.iter().enumerate() {
+            let square = w * w * tiles[col / plan.tile];
+            by_row[row] += f64::from(square * loss_weights.cols[col]);
+            by_col[col] += f64::from(square * loss_weights.rows[row]);
+        }
+    }
+    let share = |sums: Vec<f64>, by: &[f32], others: usize| -> Vec<f64> {
+        let mean = by.iter().map(|&v| f64::from(v)).sum::<f64>() / by.len().max(1) as f64;
+        let of = |sum: f64| (water_level(lambda) * others as f64 / (sum * mean).max(f64::MIN_POSITIVE)).min(MOST);
+        sums.into_iter().map(of).collect()
+    };
+    (share(by_row, &loss_weights.rows, plan.cols), share(by_col, &loss_weights.cols, plan.rows))
+}

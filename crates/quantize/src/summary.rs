@@ -1,0 +1,44 @@
+//! Figures of a written checkpoint.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::rdo::usage::Usage;
+
+/// Sizes of a written checkpoint.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct EncodeSummary {
+    /// Bytes of all `.safetensors` files, whole.
+    pub bytes: u64,
+    /// Weights of all tensors.
+    pub weights: u64,
+    /// Bytes of the coded linear layers alone, embedding and head not included.
+    pub linear_bytes: u64,
+    /// Weights of those.
+    pub linear_weights: u64,
+    /// Bits in a runtime's memory beyond what allocation chose: tools may widen planes.
+    pub widened_bits: f64,
+    /// Loss of the decoded weights by the allocation's quadratic model, nats per token.
+    pub loss: f64,
+    /// The same by tensor.
+    pub losses: BTreeMap<String, f64>,
+    /// Numbers of tiles by tool, by label of the tensor's role such as `q_proj`.
+    pub usage: BTreeMap<String, Usage>,
+    /// Where weights adapted to those coded before: divergence after each part was coded and after the
+    /// weights left had made up for it, nats per token of calibration text.
+    #[serde(default)]
+    pub descents: Vec<[f64; 2]>,
+    /// Quality layers, where there are several: each with those before it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub layers: Vec<LayerSummary>,
+}
+
+/// A checkpoint up to one of its layers.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct LayerSummary {
+    /// Bytes of the shards, whole.
+    pub bytes: u64,
+    /// Loss by tensor, as [`EncodeSummary::losses`].
+    pub losses: BTreeMap<String, f64>,
+}
