@@ -244,7 +244,7 @@ pub enum Command {
     Export {
         /// Compressed checkpoint for hf-bf16 or compressed-tensors; otherwise a configuration, with one file for each of its sizes
         path: PathBuf,
-        /// What to write
+        /// Format to write
         #[arg(long)]
         to: ExportTarget,
         /// Directory to create for a checkpoint, or directory for the files of a configuration [default: the store]

@@ -2,7 +2,7 @@
 
 use waterfill_pipeline::Mode;
 
-/// What a shell expects of a program that was interrupted.
+/// Exit status that shells expect from an interrupted program.
 const INTERRUPTED: i32 = 130;
 
 /// On Ctrl-C or SIGTERM, says what is kept and ends at once: whatever is finished is on disk already.

@@ -18,7 +18,7 @@ use waterfill_pipeline::{Console, Mode};
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// Set for this process once candle has been told to leave threads to us.
+/// Set for this process once candle's own thread pools are kept at one thread.
 const SETTLED: &str = "CANDLE_NUM_THREADS";
 
 /// Batches run side by side in our pool. candle's own pools would compete with it (they spin while

@@ -7,7 +7,7 @@ use waterfill_bench::{LoadRow, Source, bench_load, xor_bytes};
 use waterfill_experiments::Measure;
 use waterfill_pipeline::{Console, Mode};
 
-use crate::commands::write_delta;
+use crate::commands::delta::write_delta;
 
 /// Number of measured loads.
 const REPEATS: usize = 5;

@@ -12,6 +12,7 @@ mod config;
 mod encode;
 mod error;
 mod evaluate;
+mod keys;
 mod lambdas;
 mod limits;
 mod load;

@@ -7,11 +7,11 @@ use serde_json::Value;
 use crate::Note;
 use crate::config::Config;
 use crate::error::{ConfigError, Result};
+use crate::keys::checked;
 use crate::limits::problems;
 use crate::merge::merged;
-use crate::schema::{checked, json_schema};
 
-/// Reads the configuration of a pipeline and checks everything that needs no model. `note` is told of old names.
+/// Reads the configuration of a pipeline and checks everything that needs no model. `note` receives old names.
 ///
 /// # Errors
 /// Files that cannot be read, unknown keys, wrong types, values outside their limits, files with a `sweep` section.
@@ -25,7 +25,7 @@ pub fn load(path: &Path, note: Note) -> Result<Config> {
 
 /// A configuration from merged values; `path` is for messages.
 pub(crate) fn config_of(value: Value, path: &Path) -> Result<Config> {
-    let config: Config = checked(value, &json_schema(), "", path)?;
+    let config: Config = checked(value, &schemars::schema_for!(Config).to_value(), "", path)?;
     match problems(&config) {
         found if found.is_empty() => Ok(config),
         problems => Err(ConfigError::Limits { path: path.into(), problems }),

@@ -11,7 +11,7 @@ use crate::renamed::rename;
 /// Deepest chain of includes.
 const MAX_DEPTH: usize = 8;
 
-/// The values of a file over those of its includes, all under this version's names; `note` is told of old ones.
+/// The values of a file over those of its includes, all under this version's names; `note` receives the old ones.
 pub(crate) fn merged(path: &Path, note: Note) -> Result<Value> {
     merged_at(path, 0, note)
 }

@@ -145,7 +145,7 @@ fn rename_settings(sweep: &mut Value, path: &Path, found: &mut Vec<String>) -> R
     Ok(())
 }
 
-/// What stands at a dotted key of a setting: one value, a list of values to try, or a section.
+/// Renames inside the value of a setting: one value, a list of values to try, or a section.
 fn rename_setting(key: &str, value: &mut Value, path: &Path, found: &mut Vec<String>) -> Result<()> {
     if let Value::Array(values) = value {
         return values.iter_mut().try_for_each(|value| rename_setting(key, value, path, found));

@@ -1,12 +1,8 @@
-//! JSON schemas, and the check of keys against them.
+//! JSON schemas of the files.
 
-use std::path::Path;
-
-use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::config::Config;
-use crate::error::{ConfigError, Result};
 use crate::sweep::SweepSection;
 use crate::train::TrainConfig;
 
@@ -27,57 +23,4 @@ pub fn json_schema() -> Value {
 /// JSON schema of training files.
 pub fn train_schema() -> Value {
     schemars::schema_for!(TrainConfig).to_value()
-}
-
-/// JSON schema of the `sweep` section.
-pub(crate) fn sweep_schema() -> Value {
-    schemars::schema_for!(SweepSection).to_value()
-}
-
-/// `value` as a `T` with the given schema; `at` is the section that it is, for messages.
-pub(crate) fn checked<T: DeserializeOwned>(value: Value, schema: &Value, at: &str, path: &Path) -> Result<T> {
-    check_keys(&value, schema, schema, at, path)?;
-    serde_json::from_value(value).map_err(|source| ConfigError::Type { path: path.into(), source })
-}
-
-/// Compares keys with the schema, so that a typo is named with the key that was likely meant.
-fn check_keys(value: &Value, schema: &Value, root: &Value, at: &str, path: &Path) -> Result<()> {
-    let schema = resolve(schema, root);
-    match value {
-        Value::Object(map) => {
-            let Some(properties) = schema.get("properties").and_then(Value::as_object) else { return Ok(()) };
-            map.iter().try_for_each(|(key, value)| {
-                let dotted = if at.is_empty() { key.clone() } else { format!("{at}.{key}") };
-                match properties.get(key) {
-                    Some(schema) => check_keys(value, schema, root, &dotted, path),
-                    None => {
-                        let nearest = nearest(key, properties.keys());
-                        Err(ConfigError::UnknownKey { path: path.into(), key: dotted, nearest })
-                    }
-                }
-            })
-        }
-        Value::Array(items) => match schema.get("items") {
-            Some(schema) => {
-                items.iter().enumerate().try_for_each(|(i, v)| check_keys(v, schema, root, &format!("{at}[{i}]"), path))
-            }
-            None => Ok(()),
-        },
-        _ => Ok(()),
-    }
-}
-
-fn nearest<'a>(key: &str, known: impl Iterator<Item = &'a String>) -> Option<String> {
-    let alike = |known: &String| strsim::jaro_winkler(key, known);
-    known.max_by(|a, b| alike(a).total_cmp(&alike(b))).cloned()
-}
-
-/// Follows `$ref` and the non-null branch of an optional value.
-fn resolve<'a>(schema: &'a Value, root: &'a Value) -> &'a Value {
-    if let Some(name) = schema.get("$ref").and_then(Value::as_str) {
-        return root.pointer(name.trim_start_matches('#')).map_or(schema, |s| resolve(s, root));
-    }
-    let branches = schema.get("anyOf").and_then(Value::as_array);
-    let value = branches.and_then(|b| b.iter().find(|s| s.get("type") != Some(&Value::from("null"))));
-    value.map_or(schema, |s| resolve(s, root))
 }

@@ -11,9 +11,9 @@ use crate::Note;
 use crate::claims::Claim;
 use crate::config::Config;
 use crate::error::{ConfigError, Problem, Result, RunError};
+use crate::keys::checked;
 use crate::load::config_of;
 use crate::merge::{merge, merged};
-use crate::schema::{checked, sweep_schema};
 
 /// Most runs of a sweep.
 const MAX_RUNS: usize = 10_000;
@@ -81,7 +81,7 @@ pub fn load_sweep(path: &Path, note: Note) -> Result<Sweep> {
     let failed = |problem: Problem| ConfigError::Limits { path: path.into(), problems: vec![problem] };
     let mut value = merged(path, note)?;
     let section = match value.as_object_mut().and_then(|m| m.remove("sweep")) {
-        Some(section) => checked(section, &sweep_schema(), "sweep", path)?,
+        Some(section) => checked(section, &schemars::schema_for!(SweepSection).to_value(), "sweep", path)?,
         None => SweepSection::default(),
     };
     if let Some(gb) = section.memory_gb.filter(|gb| !(0.01..=1e6).contains(gb)) {

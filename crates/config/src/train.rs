@@ -9,8 +9,8 @@ use crate::Note;
 use crate::calibrate::default_seed;
 use crate::config::default_store;
 use crate::error::{ConfigError, Problem, Result};
+use crate::keys::checked;
 use crate::merge::merged;
-use crate::schema::{checked, train_schema};
 
 /// One model to train.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
@@ -124,7 +124,7 @@ pub struct TrainSettings {
     /// Seed of the beginning and of the order of rows.
     #[serde(default = "default_seed")]
     pub seed: u64,
-    /// How much the letters of questions count beside any other token, from the steps on that the
+    /// Weight of the letters of questions relative to any other token, from the steps on that the
     /// entries name: knowing comes first, then finding the letter.
     #[serde(default)]
     pub letters: Vec<LetterConfig>,
@@ -151,7 +151,7 @@ fn default_every() -> usize {
 /// # Errors
 /// Files that cannot be read, unknown keys, wrong types, values outside their limits.
 pub fn load_train(path: &Path, note: Note) -> Result<TrainConfig> {
-    let config: TrainConfig = checked(merged(path, note)?, &train_schema(), "", path)?;
+    let config: TrainConfig = checked(merged(path, note)?, &schemars::schema_for!(TrainConfig).to_value(), "", path)?;
     let (t, w) = (&config.train, &config.world);
     let mut found = Vec::new();
     let mut range = |key: &str, value: f64, low: f64, high: f64| {

@@ -13,7 +13,7 @@ use waterfill_report::{Cells, Table, all_tile_bits};
 use crate::error::Result;
 use crate::record::{Record, by_model, label};
 
-/// A run's calibration beside others of the same model.
+/// A run's calibration compared with others of the same model.
 #[derive(Debug, Clone)]
 pub(crate) struct Agreement {
     /// The run, its name in figures, and its pipeline.
@@ -165,7 +165,7 @@ pub(crate) fn table(all: &[Agreement]) -> Table {
     Table { name: "calibrations", columns }
 }
 
-/// Writes it beside the other tables.
+/// Writes it into the folder of the other tables.
 pub(crate) fn write(all: &[Agreement], dir: &Path) -> Result<()> {
     if all.is_empty() { Ok(()) } else { Ok(table(all).write(dir)?) }
 }

@@ -21,7 +21,7 @@ pub struct Differences {
     pub dates: [String; 2],
     /// Settings that differ, by dotted key.
     pub settings: BTreeMap<String, [Value; 2]>,
-    /// Every point of the second beside the point of the first that is nearest in size.
+    /// Every point of the second, paired with the point of the first that is nearest in size.
     pub points: Vec<PointPair>,
     /// Tensors of the pair that is nearest in size, those first whose bits differ most.
     pub tensors: Vec<TensorPair>,

@@ -55,7 +55,7 @@ pub enum ExperimentError {
     Run {
         /// The run.
         run: String,
-        /// What is missing.
+        /// The missing part.
         reason: String,
     },
     /// A file of results or of an artifact that does not fit the others.

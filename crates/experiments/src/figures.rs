@@ -89,7 +89,7 @@ fn agreement(
     Some(SweepFigure { name: file, title, drawing: Drawing::Curves(curves) })
 }
 
-/// All figures of the runs of a sweep; peers are drawn beside runs that were measured on the same.
+/// All figures of the runs of a sweep; peers are drawn with runs that were measured on the same text.
 pub(crate) fn figures(records: &[Record], peers: Option<&Peers>, calibrations: &[Agreement]) -> Vec<SweepFigure> {
     let files: Size = |p| p.bits_per_weight;
     let memory: Size = |p| Some(p.resident_bits_per_weight);
@@ -219,7 +219,7 @@ fn predictions(model: &str, runs: &[&Record]) -> Option<SweepFigure> {
     Some(SweepFigure { name: format!("predicted-{model}"), title, drawing: Drawing::Scatter(scatter) })
 }
 
-/// What was computed for all runs, each artifact once.
+/// Time and memory of the artifacts of all runs, each artifact once.
 pub(crate) fn costs(records: &[Record]) -> Vec<StageCost> {
     let store = |r: &Record| r.config.get("store").and_then(|s| s.as_str()).unwrap_or_default().to_string();
     let all: BTreeSet<PathBuf> =

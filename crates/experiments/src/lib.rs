@@ -1,4 +1,4 @@
-//! What has been run, and how runs compare: records, sweeps, claims, tables, figures and pages.
+//! Runs and comparisons between them: records, sweeps, claims, tables, figures and pages.
 //!
 //! [`run`] runs one pipeline and keeps its [`Record`]; [`run_sweep`] runs many, checks the sweep's claims and writes its
 //! page. Everything else is read from records and from the artifacts that they name.

@@ -167,7 +167,7 @@ impl Counts {
         }
     }
 
-    /// The class that most levels have, beside its table.
+    /// The class that most levels have, with its table.
     fn commonest(self, tensor: &str, plan: &TensorPlan) -> Option<Levels> {
         let (class, counts) = self.classes.into_iter().max_by_key(|(_, counts)| counts.iter().sum::<u64>())?;
         let total: u64 = counts.iter().sum();

@@ -165,7 +165,7 @@ fn closed_loops(records: &[Record]) -> Option<PageTable> {
     (!rows.is_empty()).then(|| PageTable { caption: "Closed loops".into(), heads, rows, first: false })
 }
 
-/// What was computed for all runs.
+/// Time and memory of all stages.
 fn stages(records: &[Record]) -> PageTable {
     let row = |s: StageCost| {
         let (count, megabytes) = (s.artifacts as f64, s.peak_bytes as f64 / 1e6);
@@ -185,7 +185,7 @@ fn stages(records: &[Record]) -> PageTable {
     }
 }
 
-/// What the data say, in words.
+/// Findings in words.
 fn findings(records: &[Record]) -> Vec<String> {
     let mut found = Vec::new();
     for (model, own) in by_model(records) {
@@ -226,7 +226,7 @@ fn findings(records: &[Record]) -> Vec<String> {
     found
 }
 
-/// What the second and the uniform allocations of a run's closed loops lose beside the first.
+/// Loss of the second and the uniform allocations of a run's closed loops, relative to the first.
 fn loop_finding(model: &str, r: &Record) -> Option<String> {
     let loops = r.output.points.iter().filter(|p| !p.closed_loop.is_empty());
     let ratio = |p: &&PointOutput, allocated: Allocated| {

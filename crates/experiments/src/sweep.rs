@@ -38,7 +38,7 @@ pub struct SweepOutput {
     pub targets: Vec<Reached>,
     /// Pictures; `curves-MODEL` has all curves of a model.
     pub figures: Vec<PathBuf>,
-    /// One page with everything, beside it `tables`.
+    /// One page with everything; the folder `tables` is next to it.
     pub page: Option<PathBuf>,
 }
 
@@ -205,7 +205,7 @@ fn one_run(
     outcome
 }
 
-/// One store for each folder, so that runs share what is known of it.
+/// One store for each folder, so that runs share its list of checked artifacts.
 fn stores(sweep: &Sweep, repair: bool) -> BTreeMap<String, Store> {
     let open = |s: &String| (s.clone(), Store::new(PathBuf::from(s)).repairing(repair));
     sweep.runs.iter().map(|r| open(&r.config.store)).collect()

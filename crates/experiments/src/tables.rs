@@ -45,7 +45,7 @@ pub fn write_tile_table(records: &[Record], dir: &Path) -> Result<u64> {
     Ok(write_tiles(&all_points(records).filter_map(tiles).collect::<Vec<_>>(), &dir.join("tiles.parquet"))?)
 }
 
-/// Writes `NAME.ipynb` into a directory, and the tables that it reads into `NAME` beside it.
+/// Writes `NAME.ipynb` into a directory, and the tables that it reads into the folder `NAME` next to it.
 ///
 /// # Errors
 /// No runs, files that cannot be written.

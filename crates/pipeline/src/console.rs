@@ -30,7 +30,7 @@ struct Phase {
     bar: Option<ProgressBar>,
 }
 
-/// What a terminal shows: a bar for the whole command and one for the phase, or in a sweep one row.
+/// Display on a terminal: a bar for the whole command and one for the phase, or in a sweep one row.
 enum View {
     Lines,
     Bars(MultiProgress, ProgressBar),

@@ -5,22 +5,10 @@ use waterfill_model::{ModelConfig, free_device_memory};
 use crate::context::Context;
 use crate::error::PipelineError;
 use crate::estimate::gigabytes;
-use crate::stage::Stage;
+use crate::stage::{BatchMemory, Stage};
 
 /// Share of free memory that a stage may fill: libraries take some, and freed blocks leave gaps.
 const FILL: f64 = 0.85;
-
-/// Memory that a stage's batches take on an accelerator.
-pub struct BatchMemory {
-    /// Section of the configuration that has `batch_tokens` and `context`.
-    pub section: &'static str,
-    /// Tokens of a sequence.
-    pub context: usize,
-    /// Tokens of a batch.
-    pub tokens: usize,
-    /// Bytes of the stage with batches of so many tokens.
-    pub needed: Box<dyn Fn(usize) -> u64>,
-}
 
 /// Free memory of the context's accelerator before anything is computed, bytes; `None` on the CPU.
 pub(crate) fn free(context: &Context) -> Option<u64> {

@@ -40,7 +40,7 @@ pub struct PlannedStage {
     pub memory_bytes: u64,
 }
 
-/// What happens with the stages of a flow.
+/// Whether an engine makes or lists the stages of a flow.
 enum Mode {
     Run,
     Plan { times: Times, stages: Vec<PlannedStage> },

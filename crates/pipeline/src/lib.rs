@@ -21,15 +21,13 @@ mod stages;
 
 pub use console::{Console, Mode};
 pub use context::Context;
-pub use device_memory::BatchMemory;
 pub use engine::{Engine, PlannedStage};
 pub use error::{PipelineError, Result};
 pub use estimate::{available_memory, gigabytes};
 pub use flow::{
-    Allocated, Attempt, DeltaOutput, ExportOutput, ExportPoint, Exported, OriginalOutput, PointArtifacts, RunArtifacts,
-    TrainOutput, Until, evaluate_original, export_compressed, export_exact, export_gguf, lossy_delta, plan, run, train,
-    write_recipes,
+    DeltaOutput, ExportOutput, ExportPoint, Exported, OriginalOutput, PointArtifacts, RunArtifacts, TrainOutput, Until,
+    evaluate_original, export_compressed, export_exact, export_gguf, lossy_delta, plan, run, train, write_recipes,
 };
-pub use output::{BaseOutput, BenchmarkOutput, PointOutput, QualityLayers, RunOutput, SCHEMA};
+pub use output::{Allocated, Attempt, BaseOutput, BenchmarkOutput, PointOutput, QualityLayers, RunOutput, SCHEMA};
 pub use results::{AllocationSummary, Choice, EvaluationResult, TensorSummary, read_json, write_json};
-pub use stage::{ArtifactRef, Estimate, Stage};
+pub use stage::{ArtifactRef, BatchMemory, Estimate, Stage};

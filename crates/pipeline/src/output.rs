@@ -9,7 +9,6 @@ use waterfill_evaluate::tasks::Task;
 use waterfill_evaluate::{Band, ChoiceResult, Estimate};
 use waterfill_quantize::rdo::Usage;
 
-use crate::flow::Attempt;
 use crate::results::{Choice, EvaluationResult};
 
 /// Version of the names in [`RunOutput`]: 1 had `layers` of a point and artifact `points`.
@@ -143,8 +142,50 @@ pub struct PointOutput {
     pub closed_loop: Vec<Attempt>,
 }
 
+/// Losses by which a compressed checkpoint was allocated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Allocated {
+    /// Predicted losses.
+    First,
+    /// Losses measured in the first.
+    Second,
+    /// None: as many bits per weight in all matrices.
+    Uniform,
+}
+
+impl Allocated {
+    /// In words.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::First => "first",
+            Self::Second => "second",
+            Self::Uniform => "uniform",
+        }
+    }
+}
+
+/// One allocation of a loop.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Attempt {
+    /// Which one.
+    pub allocated: Allocated,
+    /// Bytes of all safetensors files.
+    pub bytes: u64,
+    /// Bits of the file over all weights.
+    pub bits_per_weight: f64,
+    /// KL on held-out text of the calibration, by which one allocation is kept.
+    pub held_out: Estimate,
+    /// KL on the evaluation's text, where that was measured.
+    pub kl: Option<Estimate>,
+    /// Directory of the checkpoint.
+    pub checkpoint: PathBuf,
+    /// Whether this allocation is kept.
+    pub kept: bool,
+}
+
 impl RunOutput {
-    /// The object with `schema`, and beside each renamed name the one of schema 1.
+    /// The object with `schema`, in which renamed fields also have their name of schema 1.
     ///
     /// # Panics
     /// Never: the object is plain data.

@@ -6,7 +6,6 @@ use serde::de::DeserializeOwned;
 use waterfill_store::{Artifact, Identity, Work};
 
 use crate::context::Context;
-use crate::device_memory::BatchMemory;
 use crate::error::Result;
 use crate::results::read_json;
 
@@ -58,6 +57,18 @@ pub struct Estimate {
     pub memory: u64,
     /// Bytes on disk while it runs, beyond the artifact's inputs.
     pub disk: u64,
+}
+
+/// Memory that a stage's batches take on an accelerator.
+pub struct BatchMemory {
+    /// Section of the configuration that has `batch_tokens` and `context`.
+    pub section: &'static str,
+    /// Tokens of a sequence.
+    pub context: usize,
+    /// Tokens of a batch.
+    pub tokens: usize,
+    /// Bytes of the stage with batches of so many tokens.
+    pub needed: Box<dyn Fn(usize) -> u64>,
 }
 
 /// The artifact of a stage: in the store, or, in a plan, still to be made.

@@ -7,7 +7,7 @@ use waterfill_bench as bench;
 use waterfill_bench::{CalibrationBench, LoadRow, MomentsBench, QuantizerBench, RotationBench};
 use waterfill_pipeline::Console;
 
-use super::show_figures;
+use super::show::show_figures;
 use crate::arguments::{Arguments, Bench};
 use crate::measure::Measured;
 
@@ -52,7 +52,7 @@ pub fn execute(arguments: &Arguments, what: &Bench, console: &Console) -> Result
 fn render_load(rows: &[LoadRow]) -> String {
     let mut text = String::new();
     let mut line = |s: String| writeln!(text, "{s}").expect("writing to a string");
-    let heads = ["read alone, ms", "to first token, ms", "files in cache, ms", "of it loading, ms"];
+    let heads = ["read alone, ms", "to first token, ms", "files in cache, ms", "of which loading, ms"];
     line(format!("{:14}{:>12}{}{:>10}", "", "bytes", heads.map(|h| format!("{h:>26}")).concat(), "peak MB"));
     for row in rows {
         let cell = |[median, least, most]: [f64; 3]| {

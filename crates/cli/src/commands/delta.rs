@@ -9,7 +9,7 @@ use waterfill_pipeline::{Console, Context, DeltaOutput, lossy_delta};
 use waterfill_quantize::find_factors;
 use waterfill_store::{Progress, Store};
 
-use super::{load, show, show_figures};
+use super::show::{load, show, show_figures};
 use crate::arguments::Arguments;
 
 /// Writes a delta without loss.

@@ -13,7 +13,7 @@ use waterfill_pipeline::{
 use waterfill_quantize::write_dense;
 
 use super::run::configured;
-use super::{show, show_figures};
+use super::show::{show, show_figures};
 use crate::arguments::{Arguments, ExportTarget, RunOptions};
 
 /// Exports a checkpoint, or files at every goal of a configuration.

@@ -7,7 +7,7 @@ use anyhow::Result;
 use waterfill_pipeline::Mode;
 use waterfill_runtime::{Checked, Form, Runtime, Written};
 
-use super::show_figures;
+use super::show::show_figures;
 use crate::arguments::Arguments;
 
 /// Continues a text.

@@ -1,7 +1,7 @@
 //! One file for each command or group of commands.
 
 mod bench;
-mod delta;
+pub mod delta;
 mod export;
 mod generate;
 mod inspect;
@@ -10,22 +10,20 @@ mod pack;
 mod points;
 mod run;
 mod runs;
+mod show;
 mod sweep;
 mod train;
 
-use std::path::Path;
-
 use anyhow::Result;
-use serde::Serialize;
 use waterfill_checkpoint::QualityPrefix;
-use waterfill_config::{Config, json_schema, train_schema, validate};
-use waterfill_pipeline::{Console, Mode, Until};
+use waterfill_config::{json_schema, train_schema, validate};
+use waterfill_pipeline::{Console, Until};
 use waterfill_runtime::Form;
 use waterfill_store::Progress;
 
-use crate::arguments::{Arguments, Command};
+use show::show;
 
-pub use delta::write_delta;
+use crate::arguments::{Arguments, Command};
 
 /// Executes the command.
 pub fn execute(arguments: &Arguments, console: &Console) -> Result<()> {
@@ -91,28 +89,4 @@ pub fn execute(arguments: &Arguments, console: &Console) -> Result<()> {
             export::execute_decode(arguments, (checkpoint, prefix), out, dtype, console)
         }
     }
-}
-
-/// Reads a configuration; old names are reported on the console.
-fn load(path: &Path, console: &Console) -> Result<Config> {
-    Ok(waterfill_config::load(path, &|note| console.note(note))?)
-}
-
-/// A table for people, or one object with all figures.
-fn show_figures<T: Serialize + ?Sized>(arguments: &Arguments, figures: &T, render: fn(&T) -> String) -> Result<()> {
-    match arguments.mode() {
-        Mode::Json => println!("{}", serde_json::to_string(figures)?),
-        _ => print!("{}", render(figures)),
-    }
-    Ok(())
-}
-
-/// Text for people, or one object with the same text.
-fn show(arguments: &Arguments, text: &str, key: &str) -> Result<()> {
-    match arguments.mode() {
-        Mode::Json => println!("{}", serde_json::json!({ key: text })),
-        Mode::Quiet if key != "text" => {}
-        _ => println!("{text}"),
-    }
-    Ok(())
 }

@@ -8,7 +8,7 @@ use waterfill_checkpoint::pack::{self, OnBytes, PackSummary};
 use waterfill_pipeline::Console;
 use waterfill_store::Progress;
 
-use super::show;
+use super::show::show;
 use crate::arguments::Arguments;
 
 /// Packs a safetensors file without loss.

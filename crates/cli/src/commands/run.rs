@@ -9,7 +9,7 @@ use waterfill_pipeline::{Console, Context, Mode, OriginalOutput, RunOutput, Unti
 use waterfill_store::Store;
 
 use super::points::{HEADS, benchmarks, by_position, cells, closed_loop, row, tells_more};
-use super::{load, show_figures};
+use super::show::{load, show_figures};
 use crate::arguments::{Arguments, RunArguments, RunOptions};
 
 /// The configuration with the options, and its store.

@@ -11,7 +11,7 @@ use waterfill_experiments::{
 };
 use waterfill_pipeline::Mode;
 
-use super::{show, show_figures};
+use super::show::{show, show_figures};
 use crate::arguments::{Arguments, RunsArguments};
 
 /// Half width of a 95 % interval in standard errors.

@@ -7,7 +7,7 @@ use waterfill_config::load_train;
 use waterfill_pipeline::{Console, TrainOutput, train};
 use waterfill_store::Progress;
 
-use super::show_figures;
+use super::show::show_figures;
 use crate::arguments::Arguments;
 
 /// Trains the model of a file.

@@ -2,9 +2,7 @@
 //! the same bytes uses their measured loss, and the best on that text is kept.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
 
-use serde::{Deserialize, Serialize};
 use waterfill_codec::BitsPerWeight;
 use waterfill_evaluate::{Estimate, SEQUENCES, Sequences, TextResult};
 use waterfill_quantize::EncodeSummary;
@@ -14,51 +12,10 @@ use super::probe::{groups, parts};
 use crate::engine::Engine;
 use crate::error::Result;
 use crate::goal::Goal;
+use crate::output::{Allocated, Attempt};
 use crate::results::AllocationSummary;
 use crate::stage::ArtifactRef;
 use crate::stages::{EvaluateHeldOut, EvaluatePart, LoopCorrections, UniformCorrections};
-
-/// Losses by which a compressed checkpoint was allocated.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Allocated {
-    /// Predicted losses.
-    First,
-    /// Losses measured in the first.
-    Second,
-    /// None: as many bits per weight in all matrices.
-    Uniform,
-}
-
-impl Allocated {
-    /// In words.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::First => "first",
-            Self::Second => "second",
-            Self::Uniform => "uniform",
-        }
-    }
-}
-
-/// One allocation of a loop.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Attempt {
-    /// Which one.
-    pub allocated: Allocated,
-    /// Bytes of all safetensors files.
-    pub bytes: u64,
-    /// Bits of the file over all weights.
-    pub bits_per_weight: f64,
-    /// KL on held-out text of the calibration, by which one allocation is kept.
-    pub held_out: Estimate,
-    /// KL on the evaluation's text, where that was measured.
-    pub kl: Option<Estimate>,
-    /// Directory of the checkpoint.
-    pub checkpoint: PathBuf,
-    /// Whether this allocation is kept.
-    pub kept: bool,
-}
 
 /// Artifacts of one allocation of a loop.
 #[derive(Clone)]

@@ -20,7 +20,7 @@ pub struct DeltaOutput {
     pub lambda: f64,
     /// Bytes of the whole directory.
     pub bytes: u64,
-    /// Bits of it over all weights.
+    /// Bits of the directory over all weights.
     pub bits_per_weight: f64,
     /// Tensors by how they are coded.
     pub tensors: Counts,

@@ -9,7 +9,6 @@ mod probe;
 mod run;
 mod training;
 
-pub use closed_loop::{Allocated, Attempt};
 pub use delta::{DeltaOutput, lossy_delta};
 pub use export::{ExportOutput, ExportPoint, Exported, export_compressed, export_exact, export_gguf, write_recipes};
 pub use original::{OriginalOutput, evaluate_original};

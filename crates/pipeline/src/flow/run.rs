@@ -8,14 +8,14 @@ use waterfill_codec::BitsPerWeight;
 use waterfill_config::Probes;
 use waterfill_quantize::EncodeSummary;
 
-use super::closed_loop::{Attempt, AttemptRefs, close_loop};
+use super::closed_loop::{AttemptRefs, close_loop};
 use super::compress::{CheckpointPrefix, Compressed, Inputs, compress, prefixes};
 use super::probe::probe;
 use crate::context::Context;
 use crate::engine::{Engine, PlannedStage};
 use crate::error::Result;
 use crate::goal::Goal;
-use crate::output::{BaseOutput, BenchmarkOutput, PointOutput, QualityLayers, RunOutput, SCHEMA};
+use crate::output::{Attempt, BaseOutput, BenchmarkOutput, PointOutput, QualityLayers, RunOutput, SCHEMA};
 use crate::results::{AllocationSummary, EvaluationResult};
 use crate::stage::ArtifactRef;
 use crate::stages::corrections::{CORRECTIONS, Corrections};

@@ -6,12 +6,12 @@ use waterfill_model::{Projection, Windows};
 use waterfill_store::{Identity, Work};
 
 use crate::context::Context;
-use crate::device_memory::{BatchMemory, attention_scores};
+use crate::device_memory::attention_scores;
 use crate::engine::Engine;
 use crate::error::Result;
 use crate::estimate::PROGRAM;
 use crate::results::write_json;
-use crate::stage::{ArtifactRef, Estimate, Stage};
+use crate::stage::{ArtifactRef, BatchMemory, Estimate, Stage};
 
 /// Version of the artifact; raised when results change.
 const VERSION: u32 = 6;

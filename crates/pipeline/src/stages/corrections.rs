@@ -10,8 +10,8 @@ use waterfill_evaluate::{Estimate as Measured, TextResult};
 use waterfill_quantize::EncodeSummary;
 use waterfill_store::{Identity, Work};
 
-use super::allocate::{overhead, policy};
 use super::measure::candidate_files;
+use super::policy::{overhead, policy};
 use crate::context::Context;
 use crate::error::Result;
 use crate::estimate::PROGRAM;

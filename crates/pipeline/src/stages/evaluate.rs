@@ -15,12 +15,12 @@ use waterfill_store::{Identity, Progress, Work, hash_file};
 use super::calibrate::tokens_digest;
 use crate::console::Console;
 use crate::context::Context;
-use crate::device_memory::{BatchMemory, attention_scores};
+use crate::device_memory::attention_scores;
 use crate::engine::Engine;
 use crate::error::Result;
 use crate::estimate::PROGRAM;
 use crate::results::{Choice, EvaluationResult, read_json, write_json};
-use crate::stage::{ArtifactRef, Estimate, Stage};
+use crate::stage::{ArtifactRef, BatchMemory, Estimate, Stage};
 
 /// Version of text and long contexts; raised when results change.
 const TEXT: u32 = 5;

@@ -10,10 +10,9 @@ use waterfill_store::{Identity, Work};
 use super::calibrate::tokens_digest;
 use super::evaluate::{batches, on_text, text_settings};
 use crate::context::Context;
-use crate::device_memory::BatchMemory;
 use crate::error::Result;
 use crate::results::write_json;
-use crate::stage::{ArtifactRef, Estimate, Stage};
+use crate::stage::{ArtifactRef, BatchMemory, Estimate, Stage};
 
 /// Version of the original's evaluation; raised when results change.
 const ORIGINAL: u32 = 3;
