@@ -14,6 +14,9 @@ use waterfill_report::{Bar, Bars, Curve, CurvePoint, Curves, Line, Predictions, 
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
+/// Questions of the milestones' accuracies.
+const QUESTIONS: f64 = 5257.0;
+
 /// Perplexity and accuracy of the originals on the texts and questions of these folders' tables.
 const ORIGINALS: [(&str, f64, Option<f64>); 4] = [
     ("comparison-books-7m", 41.618596, None),
@@ -85,6 +88,14 @@ fn grouped<'a>(rows: &[&'a Row], key: impl Fn(&Row) -> String) -> Vec<(String, V
 /// A 95 % interval of a value with a standard error.
 fn interval(value: f64, se: Option<f64>) -> Option<(f64, f64)> {
     se.map(|se| (value - 1.96 * se, value + 1.96 * se))
+}
+
+/// 95 % interval of a share of `count` (Wilson 1927).
+fn wilson(share: f64, count: f64) -> (f64, f64) {
+    let z2 = 1.96 * 1.96 / count;
+    let middle = (share + z2 / 2.0) / (1.0 + z2);
+    let half = (z2 * share * (1.0 - share) + z2 * z2 / 4.0).sqrt() / (1.0 + z2);
+    (middle - half, middle + half)
 }
 
 type Value = fn(&Row) -> Option<(f64, Option<(f64, f64)>)>;
@@ -159,7 +170,7 @@ fn agreement(rows: &[Row], dir: &Path) -> Result<()> {
         let without_sequences =
             |r: &Row| label(r).split(", ").filter(|part| !part.contains("sequences=")).collect::<Vec<_>>().join(", ");
         let rank = |text: &str| Quality::High(text.into(), None);
-        let mut draw = |name: &str, title: &str, quality: Quality, column: &str, keep: fn(f64) -> bool| -> Result<()> {
+        let draw = |name: &str, title: &str, quality: Quality, column: &str, keep: fn(f64) -> bool| -> Result<()> {
             let curve = |(label, rows): (String, Vec<&Row>)| {
                 let point = |r: &&Row| {
                     let value = number(r, column).filter(|v| keep(*v))?;
@@ -207,7 +218,8 @@ fn sweep(dir: &Path, table: &[Row], peer_file: Option<&Path>) -> Result<()> {
         let perplexity: Value = |r| Some((number(r, "perplexity")?, None));
         let accuracy: Value = |r| {
             let accuracy = number(r, "accuracy")?;
-            Some((100.0 * accuracy, None))
+            let (low, high) = wilson(accuracy, QUESTIONS);
+            Some((100.0 * accuracy, Some((100.0 * low, 100.0 * high))))
         };
         let loss = || Quality::Loss("KL(original || compressed), nats per token".into());
         let with_peers = |mut curves: Vec<Curve>, value: &str| -> Result<Vec<Curve>> {
@@ -251,7 +263,16 @@ fn sweep(dir: &Path, table: &[Row], peer_file: Option<&Path>) -> Result<()> {
 
 /// The figures of one run, `curve` and `predicted`.
 fn single(dir: &Path, table: &[Row]) -> Result<()> {
-    let all: Vec<&Row> = table.iter().collect();
+    // Of files at the same lambda the best.
+    let mut all: Vec<&Row> = table.iter().collect();
+    all.sort_by(|a, b| number(a, "kl").unwrap_or(0.0).total_cmp(&number(b, "kl").unwrap_or(0.0)));
+    let mut lambdas = Vec::new();
+    all.retain(|row| {
+        let lambda = number(row, "lambda").unwrap_or(0.0);
+        let new = !lambdas.contains(&lambda);
+        lambdas.push(lambda);
+        new
+    });
     let Some(model) = table.first().and_then(|r| r.get("model")) else { return Ok(()) };
     let kl: Value = |r| number(r, "kl").map(|kl| (kl, interval(kl, number(r, "kl_se"))));
     let named = |label: &str| vec![(label.to_string(), all.clone())];

@@ -22,6 +22,8 @@ const SIDE: u32 = 300;
 const ROW: i32 = 22;
 /// Values of which the largest is more than so many times the least go by their logarithms where less is better.
 const WIDE: f64 = 4.0;
+/// Greatest relative difference of sizes that count as the same for the Pareto front.
+const SAME: f64 = 0.004;
 /// Points of a curve whose marks are small.
 const MANY: usize = 40;
 /// Characters of a label that the legend has room for.
@@ -109,8 +111,9 @@ pub struct Curves {
 fn front(curves: &[Curve], quality: &Quality, (log_size, log_value): (bool, bool)) -> Vec<(f64, f64)> {
     let sign = if matches!(quality, Quality::High(..)) { -1.0 } else { 1.0 };
     let shown = |p: &&CurvePoint| p.value.is_finite() && (!log_size || p.size > 0.0) && (!log_value || p.value > 0.0);
+    let size = same_sizes(curves);
     let place = |p: &CurvePoint| {
-        let size = if log_size { p.size.ln() } else { p.size };
+        let size = if log_size { size(p.size).ln() } else { size(p.size) };
         (size, sign * if log_value { p.value.ln() } else { p.value })
     };
     let (joined, single): (Vec<&Curve>, Vec<&Curve>) = curves.iter().partition(|c| c.line != Line::None);
@@ -122,6 +125,15 @@ fn front(curves: &[Curve], quality: &Quality, (log_size, log_value): (bool, bool
         (if log_size { size.exp() } else { size }, if log_value { value.exp() } else { value })
     };
     pareto::front(&joined, &single).into_iter().map(back).collect()
+}
+
+/// Maps sizes that are the same for a reader, within [`SAME`], to the least of them: files that were made for one size differ by
+/// less than that, and the smallest of them is not better for it.
+fn same_sizes(curves: &[Curve]) -> impl Fn(f64) -> f64 {
+    let mut sizes: Vec<f64> = curves.iter().flat_map(|c| c.points.iter().map(|p| p.size)).collect();
+    sizes.sort_by(f64::total_cmp);
+    sizes.dedup_by(|next, first| *next <= *first * (1.0 + SAME));
+    move |size| sizes[sizes.partition_point(|least| *least <= size).saturating_sub(1)]
 }
 
 impl Curves {
@@ -390,6 +402,9 @@ mod tests {
         let peers = curve(&[(3.0, 0.002), (6.0, 0.5)], Line::None);
         let steps = front(&[better, peers], &loss, (false, true));
         assert!(near(&steps[1..3], &[(3.0, 0.01), (3.0, 0.002)]), "{steps:?}");
+        // A file that is smaller by less than a reader can see is not better for it.
+        let nearly = [curve(&[(2.0, 0.5), (4.0, 0.4)], Line::Solid), curve(&[(2.001, 0.1), (4.0, 0.01)], Line::Solid)];
+        assert!(near(&front(&nearly, &loss, (false, true)), &[(2.0, 0.1), (4.0, 0.01)]));
         let high = Quality::High("accuracy".into(), None);
         let curves = [curve(&[(2.0, 50.0), (4.0, 90.0)], Line::Solid), curve(&[(3.0, 60.0), (5.0, 95.0)], Line::None)];
         let most = front(&curves, &high, (false, false));
