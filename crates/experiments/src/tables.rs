@@ -185,7 +185,7 @@ mod tests {
 
     #[test]
     fn every_column_is_documented() {
-        let text = include_str!("../../../../docs/TABLES.md");
+        let text = include_str!("../../../docs/TABLES.md");
         let agreement = crate::agreement::table(&[]);
         for table in [runs(&[]), points(&[]), tensors(&[]), attempts(&[]), claims(&[]), agreement] {
             let section = text.split("\n## ").find(|s| s.starts_with(table.name)).expect("a section of the table");
