@@ -41,6 +41,11 @@ fn set_line(text: &str, size: f32) -> (Vec<ab_glyph::Glyph>, f32) {
     (glyphs, pen)
 }
 
+/// Pixels that a line of text takes in a figure's layout, with some room for the wider fonts of browsers.
+pub(crate) fn text_width(text: &str, size: u32) -> u32 {
+    (set_line(text, size as f32).1 * 1.1).ceil() as u32
+}
+
 /// Height of capitals in pixels.
 fn capitals(size: f32) -> f32 {
     let glyph = font().glyph_id('H').with_scale(size);

@@ -7,6 +7,7 @@ use plotters::coord::ranged1d::{Ranged, ValueFormatter};
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
+use crate::bitmap::text_width;
 use crate::error::Result;
 use crate::pareto;
 use crate::style::{
@@ -17,8 +18,8 @@ use crate::style::{
 /// Most curves that the legend names, and most that it names inside the figure; more are named to the right of it.
 const NAMED: usize = 18;
 const INSIDE: usize = 5;
-/// Width in pixels of the legend to the right, and height of its rows.
-const SIDE: u32 = 300;
+/// Pixels of the legend to the right besides its longest name, and height of its rows.
+const SIDE: u32 = 40;
 const ROW: i32 = 22;
 /// Values of which the largest is more than so many times the least go by their logarithms where less is better.
 const WIDE: f64 = 4.0;
@@ -158,6 +159,12 @@ impl Curves {
         self.curves.len() > INSIDE
     }
 
+    /// Width of the legend to the right, pixels.
+    fn side(&self) -> u32 {
+        let width = |c: &Curve| text_width(&shortened(&c.label, LABEL_LENGTH), NOTE);
+        SIDE + self.curves.iter().take(NAMED).map(width).max().unwrap_or(0)
+    }
+
     fn plot<'a, DB, X, Y>(
         &self,
         mut chart: ChartContext<'a, DB, Cartesian2d<X, Y>>,
@@ -277,7 +284,7 @@ fn is_square(n: usize, curve: &Curve) -> bool {
 
 impl Figure for Curves {
     fn size(&self) -> (u32, u32) {
-        if self.beside() { (SIZE.0 + SIDE, SIZE.1) } else { SIZE }
+        if self.beside() { (SIZE.0 + self.side(), SIZE.1) } else { SIZE }
     }
 
     fn draw<DB: DrawingBackend>(&self, area: &DrawingArea<DB, Shift>) -> Drawn {
