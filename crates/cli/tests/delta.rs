@@ -14,7 +14,7 @@ fn a_fine_tune_is_a_delta_of_its_base() {
     let (base, tuned) = (base.to_str().unwrap(), tuned.to_str().unwrap());
     let told = place.run(&["delta", base, tuned, "--out", "delta"]);
     let told = String::from_utf8(told.stdout).unwrap();
-    assert!(told.contains("bits for each of") && told.contains("coded given its"), "{told}");
+    assert!(told.contains("bits for each of") && told.contains("coded as differences from it"), "{told}");
     place.run(&["apply", base, "delta", "--out", "again"]);
     let read = |dir: &Path| std::fs::read(dir.join("model.safetensors")).unwrap();
     assert_eq!(read(&place.path("again")), read(Path::new(tuned)));

@@ -35,7 +35,7 @@
 //!
 //! | module | content |
 //! |---|---|
-//! | [`format`], [`minifloat`], [`scale`], [`units`], [`constants`] | number formats, the scale grid 2^(k/8), rate and loss as types |
+//! | [`mod@format`], [`minifloat`], [`scale`], [`units`], [`constants`] | number formats, the scale grid 2^(k/8), rate and loss as types |
 //! | `simd` | kernels on plain slices, chosen at run time; the only unsafe code |
 //! | [`entropy`] | adaptive rANS for headers, interleaved rANS with static tables for samples |
 //! | [`syntax`] | what is written in which order, once for encoder, decoder and rate counter |

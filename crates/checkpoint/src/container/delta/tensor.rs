@@ -31,9 +31,9 @@ pub struct Counts {
 impl std::fmt::Display for Counts {
     fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
         let Self { same, given, low_rank, alone } = self;
-        write!(f, "{same} tensors are the base's, {given} coded given its, ")?;
+        write!(f, "{same} tensors equal the base's, {given} are coded as differences from it, ")?;
         if *low_rank > 0 {
-            write!(f, "{low_rank} changed by low rank, ")?;
+            write!(f, "{low_rank} as low-rank changes of it, ")?;
         }
         write!(f, "{alone} without it")
     }
