@@ -1,11 +1,11 @@
-//! Changes of low rank between two checkpoints, such as merged LoRAs: a product of thin matrices that the difference of
-//! two weights is, but for rounding.
+//! Changes of low rank between two checkpoints, such as merged LoRAs: the difference of two weights is a product of thin
+//! matrices, but for rounding.
 
 use faer::{Mat, Side};
 use waterfill_checkpoint::delta::Factors;
 use waterfill_codec::Dtype;
 
-/// Largest rank that is looked for, and directions beyond it that make the first ones exact.
+/// Largest rank that is searched, and directions beyond it that make the first ones exact.
 const RANK: usize = 64;
 const BEYOND: usize = 8;
 /// Passes over the matrix (Halko, Martinsson & Tropp 2011, algorithm 4.4).
@@ -17,16 +17,17 @@ const OUTSTANDING: f64 = 1.3;
 /// Share of the change that factors may leave besides rounding.
 const LEFT: f64 = 0.02;
 
-/// Factors, coarser and finer, that the change from `base` to `tuned` (values of a type, row by row) may be made of; none
-/// where it is not of low rank.
-pub fn find_factors([rows, cols]: [usize; 2], dtype: Dtype, base: &[f32], tuned: &[f32]) -> Vec<Factors> {
+/// Factors of the change from `base` to `fine_tune` (both row-major `[rows, cols]`, exact values of `dtype`), coarser and finer
+/// ones; empty where the change is not of low rank. Singular vectors come from a randomised range finder (Halko, Martinsson &
+/// Tropp 2011), the rank from the edge of the Marchenko-Pastur distribution (1967).
+pub fn find_factors([rows, cols]: [usize; 2], dtype: Dtype, base: &[f32], fine_tune: &[f32]) -> Vec<Factors> {
     let most = RANK.min(rows.min(cols) / 8);
     if most == 0 {
         return vec![];
     }
     let (mut energy, mut rounding) = (0.0f64, 0.0f64);
     let change = Mat::<f32>::from_fn(rows, cols, |i, j| {
-        let (before, after) = (base[i * cols + j], tuned[i * cols + j]);
+        let (before, after) = (base[i * cols + j], fine_tune[i * cols + j]);
         if !(before.is_finite() && after.is_finite()) {
             return 0.0;
         }

@@ -149,7 +149,7 @@ impl Session<'_> {
                     let plain = self.model.checkpoint().tensor(name)?.bytes;
                     let mut candidates = vec![Candidate { kind: None, bytes: plain, loss: 0.0 }];
                     for scheme in Scheme::ALL.into_iter().filter(|s| s.fits(shape[1])) {
-                        let mut errors = scheme.quantise(&values, shape[1], &loss_weights.cols, &factor).values;
+                        let mut errors = scheme.quantize(&values, shape[1], &loss_weights.cols, &factor).values;
                         errors.iter_mut().zip(&values).for_each(|(e, w)| *e -= w);
                         let bytes = scheme.bytes(shape[0], shape[1]) + 2 * ENTRY;
                         candidates.push(Candidate { kind: Some(scheme), bytes, loss: model.of(errors) });
@@ -272,7 +272,7 @@ impl Session<'_> {
                 return Ok(vec![Entry { name, shape, plain, data, bytes: info.bytes }]);
             };
             let material = self.material(calibration, points, &info.name, &[rows, cols])?;
-            let packed = scheme.quantise(&material.values, cols, &material.loss_weights.cols, &material.factor);
+            let packed = scheme.quantize(&material.values, cols, &material.loss_weights.cols, &material.factor);
             packed.stored(*scheme, [rows, cols]).entries(&info.name, blob)
         })?;
         write_checkpoint(&self.source.dir, &dir, &entries.into_iter().flatten().collect::<Vec<_>>(), false)?;

@@ -134,7 +134,7 @@ impl Session<'_> {
                     let model = QuadraticLoss::new(&loss_weights, TILE, curvature);
                     let mut candidates = Vec::new();
                     for kind in GgufType::MATRICES.into_iter().filter(|t| shape[1].is_multiple_of(t.block())) {
-                        let mut errors = kind.quantise(name, &values, &loss_weights.cols)?.values;
+                        let mut errors = kind.quantize(name, &values, &loss_weights.cols)?.values;
                         errors.iter_mut().zip(&values).for_each(|(e, w)| *e -= w);
                         let bytes = kind.bytes(values.len()) as u64;
                         candidates.push(Candidate { kind, bytes, loss: model.of(errors) });
@@ -238,7 +238,7 @@ impl Session<'_> {
                     _ => {
                         let file = index.get(&info.name).map(|file| allocated.path(file)).unwrap_or_default();
                         let loss_weights = TensorCandidates::read(&file)?.loss_weights;
-                        kind.quantise(&info.name, &values, &loss_weights.cols)?.bytes
+                        kind.quantize(&info.name, &values, &loss_weights.cols)?.bytes
                     }
                 };
                 std::fs::write(path, bytes).map_err(io(path))
