@@ -106,23 +106,23 @@ fn components(change: &Mat<f32>, most: usize) -> Vec<Component> {
 
 #[cfg(test)]
 mod tests {
-    use rand_chacha::ChaCha8Rng;
-    use rand_chacha::rand_core::{RngCore, SeedableRng};
-
     use super::*;
 
-    /// Roughly Gaussian: a sum of twelve uniform numbers.
-    fn gaussian(rng: &mut ChaCha8Rng) -> f32 {
-        (0..12).map(|_| (rng.next_u32() >> 8) as f32 / (1 << 24) as f32).sum::<f32>() - 6.0
+    fn gaussian(state: &mut u64) -> f32 {
+        let mut random = || {
+            *state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            (*state >> 40) as f32 / (1 << 24) as f32
+        };
+        (0..12).map(|_| random()).sum::<f32>() - 6.0
     }
 
     #[test]
     fn a_merged_product_is_found_and_other_changes_are_not() {
         let (rows, cols, rank) = (320, 256, 6);
-        let rng = &mut ChaCha8Rng::seed_from_u64(3);
-        let base: Vec<f32> = (0..rows * cols).map(|_| gaussian(rng) * 0.02).collect();
-        let left: Vec<f32> = (0..rows * rank).map(|_| gaussian(rng) * 0.01).collect();
-        let right: Vec<f32> = (0..rank * cols).map(|_| gaussian(rng) * 0.05).collect();
+        let state = &mut 3u64;
+        let base: Vec<f32> = (0..rows * cols).map(|_| gaussian(state) * 0.02).collect();
+        let left: Vec<f32> = (0..rows * rank).map(|_| gaussian(state) * 0.01).collect();
+        let right: Vec<f32> = (0..rank * cols).map(|_| gaussian(state) * 0.05).collect();
         let product = |n: usize| (0..rank).map(|k| left[n / cols * rank + k] * right[k * cols + n % cols]).sum::<f32>();
         for dtype in [Dtype::Bf16, Dtype::F16, Dtype::F32] {
             let bytes = |value: &dyn Fn(usize) -> f32| -> Vec<u8> {
@@ -147,7 +147,7 @@ mod tests {
                 // By what rounding leaves in doubt of factors.
                 assert!(differ < rows * cols / 5, "{dtype:?}: {differ} of {} differ", rows * cols);
             }
-            let noise: Vec<f32> = (0..rows * cols).map(|_| gaussian(rng) * 1e-3).collect();
+            let noise: Vec<f32> = (0..rows * cols).map(|_| gaussian(state) * 1e-3).collect();
             let other = rounded(&|n| stored[n] + noise[n]);
             assert!(find_factors([rows, cols], dtype, &stored, &other).is_empty(), "{dtype:?}");
             assert!(find_factors([rows, cols], dtype, &stored, &stored).is_empty());
