@@ -1,4 +1,4 @@
-//! Predicted loss of erasing a matrix, and the least sensitivity that follows from it.
+//! Predicted loss of erasing a matrix, and the sensitivity floor that follows from it.
 
 use std::ops::Range;
 
@@ -7,7 +7,8 @@ use waterfill_codec::{Loss, TILE};
 
 use crate::information::{FoldRule, Information};
 
-/// Predicted loss of setting a whole weight matrix to zero; `read` gives the values of some rows.
+/// Predicted loss of setting a whole matrix to zero, `1/2 Σ_ij F_ij w_ij²` nats per token; `read` returns the weights of a
+/// range of rows, row-major.
 ///
 /// # Errors
 /// Those of `read`.
@@ -40,7 +41,7 @@ pub fn erasure_loss<E>(
 ///
 /// The quadratic model sees only small errors. Attention that is saturated or nearly uniform has
 /// almost no gradient, so that the model would let its projections be erased, which then changes
-/// what the heads attend to. No matrix is taken to be less important, for the energy it carries,
+/// what the heads attend to. No matrix is taken to be less sensitive, for the energy it carries,
 /// than a share of the usual one.
 pub fn sensitivity_floor(erasures: &[Loss], share: f64) -> Vec<f64> {
     let mut sorted: Vec<f64> = erasures.iter().map(|l| l.0).collect();

@@ -239,7 +239,7 @@ impl Allocation {
     }
 }
 
-/// A weight as allocation left it.
+/// Plan of one matrix, with what quantization goes on deciding by.
 pub struct PlannedWeight {
     /// Formats, steps and scales.
     pub plan: TensorPlan,
@@ -249,11 +249,11 @@ pub struct PlannedWeight {
     pub lambda: Lambda,
     /// Whether tiles may be INT4 where their levels fit.
     pub allow_int4: bool,
-    /// Which tiles have one step; other than by tile, all have one format.
+    /// Which tiles share their step; unless it is [`Sharing::Tile`], all have one format.
     pub sharing: Sharing,
 }
 
-/// Plan of a weight in an allocation.
+/// Reads the plan of the matrix `name` from an allocation.
 ///
 /// # Errors
 /// A weight without plan, or arrays that do not fit.

@@ -80,7 +80,8 @@ impl Policy {
         matching.map(|f| f.at_least).max_by_key(|&f| rank(f))
     }
 
-    /// The same with the formats that cost least for each set; sets without one that all can have are left to fail.
+    /// This policy with one format for each set of matrices: the one of lowest summed J among those that all of the set can
+    /// have. Sets without such a format get none, and [`crate::select_weight`] then fails.
     pub fn with_formats<'a>(&self, costs: impl IntoIterator<Item = (&'a str, FormatCosts)>) -> Self {
         let Some(structure) = &self.structure else { return self.clone() };
         let mut sets: BTreeMap<&str, Vec<(&str, FormatCosts)>> = BTreeMap::new();
@@ -100,7 +101,7 @@ impl Policy {
         Self { structure: Some(Structure { formats, ..structure.clone() }), ..self.clone() }
     }
 
-    /// Which steps tiles of a matrix share, where its format is one.
+    /// Which tiles of a matrix share their step; `None` where tiles have formats of their own.
     pub fn sharing(&self, name: &str) -> Option<Sharing> {
         self.structure.as_ref().filter(|s| s.sets.contains_key(name)).map(|s| s.sharing)
     }

@@ -28,7 +28,7 @@ pub struct Selection {
     pub lambda: Lambda,
     /// Whether tiles may be INT4.
     pub allow_int4: bool,
-    /// Which tiles have one step; other than by tile, all have one format.
+    /// Which tiles share their step; unless it is [`Sharing::Tile`], all have one format.
     pub sharing: Sharing,
 }
 
@@ -156,7 +156,7 @@ mod tests {
         }
     }
 
-    /// One row of tiles with the given points each.
+    /// One row of tiles with the given candidates each.
     fn weight(tiles: Vec<Vec<RdCandidate>>) -> TensorCandidates {
         let plan = TensorPlan::uniform(Dtype::Bf16, TILE, tiles.len() * TILE, TilePlan::default());
         let mut candidates = Candidates::default();
@@ -164,17 +164,17 @@ mod tests {
         TensorCandidates { plan, tiles: candidates, loss_weights: Default::default() }
     }
 
-    fn point(format: Format, step: i16, loss: f64, rate: f64) -> RdCandidate {
+    fn candidate(format: Format, step: i16, loss: f64, rate: f64) -> RdCandidate {
         RdCandidate { format, step, loss: Loss(loss), rate: Rate(rate) }
     }
 
     fn candidates() -> Vec<RdCandidate> {
         vec![
-            point(Format::Int8, -8, 1e-6, 1500.0),
-            point(Format::Int4, 0, 1e-4, 1000.0),
-            point(Format::Int4, 8, 1e-2, 500.0),
-            point(Format::Fp8, 0, 1e-5, 1700.0),
-            point(Format::Lossless, 0, 0.0, 2700.0),
+            candidate(Format::Int8, -8, 1e-6, 1500.0),
+            candidate(Format::Int4, 0, 1e-4, 1000.0),
+            candidate(Format::Int4, 8, 1e-2, 500.0),
+            candidate(Format::Fp8, 0, 1e-5, 1700.0),
+            candidate(Format::Lossless, 0, 0.0, 2700.0),
         ]
     }
 
@@ -203,7 +203,8 @@ mod tests {
 
     #[test]
     fn resident_bits_can_be_the_rate() {
-        let weight = weight(vec![vec![point(Format::Int8, -8, 1e-6, 900.0), point(Format::Int4, 0, 1e-4, 1000.0)]]);
+        let weight =
+            weight(vec![vec![candidate(Format::Int8, -8, 1e-6, 900.0), candidate(Format::Int4, 0, 1e-4, 1000.0)]]);
         let mut policy = policy(&Format::ALL, vec![]);
         assert_eq!(select_weight("w", &weight, &policy, Lambda(1e-6)).unwrap().chosen[0].format, Format::Int8);
         policy.rate = RateWeights { storage: 0.0, resident: 1.0 };
@@ -217,11 +218,11 @@ mod tests {
         /// headers cost the same.
         #[test]
         fn the_choice_minimises_j(raw in prop::collection::vec((0.0f64..1e-3, 10.0f64..3000.0), 1..20), lambda in 1e-9f64..1e-5) {
-            let points: Vec<RdCandidate> = raw.iter().map(|&(l, r)| point(Format::Int8, 0, f64::from(l as f32), f64::from(r as f32))).collect();
-            let weight = weight(vec![points.clone()]);
+            let all: Vec<RdCandidate> = raw.iter().map(|&(l, r)| candidate(Format::Int8, 0, f64::from(l as f32), f64::from(r as f32))).collect();
+            let weight = weight(vec![all.clone()]);
             let got = select_weight("w", &weight, &policy(&Format::ALL, vec![]), Lambda(lambda)).unwrap();
             let cost = |p: &RdCandidate| Lambda(lambda).cost(p.loss, p.rate);
-            let best = points.iter().map(cost).fold(f64::INFINITY, f64::min);
+            let best = all.iter().map(cost).fold(f64::INFINITY, f64::min);
             prop_assert!(cost(&got.chosen[0]) <= best * (1.0 + 1e-12));
         }
     }

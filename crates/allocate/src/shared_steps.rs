@@ -50,11 +50,11 @@ pub(crate) fn shared_steps(
             None => f64::INFINITY,
         };
         let first = ladders.iter().map(|l| l.first).max()?;
-        let last = ladders.iter().map(|l| l.first + l.points.len() as i16 - 1).max()?;
+        let last = ladders.iter().map(|l| l.first + l.by_step.len() as i16 - 1).max()?;
         let at = |step: i16| {
             unit.iter().zip(&ladders).try_fold((0.0, 0.0), |sum, (&n, ladder)| {
-                let point = ladder.at(step)?;
-                Some((sum.0 + cost(n, &point), sum.1 + point.loss.0))
+                let candidate = ladder.at(step)?;
+                Some((sum.0 + cost(n, &candidate), sum.1 + candidate.loss.0))
             })
         };
         let steps = (first..=last).filter_map(|step| Some((at(step)?, step)));
@@ -71,7 +71,7 @@ pub(crate) fn shared_steps(
 /// Candidates of a tile in one format, one for each step.
 struct Ladder {
     first: i16,
-    points: Vec<Option<RdCandidate>>,
+    by_step: Vec<Option<RdCandidate>>,
     /// Whether steps beyond the last are as good as it: all levels are zero.
     open: bool,
 }
@@ -85,20 +85,20 @@ impl Ladder {
         let own = || all.clone().filter(fits);
         let first = own().map(|p| p.step).min().unwrap_or(i16::MAX);
         let last = own().map(|p| p.step).max().unwrap_or(i16::MAX);
-        let mut points: Vec<Option<RdCandidate>> = vec![None; (i32::from(last) - i32::from(first)) as usize + 1];
-        for point in own() {
-            let place = &mut points[(point.step - first) as usize];
-            if place.is_none_or(|p| point.loss.0 < p.loss.0) {
-                *place = Some(point);
+        let mut by_step: Vec<Option<RdCandidate>> = vec![None; (i32::from(last) - i32::from(first)) as usize + 1];
+        for candidate in own() {
+            let place = &mut by_step[(candidate.step - first) as usize];
+            if place.is_none_or(|p| candidate.loss.0 < p.loss.0) {
+                *place = Some(candidate);
             }
         }
-        Self { first, points, open: format.level_range().is_some() || format == Format::Lossless }
+        Self { first, by_step, open: format.level_range().is_some() || format == Format::Lossless }
     }
 
     fn at(&self, step: i16) -> Option<RdCandidate> {
         let place = usize::try_from(i32::from(step) - i32::from(self.first)).ok()?;
-        let place = if self.open { place.min(self.points.len() - 1) } else { place };
-        *self.points.get(place)?
+        let place = if self.open { place.min(self.by_step.len() - 1) } else { place };
+        *self.by_step.get(place)?
     }
 }
 
@@ -122,12 +122,12 @@ mod tests {
     }
 
     /// Tiles of 64 columns: finer steps lose less and cost more; tile n holds its levels in four bits from step 4 + n on.
-    fn points(important: f64) -> TensorCandidates {
+    fn candidates(factor: f64) -> TensorCandidates {
         let plan = TensorPlan::uniform(Dtype::Bf16, 2 * TILE, 4 * TILE, TilePlan::default());
         let mut tiles = Candidates::default();
         for n in 0..8i16 {
             let format = |step: i16| if step < 4 + n { Format::Int8 } else { Format::Int4 };
-            let loss = |step: i16| Loss(important * 1e-6 * (f64::from(step) / 2.0).exp2() * f64::from(n + 1));
+            let loss = |step: i16| Loss(factor * 1e-6 * (f64::from(step) / 2.0).exp2() * f64::from(n + 1));
             let rate = |step: i16| Rate(256.0 * (6.0 - f64::from(step) / 4.0));
             let ladder =
                 (-n..20).map(|step| RdCandidate { format: format(step), step, loss: loss(step), rate: rate(step) });
@@ -150,7 +150,7 @@ mod tests {
     fn one_format_for_a_set_and_one_step_for_a_unit() {
         let names = [("q", "qkv"), ("k", "qkv"), ("o", "o")];
         let policy = policy(&[Format::Int4, Format::Int8], &names);
-        let matrices = [("q", points(1.0)), ("k", points(1e-7)), ("o", points(1e-7))];
+        let matrices = [("q", candidates(1.0)), ("k", candidates(1e-7)), ("o", candidates(1e-7))];
         let lambda = Lambda(1e-8);
         let costs: Vec<_> = matrices.iter().map(|(n, m)| (*n, format_costs(n, m, &policy, lambda))).collect();
         let alone = |costs: &FormatCosts| *costs.iter().min_by(|a, b| a.1.total_cmp(b.1)).unwrap().0;
@@ -167,8 +167,8 @@ mod tests {
             for unit in units {
                 let cost = |step: i16| -> Option<f64> {
                     let fits = |p: &RdCandidate| p.step == step && (format == Format::Int8 || p.format == format);
-                    let point = |&n: &usize| matrix.tiles.tile(n).find(fits).map(|p| lambda.cost(p.loss, p.rate));
-                    unit.iter().map(point).sum()
+                    let candidate = |&n: &usize| matrix.tiles.tile(n).find(fits).map(|p| lambda.cost(p.loss, p.rate));
+                    unit.iter().map(candidate).sum()
                 };
                 let best = (-8..20).filter_map(cost).fold(f64::INFINITY, f64::min);
                 let found = cost(step(unit[0])).unwrap();

@@ -25,7 +25,7 @@ pub struct CodecBench {
     pub level_decode_weights_per_second: f64,
     /// The same weights with every tile transformed.
     pub transform_decode_weights_per_second: f64,
-    /// All predictors, transforms and rate-distortion optimised quantisation.
+    /// All predictors, transforms and rate-distortion optimised quantization.
     pub search_encode_weights_per_second: f64,
     /// Decoding with two threads over decoding with one: the smaller of lossless and levels.
     pub two_thread_speedup: f64,

@@ -54,7 +54,8 @@ pub fn bench_difference(side: usize) -> Result<Vec<DifferenceRow>, BenchError> {
         ("N(0, 1e-2 |w|) to 2.65 %", some(0.0265, &|w| 1e-2 * f64::from(w.abs()))),
         ("N(0, 1e-4) to all", some(1.0, &|_| 1e-4)),
     ];
-    let mut rows = rows.into_iter().map(|(n, tuned)| row(n, &base, &tuned, side)).collect::<Result<Vec<_>, _>>()?;
+    let mut rows =
+        rows.into_iter().map(|(n, fine_tune)| row(n, &base, &fine_tune, side)).collect::<Result<Vec<_>, _>>()?;
     // A merged LoRA whose products are as large as the change before.
     let mut factor = || source.by_ref().take(RANK * side).map(|g| g as f32).collect::<Vec<f32>>();
     let (left, right) = (factor(), factor());
@@ -73,11 +74,11 @@ pub fn bench_difference(side: usize) -> Result<Vec<DifferenceRow>, BenchError> {
 ///
 /// # Errors
 /// Checkpoints that cannot be read.
-pub fn xor_bytes(base: &Path, tuned: &Path) -> Result<u64, BenchError> {
-    let (base, tuned) = (Checkpoint::open(base)?, Checkpoint::open(tuned)?);
+pub fn xor_bytes(base: &Path, fine_tune: &Path) -> Result<u64, BenchError> {
+    let (base, fine_tune) = (Checkpoint::open(base)?, Checkpoint::open(fine_tune)?);
     let mut all = Vec::new();
-    for info in tuned.tensors() {
-        let mut own = tuned.read_raw(&info.name)?;
+    for info in fine_tune.tensors() {
+        let mut own = fine_tune.read_raw(&info.name)?;
         let before = if base.contains(&info.name) { base.read_raw(&info.name)? } else { vec![] };
         if before.len() == own.len() {
             own.iter_mut().zip(&before).for_each(|(a, b)| *a ^= b);
@@ -87,7 +88,7 @@ pub fn xor_bytes(base: &Path, tuned: &Path) -> Result<u64, BenchError> {
     Ok(zstd::bulk::compress(&all, 19).map_err(|_| BenchError::Round)?.len() as u64)
 }
 
-fn row(change: &str, base: &[f32], tuned: &[f32], side: usize) -> Result<DifferenceRow, BenchError> {
+fn row(change: &str, base: &[f32], fine_tune: &[f32], side: usize) -> Result<DifferenceRow, BenchError> {
     let bytes = |values: &[f32]| -> Vec<u8> {
         values.iter().flat_map(|&v| (Dtype::Bf16.pattern_of(v) as u16).to_le_bytes()).collect()
     };
@@ -95,14 +96,14 @@ fn row(change: &str, base: &[f32], tuned: &[f32], side: usize) -> Result<Differe
         values.iter().map(|&v| Dtype::Bf16.value_of(Dtype::Bf16.pattern_of(v))).collect()
     };
     let count = base.len() as f64;
-    let values = [rounded(base), rounded(tuned)];
-    let (base, tuned) = (bytes(base), bytes(tuned));
-    let entropy = difference_entropy(Dtype::Bf16, &base, &tuned)?;
-    let xor: Vec<u8> = base.iter().zip(&tuned).map(|(a, b)| a ^ b).collect();
+    let values = [rounded(base), rounded(fine_tune)];
+    let (base, fine_tune) = (bytes(base), bytes(fine_tune));
+    let entropy = difference_entropy(Dtype::Bf16, &base, &fine_tune)?;
+    let xor: Vec<u8> = base.iter().zip(&fine_tune).map(|(a, b)| a ^ b).collect();
     let start = Instant::now();
     let factors = find_factors([side, side], Dtype::Bf16, &values[0], &values[1]).pop();
     let base = factors.as_ref().map_or(base.clone(), |f| f.add_to(Dtype::Bf16, &base));
-    let streams = encode_difference(Dtype::Bf16, &base, &tuned)?;
+    let streams = encode_difference(Dtype::Bf16, &base, &fine_tune)?;
     let coding = start.elapsed().as_secs_f64();
     let mut found = vec![0; base.len()];
     let start = Instant::now();
@@ -111,7 +112,7 @@ fn row(change: &str, base: &[f32], tuned: &[f32], side: usize) -> Result<Differe
         decode_difference(Dtype::Bf16, base, stream, out)?;
     }
     let decoding = start.elapsed().as_secs_f64();
-    if found != tuned {
+    if found != fine_tune {
         return Err(BenchError::Round);
     }
     let packed = zstd::bulk::compress(&xor, 19).map_err(|_| BenchError::Round)?;

@@ -1,4 +1,4 @@
-//! Static tables against backward-adaptive models, on the levels of a tuned checkpoint: the same levels
+//! Static tables against backward-adaptive models, on the levels of a compressed checkpoint: the same levels
 //! and classes, coded for real in each slice, and decoded one after the other in plain code.
 
 use std::path::Path;

@@ -36,7 +36,7 @@ pub enum BenchError {
     #[error("the coder is faulty: what was coded did not come back")]
     Round,
     /// Nothing to compare.
-    #[error("{path}: has no full second moments; calibrate with second_moment: full")]
+    #[error("{path}: has no full Hessians; calibrate with hessian: full")]
     Moments {
         /// The artifact.
         path: PathBuf,

@@ -26,7 +26,7 @@ const CODES: &str = "codes.safetensors";
 pub enum Source {
     /// The first layer of a checkpoint in layers.
     Base,
-    /// The tuned checkpoint.
+    /// The compressed checkpoint.
     Tuned,
     /// The same with linear layers kept as tiles.
     TunedPacked,
@@ -103,7 +103,7 @@ pub fn start_once(source: Source, dir: &Path, prompt: &str) -> Result<Start, Ben
     Ok(Start { load, first_token, peak_bytes: peak_memory_bytes() })
 }
 
-/// Measures starts from every source that a tuned checkpoint has; `again` is how this program measures one in a process
+/// Measures starts from every source that a compressed checkpoint has; `again` is how this program measures one in a process
 /// of its own, source and directory left out.
 ///
 /// # Errors

@@ -1,4 +1,4 @@
-//! Quantisation with error feedback: how far above the Shannon bound it is on a Gaussian source, and how
+//! Quantization with error feedback: how far above the Shannon bound it is on a Gaussian source, and how
 //! fast.
 
 use faer::linalg::matmul::matmul;
@@ -22,7 +22,7 @@ const AIMED: f64 = 1.1;
 /// Lambda that levels are chosen by, over the slope: on independent Gaussians all of it.
 const ROUNDING: f32 = 1.0;
 
-/// One quantiser at one rate.
+/// One quantizer at one rate.
 #[derive(Debug, Clone, Serialize)]
 pub struct GaussianPoint {
     /// States of the trellis; 0 for scalar rounding.
@@ -33,7 +33,7 @@ pub struct GaussianPoint {
     pub gap_db: f64,
 }
 
-/// Speed of one kind of quantisation, medians.
+/// Speed of one kind of quantization, medians.
 #[derive(Debug, Clone, Serialize)]
 pub struct QuantizerSpeed {
     /// States of the trellis; 0 for scalar rounding.
@@ -77,7 +77,7 @@ fn options(states: Option<u32>, damping: f64) -> LdlqOptions {
     }
 }
 
-/// Standard Gaussians, all as important as another.
+/// Standard Gaussians with the same loss weight each.
 fn planned((rows, cols): (usize, usize), bits: f64) -> PlannedWeight {
     let tile = TilePlan { format: Format::Int8, ..TilePlan::default() };
     let plan = TensorPlan { sigma_base: 0, ..TensorPlan::uniform(Dtype::F32, rows, cols, tile) };
@@ -158,7 +158,7 @@ fn correlated(side: usize) -> Hessian {
     Hessian::from_dense(&h)
 }
 
-/// Operations a second of quantisation with feedback and scalar rounding, its spread, and those of a
+/// Operations a second of quantization with feedback and scalar rounding, its spread, and those of a
 /// product of the same shape; billions.
 fn feedback_rate(
     side: usize,

@@ -2,7 +2,7 @@
 //! both (incoherence processing: QuIP#, Tseng et al. 2024), compared with the matrix as it is, and with rows or columns
 //! that are only in another order.
 //!
-//! A rotated matrix is quantised under its rotated Hessian and gradient covariance, so that its loss by the quadratic
+//! A rotated matrix is quantized under its rotated Hessian and gradient covariance, so that its loss by the quadratic
 //! model is that of the matrix it is rotated back to.
 
 use std::collections::BTreeMap;

@@ -1,4 +1,4 @@
-//! Which sequences are computed together, and what is written of a weight.
+//! Batches of sequences, and the sums of a weight as they are written.
 
 use waterfill_model::{Projection, Windows};
 

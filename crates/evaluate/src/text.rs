@@ -184,8 +184,8 @@ fn measure(
                         let kept = States::open(&dir.join(&file))?;
                         let reference = |b: usize| kept.read(b, model.device());
                         let original = original.head()?;
-                        let tuned = Some((&head, states.as_slice()));
-                        compare_block((windows, ends), first, (&original, &reference), tuned, states.len())?
+                        let compressed = Some((&head, states.as_slice()));
+                        compare_block((windows, ends), first, (&original, &reference), compressed, states.len())?
                     }
                 };
                 work.keep(&unit, &part.iter().flatten().copied().flat_map(Sums::to_bytes).collect::<Vec<u8>>())?;
@@ -257,12 +257,12 @@ fn compare_block(
     (windows, ends): (&Windows, &[usize]),
     first: usize,
     original: (&Head, &Batch),
-    tuned: Option<(&Head, &[Tensor])>,
+    compressed: Option<(&Head, &[Tensor])>,
     count: usize,
 ) -> Result<Vec<Vec<Sums>>> {
     let load = |b: usize| -> Result<Vec<(Tensor, Option<Tensor>)>> {
         let reference = original.0.normalise(&original.1(b)?)?;
-        let other = tuned.map(|(head, states)| head.normalise(&states[b])).transpose()?;
+        let other = compressed.map(|(head, states)| head.normalise(&states[b])).transpose()?;
         let row = |n: usize| Ok((reference.get(n)?, other.as_ref().map(|t| t.get(n)).transpose()?));
         (0..reference.dim(0)?).map(row).collect()
     };
@@ -281,8 +281,8 @@ fn compare_block(
             .collect();
         let batch = |(rows, start): (&Vec<(Tensor, Option<Tensor>)>, &usize)| {
             let row = |(i, (reference, other)): (usize, &(Tensor, Option<Tensor>))| {
-                let tuned = tuned.map(|t| t.0).zip(other.as_ref());
-                compare((windows.targets(start + i), ends), (original.0, reference), tuned)
+                let compressed = compressed.map(|t| t.0).zip(other.as_ref());
+                compare((windows.targets(start + i), ends), (original.0, reference), compressed)
             };
             rows.iter().enumerate().map(row).collect::<Result<Vec<Vec<Sums>>>>()
         };
@@ -296,7 +296,7 @@ fn compare_block(
 fn compare(
     (targets, ends): (&[u32], &[usize]),
     original: (&Head, &Tensor),
-    tuned: Option<(&Head, &Tensor)>,
+    compressed: Option<(&Head, &Tensor)>,
 ) -> Result<Vec<Sums>> {
     let vocab = original.0.vocab()?;
     let chunk = (LOGITS / vocab).max(1);
@@ -308,7 +308,7 @@ fn compare(
             Ok(logits.to_dtype(DType::F32)?.to_device(&Device::Cpu)?.flatten_all()?.to_vec1()?)
         };
         let reference = logits(original)?;
-        let other = tuned.map(logits).transpose()?;
+        let other = compressed.map(logits).transpose()?;
         let position = |(i, &target): (usize, &u32)| {
             let row = i * vocab..(i + 1) * vocab;
             let mut sums = Sums::default();

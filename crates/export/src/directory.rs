@@ -38,7 +38,7 @@ pub fn read_values(written: &Checkpoint, name: &str, [rows, cols]: [usize; 2], s
     Ok((0..rows * cols).map(|i| code(i) * scales[i / cols * groups + i % cols / (cols / groups)]).collect())
 }
 
-/// Writes into a directory's `config.json` how its weights are quantised; `plain` are linear layers that are not.
+/// Writes into a directory's `config.json` how its weights are quantized; `plain` are linear layers that are not.
 ///
 /// # Errors
 /// A file that cannot be read or written.

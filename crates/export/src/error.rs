@@ -32,9 +32,9 @@ pub enum ExportError {
         /// The value found and the one expected.
         reason: String,
     },
-    /// The quantiser failed.
+    /// The quantizer failed.
     #[error("tensor {tensor}: {source}")]
-    Quantiser {
+    Quantizer {
         /// Name of the tensor.
         tensor: String,
         /// candle's error.

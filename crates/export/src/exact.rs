@@ -1,4 +1,4 @@
-//! A matrix of a tuned checkpoint with its own codes and scales, where another format can hold them.
+//! A matrix of a compressed checkpoint with its own codes and scales, where another format can hold them.
 
 use waterfill_checkpoint::Element;
 use waterfill_codec::scale::scale;

@@ -308,13 +308,13 @@ mod tests {
         let mut tensors = Vec::new();
         let mut expected = Vec::new();
         for kind in GgufType::MATRICES {
-            let quantised = kind.quantize("x", &values, if kind == GgufType::Q2K { &weighted } else { &flat }).unwrap();
-            assert_eq!(quantised.bytes.len(), kind.bytes(values.len()));
-            let error: f32 = quantised.values.iter().zip(&values).map(|(a, b)| (a - b).powi(2)).sum();
+            let quantized = kind.quantize("x", &values, if kind == GgufType::Q2K { &weighted } else { &flat }).unwrap();
+            assert_eq!(quantized.bytes.len(), kind.bytes(values.len()));
+            let error: f32 = quantized.values.iter().zip(&values).map(|(a, b)| (a - b).powi(2)).sum();
             assert!(error / values.len() as f32 <= 0.03, "{kind:?} {error}");
-            let data = Data::Bytes(quantised.bytes);
+            let data = Data::Bytes(quantized.bytes);
             tensors.push(GgufTensor { name: kind.name().into(), shape: vec![3, 256], kind, data });
-            expected.push(quantised.values);
+            expected.push(quantized.values);
         }
         let metadata = [
             ("general.architecture".to_string(), Value::Text("llama".into())),

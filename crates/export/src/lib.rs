@@ -1,5 +1,5 @@
 //! Files that other runtimes load, with types chosen by rate and distortion ([`choose`]). GGUF, for llama.cpp: every
-//! matrix gets one of its types, quantised by candle's port of llama.cpp's quantisers with weights by column
+//! matrix gets one of its types, quantized by candle's port of llama.cpp's quantizers with weights by column
 //! ([`GgufType`]). compressed-tensors, for vLLM: integers with scales by row or group ([`Scheme`]).
 
 mod directory;

@@ -70,8 +70,8 @@ pub fn metadata(
         own("rope.scaling.type", Value::Text("linear".into()));
         own("rope.scaling.factor", Value::F32(factor as f32));
     }
-    if let Some((window, _)) = config.window {
-        own("attention.sliding_window", Value::U32(window as u32));
+    if let Some(window) = config.window {
+        own("attention.sliding_window", Value::U32(window.keys as u32));
     }
     all.extend(tokenizer(dir, config)?);
     Ok((architecture, all))

@@ -1,5 +1,5 @@
 //! Matrices of the compressed-tensors format `pack-quantized`, which vLLM multiplies from: symmetric integers with a bf16
-//! scale for each row or each group of columns of a row, quantised with error feedback.
+//! scale for each row or each group of columns of a row, quantized with error feedback.
 
 use half::bf16;
 use rayon::prelude::*;
@@ -12,7 +12,7 @@ use crate::stored::{Stored, words};
 /// Shares of the largest magnitude that a group's scale is tried for.
 const CLIPS: [f32; 11] = [1.0, 0.96, 0.92, 0.88, 0.84, 0.8, 0.76, 0.72, 0.68, 0.64, 0.6];
 
-/// A quantised matrix.
+/// A quantized matrix.
 pub struct Packed {
     /// Codes, eight or four to a word, the first in the lowest bits, with 2^(bits-1) added: rows by cols * bits / 32.
     pub words: Vec<i32>,
@@ -36,8 +36,8 @@ impl Packed {
 }
 
 impl Scheme {
-    /// Quantises rows of `cols` weights, column after column, each towards its weight less what errors before it make of
-    /// it (GPTQ; Frantar et al. 2023); scales are those that lose least, each column as important as it says.
+    /// Quantizes rows of `cols` weights, column after column, each towards its weight less what errors before it make of
+    /// it (GPTQ; Frantar et al. 2023); scales are those that lose least, with a weight for each column.
     pub fn quantize(self, weights: &[f32], cols: usize, col_weights: &[f32], factor: &LdlFactor) -> Packed {
         let group = self.group.unwrap_or(cols).max(1);
         let rows: Vec<(Vec<i32>, Vec<u16>, Vec<f32>)> =

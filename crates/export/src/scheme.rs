@@ -1,8 +1,8 @@
-//! Quantisation schemes of compressed-tensors.
+//! Quantization schemes of compressed-tensors.
 
 use serde::{Deserialize, Serialize};
 
-/// How a matrix is quantised.
+/// How a matrix is quantized.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Scheme {
     /// Bits of a code, 4 or 8.

@@ -9,7 +9,7 @@ use crate::scheme::Scheme;
 
 /// A matrix as the format stores it.
 pub struct Stored {
-    /// How it is quantised.
+    /// How it is quantized.
     pub scheme: Scheme,
     /// Rows and columns.
     pub shape: [usize; 2],

@@ -106,30 +106,30 @@ impl GgufType {
         weights / self.block() * self.in_candle().type_size()
     }
 
-    /// Whether its quantiser takes loss_weights by column.
+    /// Whether its quantizer takes loss_weights by column.
     const fn is_weighted(self) -> bool {
         matches!(self, Self::Q2K | Self::Q3K | Self::Q4K | Self::Q5K | Self::Q6K)
     }
 
-    /// Quantises a matrix of `rows` by `loss_weights.len()` weights, each column as important as it says.
+    /// Quantizes a matrix of `rows` by `loss_weights.len()` weights, with a weight for each column.
     ///
     /// # Errors
     /// Rows that are no multiple of the block.
     pub fn quantize(self, name: &str, weights: &[f32], loss_weights: &[f32]) -> Result<Quantized> {
-        let failed = |source| ExportError::Quantiser { tensor: name.into(), source };
+        let failed = |source| ExportError::Quantizer { tensor: name.into(), source };
         let cols = loss_weights.len();
         let tensor = Tensor::from_slice(weights, (weights.len() / cols.max(1), cols), &Device::Cpu).map_err(failed)?;
         // A column that never mattered still is worth something, or blocks of such columns divide by zero.
         let mean = loss_weights.iter().sum::<f32>() / cols.max(1) as f32;
         let least = (mean * 1e-4).max(f32::MIN_POSITIVE);
         let loss_weights: Vec<f32> = loss_weights.iter().map(|&v| v.max(least)).collect();
-        let quantised = match self.is_weighted() {
+        let quantized = match self.is_weighted() {
             true => QTensor::quantize_imatrix(&tensor, &loss_weights, self.in_candle()),
             false => QTensor::quantize(&tensor, self.in_candle()),
         };
-        let quantised = quantised.map_err(failed)?;
-        let bytes = quantised.data().map_err(failed)?.into_owned();
-        let values = quantised.dequantize(&Device::Cpu).and_then(|t| t.flatten_all()?.to_vec1()).map_err(failed)?;
+        let quantized = quantized.map_err(failed)?;
+        let bytes = quantized.data().map_err(failed)?.into_owned();
+        let values = quantized.dequantize(&Device::Cpu).and_then(|t| t.flatten_all()?.to_vec1()).map_err(failed)?;
         Ok(Quantized { bytes, values })
     }
 
@@ -138,7 +138,7 @@ impl GgufType {
     /// # Errors
     /// Bytes of another number than the shape's.
     pub fn values(self, name: &str, bytes: Vec<u8>, shape: &[usize]) -> Result<Vec<f32>> {
-        let failed = |source| ExportError::Quantiser { tensor: name.into(), source };
+        let failed = |source| ExportError::Quantizer { tensor: name.into(), source };
         let weights: usize = shape.iter().product();
         if !weights.is_multiple_of(self.block()) || bytes.len() != self.bytes(weights) {
             let reason = format!("{} bytes for {shape:?} weights of {}", bytes.len(), self.name());
@@ -153,7 +153,7 @@ impl GgufType {
     }
 }
 
-/// A quantised matrix.
+/// A quantized matrix.
 pub struct Quantized {
     /// As they lie in the file.
     pub bytes: Vec<u8>,

@@ -9,6 +9,15 @@ use crate::family::{ARCHITECTURES, EVALUATED_ONLY, Family, architectures};
 use crate::roles::{EMBEDDING, HEAD, Projection, TensorRole};
 use crate::rope_scaling::{RopeScaling, Scaling};
 
+/// A limit on the keys that a query looks at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SlidingWindow {
+    /// Most keys, the query's own included.
+    pub keys: usize,
+    /// First block where the limit holds.
+    pub first_block: usize,
+}
+
 /// Shape and constants of a Llama-family model.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelConfig {
@@ -38,8 +47,8 @@ pub struct ModelConfig {
     pub biases: [bool; 7],
     /// Queries and keys pass an RMSNorm over each head (Qwen3).
     pub qk_norm: bool,
-    /// Keys that a query looks at, itself included, and the first block where that holds.
-    pub window: Option<(usize, usize)>,
+    /// Sliding window of attention, if any.
+    pub window: Option<SlidingWindow>,
     /// The output head is the embedding.
     pub tied: bool,
 }
@@ -157,7 +166,7 @@ impl ModelConfig {
 
     /// Keys that queries of block `index` look at, themselves included.
     pub fn window_of(&self, index: usize) -> usize {
-        self.window.filter(|&(_, first)| index >= first).map_or(usize::MAX, |(keys, _)| keys)
+        self.window.filter(|window| index >= window.first_block).map_or(usize::MAX, |window| window.keys)
     }
 
     /// `config.json` of a plain Llama as other software reads it, for bf16 weights.
@@ -199,8 +208,9 @@ impl Raw {
         let (attention, qwen2) = (self.attention_bias, family == Family::Qwen2);
         let [q, o, mlp] = [attention || qwen2, attention && !qwen2, self.mlp_bias];
         let uses_window = self.use_sliding_window.unwrap_or(family == Family::Mistral);
-        let window = self.sliding_window.filter(|_| uses_window).map(|keys| (keys, self.max_window_layers));
-        if window.is_some_and(|(keys, _)| keys == 0) {
+        let first_block = self.max_window_layers;
+        let window = self.sliding_window.filter(|_| uses_window).map(|keys| SlidingWindow { keys, first_block });
+        if window.is_some_and(|window| window.keys == 0) {
             return Err("sliding_window 0, expected at least 1 or null".into());
         }
         Ok(ModelConfig {

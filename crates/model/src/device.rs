@@ -1,4 +1,4 @@
-//! Devices by name, and what of their memory is free.
+//! Devices by name, and their free memory.
 
 use candle_core::{Device, Error};
 

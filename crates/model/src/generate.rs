@@ -32,15 +32,15 @@ impl Cache {
 
 /// A model that has read a text and predicts the token after it.
 pub trait Reader {
-    /// Reads more tokens; the logits of what follows them.
+    /// Reads more tokens; returns the logits `[vocab]` of the token after them.
     ///
     /// # Errors
     /// No tokens, more than the model has positions, ids beyond the vocabulary.
     fn read(&mut self, tokens: &[u32]) -> Result<Vec<f32>>;
 }
 
-/// The likeliest tokens after `prompt`, one after the other, until `done` says so of those there are, or `most` are
-/// there.
+/// Greedy continuation of `prompt`: the likeliest token, again and again, until `done` returns true for the tokens so far
+/// or there are `most`.
 ///
 /// # Errors
 /// As [`Reader::read`].
@@ -86,7 +86,7 @@ impl Generator {
         Self::with(model, &mut |_| Ok(None))
     }
 
-    /// As [`Generator::new`], with what `others` gives for some linear layers by their weights' names in their place.
+    /// As [`Generator::new`], with the replacements that `others` gives for linear layers by the names of their weights.
     ///
     /// # Errors
     /// As [`Model::block_with`].

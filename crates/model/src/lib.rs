@@ -37,7 +37,7 @@ pub mod tokens;
 mod vjp;
 
 pub use block::{Block, Linear, Others, differentiable_norm};
-pub use config::{ModelConfig, lm_head_name};
+pub use config::{ModelConfig, SlidingWindow, lm_head_name};
 pub use device::{device, free_device_memory};
 pub use error::{ModelError, Result};
 pub use family::{ARCHITECTURES, Family, architectures};

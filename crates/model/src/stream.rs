@@ -19,9 +19,9 @@ pub struct Model {
     /// Shape and constants.
     pub config: ModelConfig,
     checkpoint: Checkpoint,
-    /// Some tensors of another checkpoint of the same model, which stand for those of this one.
+    /// Another checkpoint of the same model, and the names of tensors that are read from it instead.
     replaced: Option<(Checkpoint, BTreeSet<String>)>,
-    /// Values that stand for those of any checkpoint.
+    /// Values that replace those of the checkpoints, by tensor.
     values: BTreeMap<String, Vec<f32>>,
     device: Device,
     dtype: DType,
@@ -97,8 +97,8 @@ impl Model {
         &self.device
     }
 
-    /// Names and shapes of the weights that calibration covers: every block's linear layers, the
-    /// embedding and the head.
+    /// Names and shapes `[rows, cols]` of the matrices that may be coded, which calibration covers: embedding, linear
+    /// layers of blocks, head.
     pub fn weights(&self) -> Vec<(String, [usize; 2])> {
         let matrices = self.config.tensors().into_iter().filter(|(role, _)| role.may_be_coded());
         matrices.map(|(role, shape)| (role.name(), [shape[0], shape[1]])).collect()
@@ -112,8 +112,7 @@ impl Model {
         self.block_with(index, &mut |_| Ok(None))
     }
 
-    /// As [`Model::block`] for forward passes alone, with what `others` gives for some weights by name in their
-    /// place; those are not loaded.
+    /// As [`Model::block`] for forward passes alone. Weights for which `others` gives a replacement are not loaded.
     ///
     /// # Errors
     /// As [`Model::block`], and those of `others`.

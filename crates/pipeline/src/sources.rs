@@ -172,7 +172,15 @@ impl Source {
         let asked = m.retrieval.clone().unwrap_or_default();
         let tokens = |text: &str| Ok(tokenizer.encode(text)?.len());
         let positions = sizes.1 - if m.bos { tokenizer.prefix().len() } else { 0 };
-        Ok(tasks::retrieval(&asked, (&path, &text), positions, (m.questions, m.seed, m.scoring), tokens)?)
+        let haystack = tasks::Haystack {
+            path: &path,
+            text: &text,
+            positions,
+            count: m.questions,
+            seed: m.seed,
+            scoring: m.scoring,
+        };
+        Ok(tasks::retrieval(&asked, haystack, tokens)?)
     }
 
     fn resolve(&self, path: &str, part: impl Fn(&Fixture) -> PathBuf, key: &str) -> Result<PathBuf> {

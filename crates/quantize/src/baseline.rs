@@ -1,4 +1,4 @@
-//! Usual quantisers to compare with: codes of a fixed width under scales from the largest weight. Their
+//! Usual quantizers to compare with: codes of a fixed width under scales from the largest weight. Their
 //! checkpoints are written dense; their size is that of codes and scales, by arithmetic.
 
 use std::collections::BTreeSet;
@@ -20,7 +20,7 @@ const SCALE_BYTES: u64 = 2;
 /// Share of the mean of H's diagonal that GPTQ adds to it, as published.
 const DAMPING: f64 = 0.01;
 
-/// A quantiser.
+/// A quantizer of fixed width.
 #[derive(Debug, Clone)]
 pub enum Baseline {
     /// Rounding to the nearest, a scale for each 16x16 tile.
@@ -46,7 +46,7 @@ impl Baseline {
         }
     }
 
-    /// Replaces weights by what codes of `bits` bits stand for.
+    /// Replaces weights by the values of their codes of `bits` bits.
     fn quantize(&self, name: &str, weights: &mut [f32], cols: usize, bits: u32) -> Result<()> {
         match self {
             Self::Absmax => by_tile(weights, cols, |tile| {
@@ -123,8 +123,8 @@ fn feed_back(row: &mut [f32], group: usize, bits: u32, factor: &LdlFactor) {
     }
 }
 
-/// Writes `source` with the matrices in `names` quantised, as a dense checkpoint in `checkpoint/` of
-/// `work`; sizes are those of codes and scales.
+/// Writes `source` with the matrices in `names` quantized to codes of `bits` bits, as a dense checkpoint in `checkpoint/`
+/// of `work`; sizes in the summary are those of codes and scales.
 ///
 /// # Errors
 /// Tensors that cannot be read, files that cannot be written.

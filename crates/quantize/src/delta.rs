@@ -1,4 +1,4 @@
-//! A tensor given what another checkpoint has in its place: deltas between checkpoints.
+//! Lossy deltas: a tensor of a fine-tune, given the same tensor of its base.
 
 use waterfill_allocate::Allocation;
 use waterfill_checkpoint::delta::Lossy;
@@ -7,21 +7,21 @@ use waterfill_codec::{CodedTensor, Loss, Rate, TILE, TensorPlan, TilePlan};
 use waterfill_quadratic::QuadraticLoss;
 
 use crate::error::{EncodeError, Result};
-use crate::ldlq::{LdlqOptions, refine_ldlq};
+use crate::ldlq::{LayerBefore, LdlqOptions, refine_ldlq};
 use crate::low_rank::find_factors;
 use crate::options::EncodeOptions;
 use crate::tensor::{Target, code, failed};
 
-/// A way to code a tensor of which another checkpoint is known.
+/// One way to code a tensor of a fine-tune, given its base.
 pub struct DeltaCandidate {
-    /// How it is coded.
+    /// The coded tensor.
     pub coded: Lossy,
     /// Loss of the decoded weights, nats per token.
     pub loss: f64,
 }
 
-/// Codes a weight under an allocation, as a refinement of `base` (its bytes in another checkpoint), as a change of low rank
-/// from it, or without it, whichever has the lowest J.
+/// Codes the tensor `info` of `source` under an allocation in the way of lowest `J = loss + lambda * rate`: as a refinement
+/// of `base` (bytes of the same tensor in the base checkpoint), as a change of low rank from it, or on its own.
 ///
 /// # Errors
 /// Tensors that cannot be read, plans that do not fit, options without feedback.
@@ -64,8 +64,8 @@ pub fn code_delta(
     for trellis in [settings.trellis, None].into_iter().take(1 + usize::from(settings.trellis.is_some())) {
         let settings = LdlqOptions { trellis, ..settings };
         let mut values = base.clone();
-        let bytes = refine_ldlq(weight, &target.weights, (&before, base.clone()), own.get(), &settings)
-            .map_err(failed(info))?;
+        let before = LayerBefore { plan: &before, bytes: base.clone() };
+        let bytes = refine_ldlq(weight, &target.weights, before, own.get(), &settings).map_err(failed(info))?;
         let refined = CodedTensor::parse(&bytes).and_then(CodedTensor::refining_plain);
         refined.and_then(|c| c.refine(&mut values)).map_err(failed(info))?;
         let inter = DeltaCandidate { loss: loss(values), coded: Lossy::Refined(bytes) };

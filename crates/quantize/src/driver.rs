@@ -18,7 +18,7 @@ use crate::rdo::usage::Usage;
 use crate::summary::{EncodeSummary, LayerSummary};
 use crate::tensor::{EncodedStats, Target, code, read_back};
 
-/// Bytes that coding a matrix holds at most: weights, samples, errors and what was decoded, and with
+/// Bytes that coding a matrix holds at most: weights, samples, errors and decoded values, and with error
 /// feedback the LDL factors of its Hessian and gradient covariance, in double precision while they are computed.
 fn tensor_bytes(rows: u64, cols: u64, feedback: bool) -> u64 {
     // Rows beyond those of any layer are a vocabulary's, which has no gradient covariance.
@@ -38,11 +38,12 @@ pub fn unit(n: usize, layer: usize) -> String {
     if layer == 0 { format!("tensor-{n}") } else { format!("tensor-{n}-{layer}") }
 }
 
-/// Writes the compressed checkpoint of `source` into `checkpoint/` of `work`, where a tensor's layer is a unit: the base
-/// under the first of `allocations`, and a refinement layer under each of the others.
-/// Tensors without a plan are copied as they are. With an `adaptation`, parts of blocks are
-/// coded one after the other, and what is coded are the weights that made up for those before. The
-/// result does not depend on the number of threads.
+/// Writes the compressed checkpoint of `source` into `checkpoint/` of `work`.
+///
+/// The first of `allocations` plans the base, each of the others a refinement layer on top. Tensors without a plan are
+/// copied as they are. With an `adaptation`, parts of blocks are coded one after the other, each from weights that have
+/// made up for the errors of the parts before (sequential coding). A layer of a tensor is a unit of `work`, so that an
+/// interrupted run goes on where it stopped. The result does not depend on the number of threads.
 ///
 /// # Errors
 /// Tensors that cannot be read, plans that do not fit, files that cannot be written.

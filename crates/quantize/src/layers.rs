@@ -8,11 +8,11 @@ use waterfill_model::roles::is_linear;
 
 use crate::chain::{chain_of, decode_chain, read_blobs};
 use crate::error::{EncodeError, Result};
-use crate::ldlq::{LdlqOptions, refine_ldlq};
+use crate::ldlq::{LayerBefore, LdlqOptions, refine_ldlq};
 use crate::options::EncodeOptions;
 use crate::tensor::{EncodedStats, Target, failed};
 
-/// A refinement of the layers in `blobs`.
+/// Codes a refinement of a tensor whose layers before are in `blobs`.
 pub(crate) fn refine(
     Target { weight, weights }: &Target,
     blobs: &[PathBuf],
@@ -32,11 +32,12 @@ pub(crate) fn refine(
     if feedback.sparse && is_linear(&info.name) {
         settings = LdlqOptions { sparse: true, trellis: None, ..settings };
     }
-    refine_ldlq(weight, weights, (before, values), curvature.get(), &settings).map_err(failed(info))
+    let before = LayerBefore { plan: before, bytes: values };
+    refine_ldlq(weight, weights, before, curvature.get(), &settings).map_err(failed(info))
 }
 
-/// Writes base and refinement layers, in each of which tensors come first that lose less for every byte; returns the
-/// number of layers.
+/// Writes base and refinement layers, and returns their number. In each refinement, tensors that lower the loss most per
+/// byte come first, so that a file cut anywhere has spent its bytes well.
 pub(crate) fn write_in_layers(
     source: &Checkpoint,
     out: &Path,

@@ -1,11 +1,11 @@
-//! Changes of low rank between two checkpoints, such as merged LoRAs: a product of thin matrices that the difference of
-//! two weights is, but for rounding.
+//! Changes of low rank between two checkpoints, such as merged LoRAs: the difference of two weights is a product of thin
+//! matrices, but for rounding.
 
 use faer::{Mat, Side};
 use waterfill_checkpoint::delta::Factors;
 use waterfill_codec::Dtype;
 
-/// Largest rank that is looked for, and directions beyond it that make the first ones exact.
+/// Largest rank that is searched, and directions beyond it that make the first ones exact.
 const RANK: usize = 64;
 const BEYOND: usize = 8;
 /// Passes over the matrix (Halko, Martinsson & Tropp 2011, algorithm 4.4).
@@ -17,16 +17,17 @@ const OUTSTANDING: f64 = 1.3;
 /// Share of the change that factors may leave besides rounding.
 const LEFT: f64 = 0.02;
 
-/// Factors, coarser and finer, that the change from `base` to `tuned` (values of a type, row by row) may be made of; none
-/// where it is not of low rank.
-pub fn find_factors([rows, cols]: [usize; 2], dtype: Dtype, base: &[f32], tuned: &[f32]) -> Vec<Factors> {
+/// Factors of the change from `base` to `fine_tune` (both row-major `[rows, cols]`, exact values of `dtype`), coarser and finer
+/// ones; empty where the change is not of low rank. Singular vectors come from a randomised range finder (Halko, Martinsson &
+/// Tropp 2011), the rank from the edge of the Marchenko-Pastur distribution (1967).
+pub fn find_factors([rows, cols]: [usize; 2], dtype: Dtype, base: &[f32], fine_tune: &[f32]) -> Vec<Factors> {
     let most = RANK.min(rows.min(cols) / 8);
     if most == 0 {
         return vec![];
     }
     let (mut energy, mut rounding) = (0.0f64, 0.0f64);
     let change = Mat::<f32>::from_fn(rows, cols, |i, j| {
-        let (before, after) = (base[i * cols + j], tuned[i * cols + j]);
+        let (before, after) = (base[i * cols + j], fine_tune[i * cols + j]);
         if !(before.is_finite() && after.is_finite()) {
             return 0.0;
         }
@@ -105,23 +106,23 @@ fn components(change: &Mat<f32>, most: usize) -> Vec<Component> {
 
 #[cfg(test)]
 mod tests {
-    use rand_chacha::ChaCha8Rng;
-    use rand_chacha::rand_core::{RngCore, SeedableRng};
-
     use super::*;
 
-    /// Roughly Gaussian: a sum of twelve uniform numbers.
-    fn gaussian(rng: &mut ChaCha8Rng) -> f32 {
-        (0..12).map(|_| (rng.next_u32() >> 8) as f32 / (1 << 24) as f32).sum::<f32>() - 6.0
+    fn gaussian(state: &mut u64) -> f32 {
+        let mut random = || {
+            *state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            (*state >> 40) as f32 / (1 << 24) as f32
+        };
+        (0..12).map(|_| random()).sum::<f32>() - 6.0
     }
 
     #[test]
     fn a_merged_product_is_found_and_other_changes_are_not() {
         let (rows, cols, rank) = (320, 256, 6);
-        let rng = &mut ChaCha8Rng::seed_from_u64(3);
-        let base: Vec<f32> = (0..rows * cols).map(|_| gaussian(rng) * 0.02).collect();
-        let left: Vec<f32> = (0..rows * rank).map(|_| gaussian(rng) * 0.01).collect();
-        let right: Vec<f32> = (0..rank * cols).map(|_| gaussian(rng) * 0.05).collect();
+        let state = &mut 3u64;
+        let base: Vec<f32> = (0..rows * cols).map(|_| gaussian(state) * 0.02).collect();
+        let left: Vec<f32> = (0..rows * rank).map(|_| gaussian(state) * 0.01).collect();
+        let right: Vec<f32> = (0..rank * cols).map(|_| gaussian(state) * 0.05).collect();
         let product = |n: usize| (0..rank).map(|k| left[n / cols * rank + k] * right[k * cols + n % cols]).sum::<f32>();
         for dtype in [Dtype::Bf16, Dtype::F16, Dtype::F32] {
             let bytes = |value: &dyn Fn(usize) -> f32| -> Vec<u8> {
@@ -146,7 +147,7 @@ mod tests {
                 // By what rounding leaves in doubt of factors.
                 assert!(differ < rows * cols / 5, "{dtype:?}: {differ} of {} differ", rows * cols);
             }
-            let noise: Vec<f32> = (0..rows * cols).map(|_| gaussian(rng) * 1e-3).collect();
+            let noise: Vec<f32> = (0..rows * cols).map(|_| gaussian(state) * 1e-3).collect();
             let other = rounded(&|n| stored[n] + noise[n]);
             assert!(find_factors([rows, cols], dtype, &stored, &other).is_empty(), "{dtype:?}");
             assert!(find_factors([rows, cols], dtype, &stored, &stored).is_empty());

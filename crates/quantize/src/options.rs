@@ -1,4 +1,4 @@
-//! How a checkpoint is quantized and coded.
+//! Options of quantization and coding.
 
 use std::collections::BTreeSet;
 
@@ -10,7 +10,7 @@ use crate::error::Result;
 use crate::ldlq::LdlqOptions;
 use crate::rdo::tools::Tool;
 
-/// How tiles are coded.
+/// Options of quantization and coding.
 #[derive(Debug, Clone, Default)]
 pub struct EncodeOptions {
     /// Tools that may be used.
@@ -21,7 +21,7 @@ pub struct EncodeOptions {
     pub allow_lossless: bool,
     /// LDLQ error feedback; none rounds every level alone.
     pub feedback: Option<ErrorFeedback>,
-    /// Bytes that tensors hold which are coded side by side; a larger one is alone.
+    /// Bytes that may be held by tensors coded side by side; a tensor that takes more is coded alone.
     pub memory: u64,
 }
 

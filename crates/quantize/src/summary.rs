@@ -15,13 +15,13 @@ pub struct EncodeSummary {
     pub weights: u64,
     /// Bytes of the coded linear layers alone, embedding and head not included.
     pub linear_bytes: u64,
-    /// Weights of those.
+    /// Weights of the coded linear layers.
     pub linear_weights: u64,
     /// Bits in a runtime's memory beyond what allocation chose: tools may widen planes.
     pub widened_bits: f64,
     /// Loss of the decoded weights by the allocation's quadratic model, nats per token.
     pub loss: f64,
-    /// The same by tensor.
+    /// Loss by tensor, nats per token.
     pub losses: BTreeMap<String, f64>,
     /// Numbers of tiles by tool, by label of the tensor's role such as `q_proj`.
     pub usage: BTreeMap<String, Usage>,

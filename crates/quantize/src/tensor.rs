@@ -22,7 +22,7 @@ pub(crate) struct Target {
 }
 
 impl Target {
-    /// The source's weights, or what adaptation made of them where tiles are not lossless.
+    /// Reads plan and weights: the source's, or the adapted ones where tiles are not lossless.
     pub fn read(
         source: &Checkpoint,
         allocation: &Allocation,
@@ -44,7 +44,7 @@ impl Target {
     }
 }
 
-/// The base layer.
+/// Codes the base layer.
 pub(crate) fn code(
     Target { weight, weights }: &Target,
     info: &TensorInfo,
@@ -78,21 +78,21 @@ pub(crate) fn code(
 /// Figures of a coded tensor, measured by decoding it.
 pub(crate) struct EncodedStats {
     pub usage: Usage,
-    /// After each layer.
+    /// Loss after each layer, nats per token.
     pub losses: Vec<f64>,
     pub widened_bits: f64,
-    /// Its values, where they are asked for.
+    /// Decoded values, if they were to be kept.
     pub decoded: Option<Vec<f32>>,
 }
 
 impl EncodedStats {
-    /// Of all layers.
+    /// Loss with all layers, nats per token.
     pub fn loss(&self) -> f64 {
         self.losses.last().copied().unwrap_or(0.0)
     }
 }
 
-/// Decodes what was written, which checks it; counts its tiles and measures its loss.
+/// Decodes a written tensor, which checks it; counts its tiles and measures its loss.
 pub(crate) fn read_back(
     Target { weight, weights }: &Target,
     blobs: &[PathBuf],

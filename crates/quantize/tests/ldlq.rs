@@ -68,7 +68,7 @@ fn measured(weight: &PlannedWeight, hessian: &Hessian, coded: &[u8]) -> (f64, f6
     (coded.len() as f64 * 8.0 / (ROWS * COLS) as f64, loss)
 }
 
-/// At the same lambda feedback spends about as many bits as the same quantiser without, and loses less;
+/// At the same lambda feedback spends about as many bits as the same quantizer without, and loses less;
 /// a trellis loses about as much and spends fewer.
 #[test]
 fn feedback_and_trellis_pay() {

@@ -11,13 +11,13 @@ use crate::descent::Descent;
 use crate::error::Result;
 use crate::head::{Divergence, divergence};
 
-/// How far weights go.
+/// Settings of the steps.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct SequentialSettings {
-    /// Batches whenever something was coded.
+    /// Steps, a batch each, after each part is coded.
     pub steps: usize,
-    /// Largest step of a weight, as a share of the error that coding it is likely to make: of the root mean
-    /// square of its matrix times the relative error of what is coded; falls to zero over the steps.
+    /// Largest step of a weight, as a share of its likely coding error: the root mean square of its matrix times the
+    /// relative error of the weights coded so far. Falls linearly to zero over the steps.
     pub rate: f64,
     /// Tokens of a batch.
     pub batch_tokens: usize,
@@ -27,22 +27,22 @@ pub struct SequentialSettings {
 /// nats per token.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Descended {
-    /// Before the weights have moved far.
+    /// Over the first quarter.
     pub from: f64,
-    /// After that.
+    /// Over the last quarter.
     pub to: f64,
 }
 
 /// A model that is coded block after block.
 pub struct Adaptation<'a> {
     original: &'a Model,
-    tuned: Model,
+    partly_coded: Model,
     settings: SequentialSettings,
     /// Parts of batches: each is a task, whatever the number of threads.
     parts: Vec<Vec<&'a [u32]>>,
-    /// Of each part, the original's final states.
+    /// The original's final states, by part.
     references: Vec<Tensor>,
-    /// Of each part, states before block `reached` of the partly coded model; none before the embedding is
+    /// States before block `reached` of the partly coded model, by part; empty before the embedding is
     /// coded.
     inputs: Vec<Tensor>,
     reached: usize,
@@ -50,7 +50,7 @@ pub struct Adaptation<'a> {
     left: BTreeMap<String, Descent>,
     /// Batches taken so far.
     taken: usize,
-    /// Squares of errors of coded weights, and of those weights.
+    /// Sum of squared errors of coded weights, and of their squares.
     squares: [f64; 2],
 }
 
@@ -58,8 +58,8 @@ pub struct Adaptation<'a> {
 const PARTS: usize = 2;
 
 impl<'a> Adaptation<'a> {
-    /// A model of which nothing is coded yet; `copy` is the same model, whose values change. Only linear
-    /// layers of blocks among `names` move.
+    /// A model without coded weights yet; `copy` is the same model, opened again, and becomes the partly coded one. Only
+    /// linear layers of blocks among `names` move.
     ///
     /// # Errors
     /// Models that cannot be run.
@@ -81,7 +81,7 @@ impl<'a> Adaptation<'a> {
         }
         Ok(Self {
             original,
-            tuned: copy,
+            partly_coded: copy,
             settings,
             parts,
             references,
@@ -93,13 +93,13 @@ impl<'a> Adaptation<'a> {
         })
     }
 
-    /// Weights as they are now; none of those that are coded.
+    /// Current values of a matrix, row-major; `None` once it is coded.
     pub fn weights(&self, name: &str) -> Option<&[f32]> {
         self.left.get(name).map(Descent::values)
     }
 
-    /// Takes weights as they are decoded, which stay; then those left make up for them. `None` where
-    /// none are left.
+    /// Takes the decoded values of matrices, by name, and moves the weights that are not coded yet; `None` where there
+    /// are none.
     ///
     /// # Errors
     /// Models that cannot be run.
@@ -113,31 +113,31 @@ impl<'a> Adaptation<'a> {
                 self.squares[0] += f64::from(value - target).powi(2);
                 self.squares[1] += f64::from(target).powi(2);
             }
-            self.tuned.set_values(&name, values);
+            self.partly_coded.set_values(&name, values);
         }
         let relative_error = (self.squares[0] / self.squares[1].max(f64::MIN_POSITIVE)).sqrt();
-        let layers = self.tuned.config.layers;
+        let layers = self.partly_coded.config.layers;
         let Some(first) = self.left.keys().filter_map(|name| block_of_linear(name)).min() else { return Ok(None) };
         if self.inputs.is_empty() {
-            self.inputs = embedded(&self.tuned, &self.parts)?;
+            self.inputs = embedded(&self.partly_coded, &self.parts)?;
         }
         // Blocks before the first weight that is left stay as they are.
-        advance(&self.tuned, &mut self.inputs, self.reached..first)?;
+        advance(&self.partly_coded, &mut self.inputs, self.reached..first)?;
         self.reached = first;
-        let [original, tuned] = [self.original.head()?, self.tuned.head()?];
+        let [original, coded] = [self.original.head()?, self.partly_coded.head()?];
         let mut losses = Vec::new();
         for step in 0..self.settings.steps {
             for (name, descent) in &self.left {
-                self.tuned.set_values(name, descent.values().to_vec());
+                self.partly_coded.set_values(name, descent.values().to_vec());
             }
-            let blocks = (first..layers).map(|i| self.tuned.block(i)).collect::<Result<Vec<_>>>()?;
+            let blocks = (first..layers).map(|i| self.partly_coded.block(i)).collect::<Result<Vec<_>>>()?;
             let chosen: Vec<usize> =
                 (0..PARTS.min(self.parts.len())).map(|i| self.part(PARTS * self.taken + i)).collect();
             let results = chosen
                 .par_iter()
                 .map(|&p| {
                     let reference = (&original, &self.references[p]);
-                    self.gradients(first, &blocks, self.inputs[p].clone(), |x| divergence(reference, (&tuned, x)))
+                    self.gradients(first, &blocks, self.inputs[p].clone(), |x| divergence(reference, (&coded, x)))
                 })
                 .collect::<Result<Vec<_>>>()?;
             self.taken += 1;

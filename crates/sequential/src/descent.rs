@@ -1,4 +1,4 @@
-//! Steps of one matrix (Adam, Kingma & Ba 2015, without decay of weights).
+//! Gradient steps of one matrix (Adam, Kingma & Ba 2015, without weight decay).
 
 const BETA1: f32 = 0.9;
 const BETA2: f32 = 0.95;

@@ -6,25 +6,13 @@ use std::sync::LazyLock;
 use regex::Regex;
 use serde::Deserialize;
 
+use super::items::{Exercise, Selection, draw};
 use super::records::records;
-use super::{Selection, Task, draw};
+use super::task::Task;
 use crate::error::{EvaluateError, Result};
 
 /// Mark before the number that the reasoning of GSM8K ends with.
 const MARK: &str = "####";
-
-/// An exercise.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Exercise {
-    /// MMLU's subject; the task's name elsewhere.
-    pub subject: String,
-    /// The prompt.
-    pub prompt: String,
-    /// The right answer.
-    pub answer: String,
-    /// Texts that end a continuation.
-    pub stops: Vec<String>,
-}
 
 /// GSM8K (Cobbe et al. 2021) as published.
 #[derive(Deserialize)]
@@ -90,7 +78,7 @@ fn plain(number: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tasks::Scoring;
+    use crate::tasks::items::Scoring;
 
     #[test]
     fn numbers_are_found_as_the_harness_finds_them() {

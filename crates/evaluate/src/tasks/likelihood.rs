@@ -4,8 +4,9 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 
+use super::items::Question;
 use super::records::records;
-use super::{Question, Task};
+use super::task::Task;
 use crate::error::{EvaluateError, Result};
 
 /// HellaSwag as published.

@@ -2,117 +2,15 @@
 
 use std::path::{Path, PathBuf};
 
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
+use super::items::{self, Exercise, Items, Scoring, Selection, draw};
 use super::records::records;
-use super::{Exercise, Items, Selection, Task, draw};
+use super::task::Task;
 use crate::error::{EvaluateError, Result};
 
 /// The letters of the choices.
 const LETTERS: [&str; 4] = ["A", "B", "C", "D"];
-
-/// Parts of MMLU, as the harness groups its subjects.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Group {
-    /// Science, technology, engineering, mathematics.
-    Stem,
-    /// Humanities.
-    Humanities,
-    /// Social sciences.
-    SocialSciences,
-    /// Business, health, miscellaneous.
-    Other,
-}
-
-const STEM: [&str; 19] = [
-    "abstract_algebra",
-    "anatomy",
-    "astronomy",
-    "college_biology",
-    "college_chemistry",
-    "college_computer_science",
-    "college_mathematics",
-    "college_physics",
-    "computer_security",
-    "conceptual_physics",
-    "electrical_engineering",
-    "elementary_mathematics",
-    "high_school_biology",
-    "high_school_chemistry",
-    "high_school_computer_science",
-    "high_school_mathematics",
-    "high_school_physics",
-    "high_school_statistics",
-    "machine_learning",
-];
-const HUMANITIES: [&str; 13] = [
-    "formal_logic",
-    "high_school_european_history",
-    "high_school_us_history",
-    "high_school_world_history",
-    "international_law",
-    "jurisprudence",
-    "logical_fallacies",
-    "moral_disputes",
-    "moral_scenarios",
-    "philosophy",
-    "prehistory",
-    "professional_law",
-    "world_religions",
-];
-const SOCIAL_SCIENCES: [&str; 12] = [
-    "econometrics",
-    "high_school_geography",
-    "high_school_government_and_politics",
-    "high_school_macroeconomics",
-    "high_school_microeconomics",
-    "high_school_psychology",
-    "human_sexuality",
-    "professional_psychology",
-    "public_relations",
-    "security_studies",
-    "sociology",
-    "us_foreign_policy",
-];
-const OTHER: [&str; 13] = [
-    "business_ethics",
-    "clinical_knowledge",
-    "college_medicine",
-    "global_facts",
-    "human_aging",
-    "management",
-    "marketing",
-    "medical_genetics",
-    "miscellaneous",
-    "nutrition",
-    "professional_accounting",
-    "professional_medicine",
-    "virology",
-];
-
-impl Group {
-    /// Group of one of the 57 subjects.
-    pub(super) fn of(subject: &str) -> Option<Self> {
-        let groups: [(Self, &[&str]); 4] = [
-            (Self::Stem, &STEM),
-            (Self::Humanities, &HUMANITIES),
-            (Self::SocialSciences, &SOCIAL_SCIENCES),
-            (Self::Other, &OTHER),
-        ];
-        groups.into_iter().find(|(_, subjects)| subjects.contains(&subject)).map(|(group, _)| group)
-    }
-
-    /// Name in tables and files.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Stem => "stem",
-            Self::Humanities => "humanities",
-            Self::SocialSciences => "social sciences",
-            Self::Other => "other",
-        }
-    }
-}
 
 /// A question as in the files.
 #[derive(Debug, Clone)]
@@ -169,7 +67,7 @@ pub(super) fn open(dir: &Path, selection: &Selection) -> Result<Items> {
         };
         return Ok(Items::Exercises(asked.map(exercise).collect()));
     }
-    let question = |(prompt, q): (String, Question)| super::Question {
+    let question = |(prompt, q): (String, Question)| items::Question {
         contexts: vec![prompt],
         continuations: (0..4).map(|i| format!(" {}", selection.scoring.ending(&q, i))).collect(),
         answer: q.answer,
@@ -237,20 +135,6 @@ fn read_split(dir: &Path, split: &str) -> Result<Vec<Question>> {
 fn parse_answer(text: &str) -> Option<usize> {
     let text = text.trim();
     LETTERS.iter().position(|l| *l == text).or_else(|| text.parse().ok().filter(|&n| n < 4))
-}
-
-/// The texts whose likelihoods are compared to find a model's answer.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum Scoring {
-    /// The likelihoods of the letters after `Answer:`, as MMLU does.
-    #[default]
-    Letter,
-    /// The likelihoods of the choices' texts after `The right choice is`, for models too small to
-    /// connect a letter with its choice.
-    Text,
-    /// The text that the model writes after `The right choice is`, up to a comma or a full stop: the right choice's or not.
-    Written,
 }
 
 impl Scoring {
@@ -353,13 +237,6 @@ mod tests {
                 .contains("neither test/ with CSV files nor all/test-*.parquet or")
         );
     }
-
-    #[test]
-    fn every_subject_has_a_group() {
-        assert_eq!(STEM.len() + HUMANITIES.len() + SOCIAL_SCIENCES.len() + OTHER.len(), 57);
-        assert_eq!((Group::of("virology"), Group::of("cooking")), (Some(Group::Other), None));
-    }
-
     #[test]
     fn both_layouts_are_read_and_subsets_are_seeded() {
         let dir = tempfile::tempdir().unwrap();
@@ -370,7 +247,7 @@ mod tests {
         write("dev/art_dev.csv", "question,choice0,choice1,choice2,choice3,answer\n\"Why, now?\",a,b,c,d,3\n");
         let rows: String = (0..50).map(|i| format!("q{i},a,b,c,d,{}\n", LETTERS[i % 4])).collect();
         write("test/art_test.csv", &rows);
-        let of = |subjects: &[String], count, seed| -> Result<Vec<super::super::Question>> {
+        let of = |subjects: &[String], count, seed| -> Result<Vec<items::Question>> {
             let scoring = Scoring::Letter;
             match open(dir.path(), &Selection { shots: 1, examples: None, scoring, subjects, count, seed })? {
                 Items::Questions(questions) => Ok(questions),

@@ -7,7 +7,7 @@ use rand_chacha::rand_core::{RngCore, SeedableRng};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Exercise, Items, Question, Scoring};
+use super::items::{Exercise, Items, Question, Scoring};
 use crate::error::{EvaluateError, Result};
 
 /// Placeholder of the key in sentences.
@@ -61,18 +61,29 @@ impl Retrieval {
     }
 }
 
-/// `count` questions for each length and depth, hidden in sentences of `text`; `tokens` counts those of a text.
-/// A choice of four keys, or what is written after the question.
+/// The text that keys are hidden in, and how many questions are drawn from it.
+#[derive(Debug, Clone, Copy)]
+pub struct Haystack<'a> {
+    /// File of the text, for messages.
+    pub path: &'a Path,
+    /// The text.
+    pub text: &'a str,
+    /// Largest number of tokens that the model takes.
+    pub positions: usize,
+    /// Questions for each length and depth.
+    pub count: usize,
+    /// Seed of the draw.
+    pub seed: u64,
+    /// A choice of four keys by likelihood, or generation after the question.
+    pub scoring: Scoring,
+}
+
+/// Questions about keys hidden in the sentences of a text; `tokens` counts the tokens of a text.
 ///
 /// # Errors
 /// A text without sentences, lengths that key and question do not fit, and those of `tokens`.
-pub fn retrieval(
-    retrieval: &Retrieval,
-    (path, text): (&Path, &str),
-    positions: usize,
-    (count, seed, scoring): (usize, u64, Scoring),
-    tokens: impl Fn(&str) -> Result<usize>,
-) -> Result<Items> {
+pub fn retrieval(retrieval: &Retrieval, haystack: Haystack, tokens: impl Fn(&str) -> Result<usize>) -> Result<Items> {
+    let Haystack { path, text, positions, count, seed, scoring } = haystack;
     let sentences = sentences(text);
     if sentences.is_empty() {
         return Err(EvaluateError::Questions { path: path.into(), reason: "has no sentences".into() });
@@ -157,12 +168,14 @@ mod tests {
         Ok(text.split_whitespace().count())
     }
 
+    fn haystack(count: usize, seed: u64, scoring: Scoring) -> Haystack<'static> {
+        Haystack { path: Path::new("text"), text: TEXT, positions: 64, count, seed, scoring }
+    }
+
     #[test]
     fn keys_stand_at_their_depth() {
         let r = Retrieval { lengths: vec![40, 60], depths: vec![0.0, 0.5, 1.0], ..Retrieval::default() };
-        let Items::Questions(all) =
-            retrieval(&r, (Path::new("text"), TEXT), 64, (3, 7, Scoring::Letter), words).unwrap()
-        else {
+        let Items::Questions(all) = retrieval(&r, haystack(3, 7, Scoring::Letter), words).unwrap() else {
             panic!("keys are chosen")
         };
         assert_eq!(all.len(), 2 * 3 * 3);
@@ -180,7 +193,7 @@ mod tests {
             assert!((at / filler - depth).abs() < 0.2, "{at} of {filler} for {depth}");
             assert!(q.continuations.iter().enumerate().all(|(i, k)| i == q.answer || !prompt.contains(k.trim())));
         }
-        let again = retrieval(&r, (Path::new("text"), TEXT), 64, (3, 7, Scoring::Letter), words).unwrap();
+        let again = retrieval(&r, haystack(3, 7, Scoring::Letter), words).unwrap();
         assert_eq!(again, Items::Questions(all));
     }
 
@@ -188,12 +201,11 @@ mod tests {
     fn own_keys_are_written() {
         let keys = ["red", "blue", "green", "white"].map(String::from).to_vec();
         let r = Retrieval { lengths: vec![30], depths: vec![0.5], keys: keys.clone(), ..Retrieval::default() };
-        let made = retrieval(&r, (Path::new("text"), TEXT), 64, (2, 1, Scoring::Written), words).unwrap();
+        let made = retrieval(&r, haystack(2, 1, Scoring::Written), words).unwrap();
         let Items::Exercises(all) = made else { panic!("keys are written") };
         assert!(all.iter().all(|e| keys.contains(&e.answer) && e.prompt.contains(&format!("is {}.", e.answer))));
         let short = Retrieval { lengths: vec![12], ..r.clone() };
-        let message =
-            retrieval(&short, (Path::new("text"), TEXT), 64, (1, 1, Scoring::Letter), words).unwrap_err().to_string();
+        let message = retrieval(&short, haystack(1, 1, Scoring::Letter), words).unwrap_err().to_string();
         assert!(message.contains("more than the 12 asked for"), "{message}");
         for (wrong, expected) in [
             (Retrieval { needle: "key".into(), ..r.clone() }, "no {key}"),

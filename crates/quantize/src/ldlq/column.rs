@@ -25,7 +25,7 @@ struct RowTile {
     loss_weights: f32,
 }
 
-/// Quantises the columns of a slice from the first to the last.
+/// Quantizes the columns of a slice from the first to the last.
 pub(super) struct ColumnCoder<'a> {
     input: &'a LdlqInput<'a>,
     rows: Range<usize>,
@@ -35,9 +35,9 @@ pub(super) struct ColumnCoder<'a> {
     upper: Option<&'a [f32]>,
     rounding: Rounding,
     path: Option<PathSearch>,
-    /// Of every row of tiles, the tile of the current column.
+    /// The tile of the current column in every row of tiles.
     tiles: Vec<RowTile>,
-    /// Of the current column: samples, whose values are targets in steps, steps, levels.
+    /// The current column: samples (values are targets in steps), steps, levels.
     samples: Vec<Sample>,
     steps: Vec<f32>,
     levels: Vec<i32>,
@@ -224,8 +224,8 @@ impl<'a> ColumnCoder<'a> {
         }
     }
 
-    /// Levels of the column by a path through the trellis each of whose candidates carries what its own
-    /// errors make of the rows below.
+    /// Levels of the column by a path through the trellis, where every survivor carries the effect of its own errors on
+    /// the rows below.
     #[inline(always)]
     fn walk_downwards(&mut self, col: usize, upper: &[f32], target: &[f32], seen: &mut [f32]) {
         let Some(mut survivors) = self.survivors.take() else { return };

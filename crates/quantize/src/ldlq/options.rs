@@ -2,7 +2,7 @@
 
 use waterfill_codec::Trellis;
 
-/// How a matrix is quantized.
+/// Options of quantization with error feedback, for one matrix.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LdlqOptions {
     /// The trellis that levels are a path through, if any.

@@ -6,10 +6,12 @@ use waterfill_codec::Result;
 use super::input::{BLOCK, LdlqInput};
 use super::slice::Slice;
 
-/// Samples of the tensor, row-major: levels and codes; those of lossless tiles are zero. Without feedback
-/// over rows slices do not depend on each other; with it, a block of columns of a slice depends on the same
-/// columns of the slices above and on its own columns before, so that slices follow each other a block behind.
-/// Neither order changes results.
+/// Quantizes a matrix; returns its samples `[rows, cols]`, row-major: levels of integer tiles, codes of floating-point
+/// ones, zero in lossless tiles.
+///
+/// Without feedback over rows slices do not depend on each other. With it, a block of columns of a slice depends on the
+/// same columns of the slices above and on its own columns before, so that slices follow each other a block behind. The
+/// result does not depend on the number of threads.
 ///
 /// # Errors
 /// Scales out of range.

@@ -1,4 +1,4 @@
-//! A refinement layer: what the layers before leave of a weight, with error feedback of its own.
+//! A refinement layer: the residual of the layers before, quantized with error feedback of its own.
 
 use rayon::prelude::*;
 use waterfill_allocate::PlannedWeight;
@@ -20,19 +20,28 @@ const COARSE: i16 = 1000;
 /// Quarter octaves from which on a tile's own spread pays for itself.
 const LEAST_SPREAD: f64 = 2.0;
 
-/// Codes what is missing of `weights` in `values`, decoded bytes of the layer before, whose plan is `before`: as a
-/// refinement with that layer's scales of rows and columns, towards the quality that `weight` was allocated.
+/// The layer that a refinement adds to.
+pub struct LayerBefore<'a> {
+    /// Its plan.
+    pub plan: &'a TensorPlan,
+    /// Its decoded values, as bytes of the plan's type.
+    pub bytes: Vec<u8>,
+}
+
+/// Codes the difference of `weights` (row-major `[rows, cols]`) from the layer before as a refinement, with that layer's
+/// scales of rows and columns, towards the quality that `weight` was allocated.
 ///
 /// # Errors
 /// As [`TensorEncoder`].
 pub fn refine_ldlq(
     weight: &PlannedWeight,
     weights: &[f32],
-    (before, values): (&TensorPlan, Vec<u8>),
+    layer_before: LayerBefore,
     curvature: Curvature,
     options: &LdlqOptions,
 ) -> Result<Vec<u8>> {
-    let before_values = Values { dtype: before.dtype, bytes: values, tiles: Vec::new() };
+    let before = layer_before.plan;
+    let before_values = Values { dtype: before.dtype, bytes: layer_before.bytes, tiles: Vec::new() };
     let known = before_values.to_f32();
     let left: Vec<f32> = weights.iter().zip(&known).map(|(w, k)| w - k).collect();
     let scales = Scales::of(before);
@@ -65,7 +74,7 @@ pub fn refine_ldlq(
     })
 }
 
-/// Of every four columns of a row, all but the two that it would cost most to leave as they are.
+/// True for two of every four columns of a row: those that cost less to leave unrefined (2:4 sparsity).
 fn all_but_two(left: &[f32], cols: usize, loss_weights: &[f32]) -> Vec<bool> {
     let row = |row: &[f32]| -> Vec<bool> {
         let cost: Vec<f32> = row.iter().zip(loss_weights).map(|(w, i)| w * w * i).collect();
@@ -102,7 +111,7 @@ fn wanted(plan: &TensorPlan, n: usize, exact: bool, weights: &[f32], left: &[f32
     }
 }
 
-/// Sets spreads to those of what is left, over the scales of the layer before, and in lossless tiles to those of
+/// Sets spreads to those of the residual `left` over the scales of the layer before, and in lossless tiles to those of
 /// `weights`.
 fn set_sigmas(plan: &mut TensorPlan, before: &Scales, weights: &[f32], left: &[f32]) {
     let cols = plan.cols;

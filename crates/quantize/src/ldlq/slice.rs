@@ -9,14 +9,14 @@ use waterfill_codec::{Result, dispatch};
 use super::column::ColumnCoder;
 use super::input::{BLOCK, LdlqInput};
 
-/// A slice of which some columns are quantised.
+/// A slice with its first columns quantized.
 pub(super) struct Slice<'a> {
     input: &'a LdlqInput<'a>,
     rows: Range<usize>,
     coder: ColumnCoder<'a>,
     /// The factor that spreads errors over rows, row-major, of the whole matrix.
     upper: Option<&'a [f32]>,
-    /// Column by column: what was made of a weight less the weight.
+    /// Errors, decoded value less weight; column by column.
     errors: Vec<f32>,
     /// Row-major.
     samples: Vec<i16>,
@@ -45,8 +45,8 @@ impl<'a> Slice<'a> {
         self.samples
     }
 
-    /// Quantises the `n`-th block of columns, after those before. With feedback over rows, `above` is what
-    /// its columns saw of the errors of each slice above, column by column, and the result the same of this one.
+    /// Quantizes the `n`-th block of columns, after those before. With feedback over rows, `above` holds the errors of each
+    /// slice above in these columns, column by column; returns those of this slice.
     pub fn block(&mut self, n: usize, above: &[Vec<f32>]) -> Vec<f32> {
         let (cols, count) = (self.input.plan.cols, self.rows.len());
         let first = n * BLOCK;

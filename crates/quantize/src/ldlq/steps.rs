@@ -5,16 +5,16 @@ use waterfill_codec::scale::{UNIT, scale};
 use waterfill_codec::{Format, Lambda, TensorPlan, TilePlan};
 use waterfill_quadratic::LossWeights;
 
-/// Mean squared error of a scalar quantiser in squared steps, and of a trellis in those of its union
-/// quantiser.
+/// Mean squared error of a scalar quantizer in squared steps, and of a trellis in those of its union
+/// quantizer.
 const SCALAR_ERROR: f64 = 1.0 / 12.0;
 const TRELLIS_ERROR: f64 = 0.275;
 /// Eighths of an octave between steps of the same error: 8 log2(sqrt(0.275 * 12)).
 const UNION_STEP: i32 = 7;
-/// Levels that a plane of eight bits, or of four, holds with room for what feedback adds to the weights.
+/// Largest level planned for a plane of eight bits, or of four; feedback adds to the weights, which takes the rest.
 const PEAK: f32 = 120.0;
 const PEAK_INT4: f32 = 7.0;
-/// Eighths of an octave that allocation's step must be below the water level's to hold: a floor did that.
+/// Eighths of an octave by which the allocated step must be finer than the water level's to be kept: a floor chose it.
 const FLOOR: i32 = 8;
 /// Quarter octaves by which a step may be too coarse: beyond, five bits more cost less than the error.
 const LOSSLESS: f32 = 6.0;
@@ -39,10 +39,9 @@ pub struct Freedom {
     pub sharing: Sharing,
 }
 
-/// Sets column scales and steps of a plan, whose tiles have formats and steps as allocated, so that
-/// every weight loses the same; a plan with a trellis then has planes of eight bits. Tiles whose range
-/// the planes do not hold get coarser steps, or become lossless where `freedom` lets them. Returns what
-/// that costs as a share of the loss.
+/// Sets scale vectors and steps of a plan with allocated formats and steps, so that every weight loses the water level; a
+/// plan with a trellis then has planes of eight bits. Tiles that exceed the range of their plane get coarser steps, or
+/// become lossless where `freedom` allows it. Returns the loss that this adds, as a share of the loss at the water level.
 pub fn set_steps(
     plan: &mut TensorPlan,
     loss_weights: &LossWeights,
@@ -123,8 +122,8 @@ pub fn set_tile_steps(
     added / integer.len() as f64
 }
 
-/// By how many quarter octaves, at most `most`, the common step of tiles is best made coarser, where cutting a few large
-/// levels may cost less than a coarser step for all.
+/// Quarter octaves, at most `most`, by which the common step of tiles is best made coarser: clipping a few large levels may
+/// cost less than a coarser step for all.
 fn least_loss(plan: &TensorPlan, unit: &[usize], loss_weights: &LossWeights, weights: &[f32], most: i16) -> i16 {
     let loss = |more: i16| {
         let mut sum = 0.0;
@@ -148,14 +147,13 @@ fn least_loss(plan: &TensorPlan, unit: &[usize], loss_weights: &LossWeights, wei
     losses.min_by(|a, b| a.0.total_cmp(&b.0)).map_or(0, |(_, more)| more)
 }
 
-/// LossWeights of rows or columns, at least a millionth of their mean: what is dead must not get an
-/// infinite step.
+/// Weights of rows or columns, at least a millionth of their mean: a dead one must not get an infinite step.
 fn alive(loss_weights: &[f32]) -> Vec<f64> {
     let mean = loss_weights.iter().map(|&v| f64::from(v)).sum::<f64>() / loss_weights.len().max(1) as f64;
     loss_weights.iter().map(|&v| f64::from(v).max(1e-6 * mean).max(f64::MIN_POSITIVE)).collect()
 }
 
-/// LossWeights that row and column scales, which end at three octaves, leave to steps of tiles.
+/// Weights left to the steps of tiles by row and column scales, which end at three octaves.
 struct LeftToTiles {
     rows: Vec<f64>,
     cols: Vec<f64>,
@@ -186,8 +184,9 @@ fn peak(plan: &TensorPlan, n: usize, weights: &[f32]) -> f32 {
     rows.flat_map(|row| cols.clone().map(move |col| (row, col))).fold(0.0, |m, (row, col)| at(row, col).max(m))
 }
 
-/// The water level over the average loss that erasing a weight of a row, and of a column, would cause,
-/// erased, were each as important as the mean.
+/// Damping by the water level, for rows and for columns ([`waterfill_quadratic::Damping::levels`]): the water level over
+/// the loss that erasing an average weight of the row, or column, would cause if the row's own loss weight were the mean;
+/// at most 100.
 pub fn relative_water_levels(
     plan: &TensorPlan,
     loss_weights: &LossWeights,

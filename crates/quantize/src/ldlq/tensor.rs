@@ -18,7 +18,8 @@ const HELD_BACK: f64 = 0.25;
 /// books-7m, as what leaves steps as they are on average.
 const PENALIZED: f64 = 3.0;
 
-/// Codes a weight as allocated.
+/// Quantizes and codes a matrix as allocated: `weights` row-major `[rows, cols]`, exact values of the plan's type. Without
+/// curvature every level is decided alone.
 ///
 /// # Errors
 /// As [`TensorEncoder`].

@@ -82,7 +82,7 @@ impl PathSearch {
     fn run<const N: usize>(&mut self, samples: &[Sample], levels: &mut [i32]) {
         let words = N.div_ceil(64);
         let half = N / 2;
-        // Effects of a level's second bit and of the quantiser's parity on a state's low bits, for the upper
+        // Effects of a level's second bit and of the quantizer's parity on a state's low bits, for the upper
         // half is always entered from odd states.
         let forward = usize::from(self.trellis.next(0, 2));
         let feedback = usize::from(self.trellis.next(1, 1)) & (half - 1);

@@ -222,13 +222,13 @@ pub(super) fn fit_centroids(plan: &mut TensorPlan, input: &RdoInput, samples: &[
         if !coded || tile.predictor != Default::default() {
             continue;
         }
-        let quantiser = TilePlan { step: tile.step + i16::from(tile.coarse), ..*tile };
+        let quantizer = TilePlan { step: tile.step + i16::from(tile.coarse), ..*tile };
         let (rows, cols) = plan.tile_range(n);
         for row in rows {
             for col in cols.clone() {
                 let level = samples[row * plan.cols + col];
                 if level != 0 {
-                    let scale = waterfill_codec::scale::scale(plan.scale_index(&quantiser, row, col));
+                    let scale = waterfill_codec::scale::scale(plan.scale_index(&quantizer, row, col));
                     let value = f64::from(input.weights[row * plan.cols + col] / scale);
                     let sum = &mut sums[level.unsigned_abs().min(3) as usize - 1];
                     *sum = (sum.0 + value.abs() - f64::from(level.abs()), sum.1 + 1.0);

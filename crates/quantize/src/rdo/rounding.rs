@@ -18,7 +18,7 @@ impl Rounding {
         Self { costs: LevelCosts::get(), lambda, offsets: centroids.map(|c| f32::from(c) / 16.0) }
     }
 
-    /// Where a level is reconstructed, in quantiser steps.
+    /// Where a level is reconstructed, in quantizer steps.
     #[inline]
     pub fn point(&self, level: i32) -> f32 {
         match level {
@@ -27,7 +27,7 @@ impl Rounding {
         }
     }
 
-    /// Level of `value` (in quantiser steps), where a squared error costs `weight` nats for a squared
+    /// Level of `value` (in quantizer steps), where a squared error costs `weight` nats for a squared
     /// step: the one of lowest J among the two nearest and zero.
     #[inline]
     pub fn level(&self, value: f32, weight: f32, class: usize, range: (i32, i32)) -> i32 {
@@ -58,16 +58,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_price_moves_levels_towards_zero_and_never_raises_the_cost() {
-        let (plain, priced) = (Rounding::new(0.0, &[0; 3]), Rounding::new(0.05, &[0; 3]));
+    fn lambda_moves_levels_towards_zero_and_never_raises_the_cost() {
+        let (plain, optimised) = (Rounding::new(0.0, &[0; 3]), Rounding::new(0.05, &[0; 3]));
         let class = 12;
         for i in -400..400 {
             let value = i as f32 / 100.0;
-            let (a, b) = (plain.level(value, 1.0, class, (-8, 7)), priced.level(value, 1.0, class, (-8, 7)));
+            let (a, b) = (plain.level(value, 1.0, class, (-8, 7)), optimised.level(value, 1.0, class, (-8, 7)));
             assert!(b.abs() <= a.abs());
             let j = |level: i32| (value - level as f32).powi(2) + 0.05 * plain.bits(class, level);
             assert!(j(b) <= j(a) + 1e-6, "{value}: {a} {b}");
         }
-        assert_eq!(priced.level(0.51, 1.0, class, (-8, 7)), 0);
+        assert_eq!(optimised.level(0.51, 1.0, class, (-8, 7)), 0);
     }
 }

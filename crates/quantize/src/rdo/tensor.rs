@@ -14,7 +14,8 @@ use super::tile::TileSearch;
 use super::tools::Tool;
 use crate::slices::{encode_parallel, slice_samples, span};
 
-/// Codes a weight as allocated, with the tools that pay.
+/// Codes a matrix as allocated with the tools that lower J: `weights` row-major `[rows, cols]`, exact values of the plan's
+/// type. `allow_int8` lets tiles be INT8 where allocation chose a narrower format.
 ///
 /// # Errors
 /// As [`TensorEncoder`].

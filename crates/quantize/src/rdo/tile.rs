@@ -18,7 +18,7 @@ use super::rounding::Rounding;
 use super::tools::Tool;
 use super::transforms::{CostModel, Transformed, Transforms, sigma_change};
 
-/// Quarter octaves by which the plane of a transformed tile is finer than its quantiser, the first
+/// Quarter octaves by which the plane of a transformed tile is finer than its quantizer, the first
 /// that INT8 has room for: rounding to the plane adds a sixteenth, a quarter, or as much to the error.
 const FINER: [i16; 3] = [8, 4, 0];
 /// A prediction must take this share of the energy to be tried further.
@@ -327,7 +327,7 @@ impl<'a> TileSearch<'a> {
         (0..rows.len() * cols.len()).map(bits).sum()
     }
 
-    /// A quantiser coarser than the plane: without transform where reconstruction points lie off the
+    /// A quantizer coarser than the plane: without transform where reconstruction points lie off the
     /// middle, and with every transform.
     fn coarse(&mut self, n: usize, target: &Target, fine: TilePlan, best: &mut Candidate) -> Result<()> {
         let ratio = (f32::from(fine.coarse) / 4.0).exp2();

@@ -43,7 +43,7 @@ pub enum Tool {
     Split,
     /// Tile spreads that follow what is coded.
     Spread,
-    /// Rate-distortion optimised quantisation.
+    /// Rate-distortion optimised quantization.
     Rdoq,
     /// Reconstruction points off the middle, on a finer plane.
     Centroids,

@@ -89,7 +89,7 @@ impl Transforms {
     }
 
     /// The transforms of `residual` of lowest modelled cost, in no order. `spreads` are those of bands, in
-    /// quarter octaves over the quantiser's step.
+    /// quarter octaves over the quantizer's step.
     #[inline(always)]
     pub fn best(&self, residual: &[f32; 256], sigmas: &[i32; BANDS], cost_model: &CostModel) -> Vec<Transformed> {
         let rates = rate_models();
