@@ -66,10 +66,12 @@ pub enum ConfigError {
         nearest: Option<String>,
     },
     /// A value of the wrong type.
-    #[error("{path}: {source}")]
+    #[error("{path}: {section}{source}")]
     Type {
         /// The file.
         path: PathBuf,
+        /// The section with a colon, where it is not the whole file.
+        section: String,
         /// Expected and found type.
         source: serde_json::Error,
     },

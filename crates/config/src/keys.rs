@@ -10,7 +10,8 @@ use crate::error::{ConfigError, Result};
 /// `value` as a `T` with the given schema; `at` is the section that it is, for messages.
 pub(crate) fn checked<T: DeserializeOwned>(value: Value, schema: &Value, at: &str, path: &Path) -> Result<T> {
     check_keys(&value, schema, schema, at, path)?;
-    serde_json::from_value(value).map_err(|source| ConfigError::Type { path: path.into(), source })
+    let section = if at.is_empty() { String::new() } else { format!("{at}: ") };
+    serde_json::from_value(value).map_err(|source| ConfigError::Type { path: path.into(), section, source })
 }
 
 /// Compares keys with the schema, so that a typo is named with the key that was likely meant.

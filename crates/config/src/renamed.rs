@@ -220,6 +220,17 @@ mod tests {
     }
 
     #[test]
+    fn the_guide_lists_every_old_name() {
+        let guide = include_str!("../../../docs/GUIDE.md");
+        let table: Vec<&str> = guide.lines().filter(|line| line.starts_with('|')).collect();
+        let last = |key: &'static str| key.rsplit('.').next().unwrap_or(key);
+        let keys = KEYS.map(|(old, new)| (last(old), last(new)));
+        for (old, new) in keys.into_iter().chain(VALUES.map(|(_, old, new)| (old, new))) {
+            assert!(table.iter().any(|row| row.contains(old) && row.contains(new)), "{old} and {new} in a row");
+        }
+    }
+
+    #[test]
     fn both_names_at_once_are_refused_and_new_names_are_silent() {
         let mut twice = json!({"calibrate": {"shards": 4, "folds": 2}});
         let message = rename(&mut twice, Path::new("c.yaml")).unwrap_err().to_string();

@@ -24,8 +24,8 @@ pub(crate) struct Agreement {
     pub kind: String,
     /// Tokens of the calibration.
     pub tokens: u64,
-    /// Rank correlation of tile sensitivities between the run's own shards, a mean over pairs and tiles.
-    pub shards: Option<f64>,
+    /// Rank correlation of tile sensitivities between the run's own folds, a mean over pairs and tiles.
+    pub folds: Option<f64>,
     /// The same with the run of the same kind that has most tokens.
     pub with_most: Option<f64>,
     /// The same with the run of the first kind that has most tokens.
@@ -34,7 +34,7 @@ pub(crate) struct Agreement {
     pub bits_change: Option<f64>,
 }
 
-/// Fisher information of the tiles of every matrix, by shard.
+/// Fisher information of the tiles of every matrix, by fold.
 type Tiles = BTreeMap<String, Vec<Vec<f64>>>;
 
 fn tiles(record: &Record) -> Option<Tiles> {
@@ -44,16 +44,16 @@ fn tiles(record: &Record) -> Option<Tiles> {
     let read = |name: &String| {
         let shape = &checkpoint.tensor(name).ok()?.shape;
         let (rows, cols) = (shape[0], *shape.get(1)?);
-        let shards = store.read(name, rows, cols).ok()?.tile_fisher;
-        Some((name.clone(), shards.iter().map(|s| s.iter().copied().collect()).collect()))
+        let folds = store.read(name, rows, cols).ok()?.tile_fisher;
+        Some((name.clone(), folds.iter().map(|s| s.iter().copied().collect()).collect()))
     };
     names.par_iter().map(read).collect()
 }
 
-/// Sum over shards.
-fn whole(shards: &[Vec<f64>]) -> Vec<f64> {
-    let mut sum = vec![0.0; shards.first().map_or(0, Vec::len)];
-    shards.iter().for_each(|s| sum.iter_mut().zip(s).for_each(|(sum, v)| *sum += v));
+/// Sum over folds.
+fn whole(folds: &[Vec<f64>]) -> Vec<f64> {
+    let mut sum = vec![0.0; folds.first().map_or(0, Vec::len)];
+    folds.iter().for_each(|s| sum.iter_mut().zip(s).for_each(|(sum, v)| *sum += v));
     sum
 }
 
@@ -72,10 +72,10 @@ fn correlation(a: &Tiles, b: &Tiles) -> Option<f64> {
     mean(pairs.par_iter().filter_map(one).collect::<Vec<_>>().into_iter())
 }
 
-fn between_shards(tiles: &Tiles) -> Option<f64> {
-    let pairs = tiles.values().flat_map(|shards| {
-        let pairs = (0..shards.len()).flat_map(|i| (i + 1..shards.len()).map(move |j| (i, j)));
-        pairs.filter_map(|(i, j)| Some((rank_correlation(&shards[i], &shards[j])?, shards[i].len())))
+fn between_folds(tiles: &Tiles) -> Option<f64> {
+    let pairs = tiles.values().flat_map(|folds| {
+        let pairs = (0..folds.len()).flat_map(|i| (i + 1..folds.len()).map(move |j| (i, j)));
+        pairs.filter_map(|(i, j)| Some((rank_correlation(&folds[i], &folds[j])?, folds[i].len())))
     });
     mean(pairs)
 }
@@ -91,7 +91,7 @@ fn tokens(record: &Record) -> u64 {
     number("/calibrate/sequences") * number("/calibrate/context")
 }
 
-/// The calibration's settings without the number of sequences, and shards, which change nothing but what is kept apart.
+/// The calibration's settings without the number of sequences, and folds, which change nothing but what is kept apart.
 fn kind(record: &Record) -> String {
     let mut calibrate = record.config.get("calibrate").cloned().unwrap_or_default();
     if let Some(map) = calibrate.as_object_mut() {
@@ -138,7 +138,7 @@ pub(crate) fn agreements(records: &[Record]) -> Vec<Agreement> {
                 model: model.to_string(),
                 kind: own_kind,
                 tokens: tokens(r),
-                shards: sensitivities.as_ref().and_then(between_shards),
+                folds: sensitivities.as_ref().and_then(between_folds),
                 with_most: with(most_tiles),
                 with_first: with(first.as_ref()),
                 bits_change,
@@ -157,7 +157,7 @@ pub(crate) fn table(all: &[Agreement]) -> Table {
         ("label", text(|a| &a.label)),
         ("pipeline", text(|a| &a.model)),
         ("tokens", Cells::Whole(all.iter().map(|a| a.tokens).collect())),
-        ("shards", number(|a| a.shards)),
+        ("folds", number(|a| a.folds)),
         ("with_most", number(|a| a.with_most)),
         ("with_first", number(|a| a.with_first)),
         ("bits_change", number(|a| a.bits_change)),

@@ -94,7 +94,7 @@ pub(crate) fn figures(records: &[Record], peers: Option<&Peers>, calibrations: &
     let files: Size = |p| p.bits_per_weight;
     let memory: Size = |p| Some(p.resident_bits_per_weight);
     let (of_files, of_memory) = ("bits per weight of the files", "bits per weight in a runtime's memory");
-    let loss = || Quality::Loss("KL(original || tuned), nats per token".into());
+    let loss = || Quality::Loss("KL(original || compressed), nats per token".into());
     let perplexity: Value = |p| Some((p.perplexity?, None));
     let accuracy: Value = |p| {
         let all = &p.benchmarks.first()?.result.all;
@@ -147,14 +147,14 @@ pub(crate) fn figures(records: &[Record], peers: Option<&Peers>, calibrations: &
     for model in models.keys() {
         let rank = |text: &str| Quality::High(text.into(), None);
         let (own, most) =
-            ("rank correlation between shards of a calibration", "rank correlation with the largest calibration");
+            ("rank correlation between folds of a calibration", "rank correlation with the largest calibration");
         found.extend(agreement(
             calibrations,
             model,
-            "shards: how alike are sensitivities of tiles",
+            "folds: how alike are sensitivities of tiles",
             tokens,
             rank(own),
-            |a| a.shards,
+            |a| a.folds,
         ));
         found.extend(agreement(calibrations, model, "agreement of sensitivities of tiles", tokens, rank(most), |a| {
             a.with_most.filter(|r| *r < 1.0 - 1e-12)

@@ -77,7 +77,7 @@ pub(crate) fn sensitivities(calibration: &Path, shapes: &[(String, [usize; 2])])
     shapes.iter().map(one).collect()
 }
 
-/// Tiles and levels of one matrix of a tuned checkpoint; no levels where it has none, as FP8 and lossless tiles.
+/// Tiles and levels of one matrix of a compressed checkpoint; no levels where it has none, as FP8 and lossless tiles.
 ///
 /// # Errors
 /// A matrix that is not there or not coded, files that cannot be read.
@@ -101,14 +101,14 @@ pub(crate) fn of_matrix(parts: &Parts, tensor: &str) -> Result<(TileMap, Option<
         (TILE.min(rows - row) * TILE.min(cols - col)) as f64
     };
     let store = Sensitivities::open(parts.calibration)?;
-    let shards = store.read(tensor, rows, cols)?.tile_fisher;
-    let count = shards.len().max(1) as f64;
+    let folds = store.read(tensor, rows, cols)?.tile_fisher;
+    let count = folds.len().max(1) as f64;
     let bits = tile_bits(&parts.allocation.join("tiles.parquet"), tensor)?;
     let all = across * rows.div_ceil(TILE);
-    if bits.len() != all || shards.iter().any(|s| s.len() != all) {
+    if bits.len() != all || folds.iter().any(|s| s.len() != all) {
         return Err(failed(format!("{tensor}: allocation or sensitivities are of another shape")));
     }
-    let fisher = |n: usize| shards.iter().map(|s| s[[n / across, n % across]]).sum::<f64>() / count;
+    let fisher = |n: usize| folds.iter().map(|s| s[[n / across, n % across]]).sum::<f64>() / count;
     let mode = |n: usize| {
         let (row, col) = (n / across * TILE / side, n % across * TILE / side);
         mode_of(&tiles[row * coded_across + col])

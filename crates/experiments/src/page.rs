@@ -105,7 +105,7 @@ fn reached(all: &[Reached]) -> Option<PageTable> {
             Cell::Text(r.detail.clone()),
         ]
     };
-    let heads = vec!["target", "found", "limit", "", "of"];
+    let heads = vec!["claim", "found", "limit", "", "files"];
     (!all.is_empty()).then(|| PageTable {
         caption: "Claims".into(),
         heads,
@@ -122,7 +122,7 @@ fn agreement(all: &[Agreement]) -> Option<PageTable> {
             Cell::Text(a.model.clone()),
             Cell::Text(a.label.clone()),
             Cell::Figure(a.tokens.to_string(), Some(a.tokens as f64)),
-            three(a.shards),
+            three(a.folds),
             three(a.with_most),
             three(a.with_first),
             three(a.bits_change),
@@ -132,7 +132,7 @@ fn agreement(all: &[Agreement]) -> Option<PageTable> {
         "model",
         "run",
         "tokens",
-        "own shards",
+        "own folds",
         "largest of its kind",
         "largest of the first kind",
         "bits/weight from the largest",

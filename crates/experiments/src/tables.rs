@@ -130,7 +130,7 @@ fn tensors(records: &[Record]) -> Table {
         ("point", Cells::Whole(all.iter().map(|t| t.1).collect())),
         ("tensor", Cells::Text(all.iter().map(|t| t.2.name.clone()).collect())),
         ("block", Cells::MaybeWhole(all.iter().map(|t| place(&t.2.name).0.map(|n| n as u64)).collect())),
-        ("kind", Cells::Text(all.iter().map(|t| place(&t.2.name).1.to_string()).collect())),
+        ("role", Cells::Text(all.iter().map(|t| place(&t.2.name).1.to_string()).collect())),
         ("weights", Cells::Whole(all.iter().map(|t| t.2.weights).collect())),
         ("bits", Cells::Number(all.iter().map(|t| Some(t.2.bits)).collect())),
         ("predicted_loss", Cells::Number(all.iter().map(|t| Some(t.2.loss)).collect())),
@@ -169,7 +169,7 @@ fn claims(all: &[Reached]) -> Table {
     let text = |f: fn(&Reached) -> String| Cells::Text(all.iter().map(f).collect());
     let number = |f: fn(&Reached) -> Option<f64>| Cells::Number(all.iter().map(f).collect());
     let columns = vec![
-        ("target", text(|r| r.name.clone())),
+        ("claim", text(|r| r.name.clone())),
         ("value", number(|r| r.value)),
         ("at_least", number(|r| r.at_least)),
         ("at_most", number(|r| r.at_most)),

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use serde::Serialize;
-use waterfill_store::{Artifact, Identity, Progress, reset_peak_memory};
+use waterfill_store::{Artifact, Identity, Progress, Silent, reset_peak_memory};
 
 use crate::context::Context;
 use crate::device_memory;
@@ -109,7 +109,7 @@ fn plan(
     context: &Context,
     times: &Times,
 ) -> Result<(PlannedStage, Option<Artifact>)> {
-    let found = context.store.find(&context.config.name, identity)?;
+    let found = context.store.usable(&context.config.name, identity, &Silent)?;
     let mut planned = PlannedStage {
         stage: stage.label(),
         key: identity.key(),

@@ -187,7 +187,7 @@ fn agreement(rows: &[Row], dir: &Path) -> Result<()> {
             replace(dir, &format!("{name}-{model}"), |at, name| figure.write(at, name))
         };
         let own = rank("rank correlation between folds of a calibration");
-        draw("shards", "how alike are sensitivities of tiles", own, "shards", |_| true)?;
+        draw("folds", "how alike are sensitivities of tiles", own, "folds", |_| true)?;
         let most = rank("rank correlation with the largest calibration");
         draw("agreement", "agreement of sensitivities of tiles", most, "with_most", |r| r < 1.0 - 1e-12)?;
         let change = Quality::Loss("mean change, bits per weight".into());

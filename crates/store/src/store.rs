@@ -68,7 +68,10 @@ impl Store {
     }
 
     /// Like [`Store::find`], but a damaged artifact counts as absent when repairing; else the error says how to repair it.
-    fn usable(&self, model: &str, identity: &Identity, progress: &dyn Progress) -> Result<Option<Artifact>> {
+    ///
+    /// # Errors
+    /// The file that is damaged, unless repairing.
+    pub fn usable(&self, model: &str, identity: &Identity, progress: &dyn Progress) -> Result<Option<Artifact>> {
         match self.find(model, identity) {
             Err(ArtifactError::Damaged { path, reason }) if self.repair => {
                 progress.note(&format!("{}: {reason}; computing it again", path.display()));
