@@ -12,26 +12,23 @@ use crate::entropy::tables::{
     CLASSES, ESCAPE, LEVEL_ZERO, PREFIX_FIRST, PREFIX_ZERO, Tables, UNIT_CLASS, largest_level, level_table,
 };
 use crate::format::{Dtype, Format};
-use crate::simd::{dispatch, expand_bits, expand_fields};
+use crate::simd::{dispatched, expand_bits, expand_fields};
 use crate::syntax::float_prefix::{EntropyTables, FloatPrefixModel};
 use crate::syntax::sample::{SampleDecoder, code_escape};
 use crate::syntax::slice::SlicePlan;
 use crate::syntax::tensor_plan::entry;
 use crate::syntax::tile_plan::{TileMode, TilePlan, band};
 
-/// Decodes a block of levels or bit patterns into `samples`, column by column; false, with nothing read, for any other.
-pub(super) fn decode_block(
-    decoder: &mut SampleDecoder,
-    slice: &SlicePlan,
-    entropy_tables: &EntropyTables,
-    rows: Range<usize>,
-    cols: Range<usize>,
-    samples: &mut [i32],
-) -> bool {
-    dispatch(
-        #[inline(always)]
-        || decode_block_inline(decoder, slice, entropy_tables, rows, cols, samples),
-    )
+dispatched! {
+    /// Decodes a block of levels or bit patterns into `samples`, column by column; false, with nothing read, for any other.
+    pub(super) fn decode_block(
+        decoder: &mut SampleDecoder,
+        slice: &SlicePlan,
+        entropy_tables: &EntropyTables,
+        rows: Range<usize>,
+        cols: Range<usize>,
+        samples: &mut [i32],
+    ) -> bool = decode_block_inline
 }
 
 #[inline(always)]
@@ -117,19 +114,16 @@ fn fill_sigmas(
     }
 }
 
-/// Decodes a block of lossless bf16 tiles straight into `out`; false, with nothing read, for any other.
-pub(super) fn decode_bf16_block(
-    decoder: &mut SampleDecoder,
-    slice: &SlicePlan,
-    entropy_tables: &EntropyTables,
-    rows: Range<usize>,
-    cols: Range<usize>,
-    out: &mut [u8],
-) -> bool {
-    dispatch(
-        #[inline(always)]
-        || decode_bf16_block_inline(decoder, slice, entropy_tables, rows, cols, out),
-    )
+dispatched! {
+    /// Decodes a block of lossless bf16 tiles straight into `out`; false, with nothing read, for any other.
+    pub(super) fn decode_bf16_block(
+        decoder: &mut SampleDecoder,
+        slice: &SlicePlan,
+        entropy_tables: &EntropyTables,
+        rows: Range<usize>,
+        cols: Range<usize>,
+        out: &mut [u8],
+    ) -> bool = decode_bf16_block_inline
 }
 
 #[inline(always)]

@@ -6,28 +6,25 @@ use crate::constants::{BAND, TILE};
 use crate::error::Result;
 use crate::format::{Dtype, Format};
 use crate::recon::reconstruct::{TileScales, bf16};
-use crate::simd::{dispatch, transpose};
+use crate::simd::{dispatched, transpose};
 use crate::syntax::slice::SlicePlan;
 use crate::syntax::tile_plan::TilePlan;
 
 /// A number for every sample of a block, column by column.
 pub(super) type Columns<T> = [[T; BAND]; TILE];
 
-/// Writes a block of bf16 weights whose tiles have their samples as planes; false, with nothing written, for any other.
-///
-/// # Errors
-/// Scales out of range.
-pub(super) fn write_block(
-    slice: &SlicePlan,
-    rows: Range<usize>,
-    cols: Range<usize>,
-    samples: &[i32],
-    out: &mut [u8],
-) -> Result<bool> {
-    dispatch(
-        #[inline(always)]
-        || write_block_inline(slice, rows, cols, samples, out),
-    )
+dispatched! {
+    /// Writes a block of bf16 weights whose tiles have their samples as planes; false, with nothing written, for any other.
+    ///
+    /// # Errors
+    /// Scales out of range.
+    pub(super) fn write_block(
+        slice: &SlicePlan,
+        rows: Range<usize>,
+        cols: Range<usize>,
+        samples: &[i32],
+        out: &mut [u8],
+    ) -> Result<bool> = write_block_inline
 }
 
 #[inline(always)]

@@ -14,7 +14,7 @@ use crate::entropy::interleaved_rans::{LaneEncoder, lane_of};
 use crate::entropy::tables::{ESCAPE, Tables};
 use crate::error::{CodecError, Result};
 use crate::format::{Dtype, Format};
-use crate::simd::{dispatch, gather_bits, transpose};
+use crate::simd::{dispatched, gather_bits, transpose};
 use crate::syntax::float_prefix::{EntropyTables, FloatPrefixModel};
 use crate::syntax::sample::SampleEncoder;
 use crate::syntax::streams::join_streams;
@@ -88,10 +88,7 @@ fn symbol_tables(elements: &Elements, bytes: &[u8]) -> Vec<[u16; 256]> {
 
 /// Chooses sigmas and tables of a floating-point tensor.
 fn fit_floats(plan: &mut TensorPlan, bytes: &[u8]) {
-    let statistics = dispatch(
-        #[inline(always)]
-        || measure(plan.dtype, plan.cols, bytes),
-    );
+    let statistics = measure(plan.dtype, plan.cols, bytes);
     let all = crate::encoder::sigma_fit::rms(statistics.rows.iter().copied());
     plan.sigma_base = (4.0 * all.max(1e-30).log2()).round().clamp(-600.0, 600.0) as i32;
     let model = FloatPrefixModel::fixed(plan.dtype);
@@ -182,16 +179,19 @@ fn encode_slice(plan: &TensorPlan, entropy_tables: &EntropyTables, bytes: &[u8],
     let count = rows.len() * plan.cols;
     let mut encoder = SampleEncoder { lanes: LaneEncoder::with_capacity(count), ..SampleEncoder::default() };
     let model = entropy_tables.lossless().expect("bytes and nibbles have tables");
-    dispatch(
-        #[inline(always)]
-        || encode_rows(&mut encoder, plan, &model, bytes, rows),
-    );
+    encode_rows(&mut encoder, plan, &model, bytes, rows);
     join_streams(&[], encoder, plan.lanes())
 }
 
-/// Patterns of the rows of a slice.
+dispatched! {
+    /// Codes the bit patterns of the rows of a slice.
+    fn encode_rows(
+        encoder: &mut SampleEncoder, plan: &TensorPlan, model: &FloatPrefixModel, bytes: &[u8], rows: Range<usize>
+    ) -> () = encode_rows_inline
+}
+
 #[inline(always)]
-fn encode_rows(
+fn encode_rows_inline(
     encoder: &mut SampleEncoder,
     plan: &TensorPlan,
     model: &FloatPrefixModel,

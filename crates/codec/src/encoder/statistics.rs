@@ -4,6 +4,7 @@
 
 use crate::constants::TILE;
 use crate::format::Dtype;
+use crate::simd::dispatched;
 
 /// Statistics that sigmas and tables are chosen from.
 pub(super) struct Statistics {
@@ -15,9 +16,14 @@ pub(super) struct Statistics {
     pub prefixes: Vec<u64>,
 }
 
+dispatched! {
+    /// Statistics of the elements of a matrix of `cols` columns.
+    pub(super) fn measure(dtype: Dtype, cols: usize, bytes: &[u8]) -> Statistics = measure_inline
+}
+
 /// [`statistics`], one copy for each type, so that its shifts are constants.
 #[inline(always)]
-pub(super) fn measure(dtype: Dtype, cols: usize, bytes: &[u8]) -> Statistics {
+fn measure_inline(dtype: Dtype, cols: usize, bytes: &[u8]) -> Statistics {
     match dtype {
         Dtype::Bf16 => statistics::<{ Dtype::Bf16 as u8 }>(cols, bytes),
         Dtype::F16 => statistics::<{ Dtype::F16 as u8 }>(cols, bytes),
