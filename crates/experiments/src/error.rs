@@ -11,9 +11,9 @@ pub enum ExperimentError {
     /// The configuration.
     #[error(transparent)]
     Config(#[from] waterfill_config::ConfigError),
-    /// A stage.
+    /// A stage; boxed, since it is much larger than the others.
     #[error(transparent)]
-    Pipeline(#[from] waterfill_pipeline::PipelineError),
+    Pipeline(Box<waterfill_pipeline::PipelineError>),
     /// The store.
     #[error(transparent)]
     Store(#[from] waterfill_store::ArtifactError),
@@ -89,5 +89,11 @@ impl ExperimentError {
     pub fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.into();
         move |source| Self::Io { path, source }
+    }
+}
+
+impl From<waterfill_pipeline::PipelineError> for ExperimentError {
+    fn from(error: waterfill_pipeline::PipelineError) -> Self {
+        Self::Pipeline(Box::new(error))
     }
 }

@@ -60,7 +60,7 @@ impl Stage for Report<'_> {
 
     fn run(&self, context: &Context, work: &Work) -> waterfill_pipeline::Result<()> {
         self.write(context, work).map_err(|error| match error {
-            ExperimentError::Pipeline(error) => error,
+            ExperimentError::Pipeline(error) => *error,
             other => PipelineError::Stage { stage: "report".into(), source: Box::new(other) },
         })
     }

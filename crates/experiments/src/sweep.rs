@@ -218,7 +218,8 @@ pub fn dry_run(sweep: &Sweep, device: &str, console: &Console) -> DryRun {
     let mut result = DryRun { sweep: sweep.name.clone(), runs: Vec::new(), seconds: 0.0, rough: false };
     for one in &sweep.runs {
         let planned =
-            Context::open(&one.config, &stores[&one.config.store], device, console).and_then(|context| plan(&context));
+            Context::open(&one.config, &stores[&one.config.store], device, console).map_err(ExperimentError::from);
+        let planned = planned.and_then(|context| Ok(plan(&context)?));
         let (mut stages, error) = match planned {
             Ok(stages) => (stages, None),
             Err(error) => (Vec::new(), Some(error.to_string())),
