@@ -247,7 +247,7 @@ pub enum Command {
         /// Format to write
         #[arg(long)]
         to: ExportTarget,
-        /// Directory to create for a checkpoint, or directory for the files of a configuration [default: the store]
+        /// Directory to create; required for a checkpoint. Files of a configuration stay in the store without it
         #[arg(long)]
         out: Option<PathBuf>,
         #[command(flatten)]

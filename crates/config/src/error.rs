@@ -25,6 +25,16 @@ pub enum ConfigError {
         /// Error of the parser, with line and column.
         source: serde_yaml::Error,
     },
+    /// A number that is not finite.
+    #[error("{path}: {key} is {value}, expected a finite number")]
+    NotFinite {
+        /// The file.
+        path: PathBuf,
+        /// Dotted key.
+        key: String,
+        /// The number: `.nan`, `.inf` or `-.inf`.
+        value: String,
+    },
     /// The top of the file is not a mapping.
     #[error("{path}: expected keys and values at the top")]
     NotAMapping {
@@ -66,12 +76,12 @@ pub enum ConfigError {
         nearest: Option<String>,
     },
     /// A value of the wrong type.
-    #[error("{path}: {section}{source}")]
+    #[error("{path}: {key}: {source}")]
     Type {
         /// The file.
         path: PathBuf,
-        /// The section with a colon, where it is not the whole file.
-        section: String,
+        /// Dotted key.
+        key: String,
         /// Expected and found type.
         source: serde_json::Error,
     },

@@ -6,12 +6,21 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::error::{ConfigError, Result};
+use crate::renamed::old_names;
 
 /// `value` as a `T` with the given schema; `at` is the section that it is, for messages.
 pub(crate) fn checked<T: DeserializeOwned>(value: Value, schema: &Value, at: &str, path: &Path) -> Result<T> {
     check_keys(&value, schema, schema, at, path)?;
-    let section = if at.is_empty() { String::new() } else { format!("{at}: ") };
-    serde_json::from_value(value).map_err(|source| ConfigError::Type { path: path.into(), section, source })
+    serde_path_to_error::deserialize(value).map_err(|error| {
+        let inside = error.path().to_string();
+        let key = match (at, inside.as_str()) {
+            ("", ".") => "the file".to_string(),
+            ("", _) => inside,
+            (_, ".") => at.to_string(),
+            _ => format!("{at}.{inside}"),
+        };
+        ConfigError::Type { path: path.into(), key, source: error.into_inner() }
+    })
 }
 
 /// Compares keys with the schema, so that a typo is named with the key that was likely meant.
@@ -41,8 +50,12 @@ fn check_keys(value: &Value, schema: &Value, root: &Value, at: &str, path: &Path
     }
 }
 
+/// The known key that is spelled most alike, by its name in this version or in the last.
 fn nearest<'a>(key: &str, known: impl Iterator<Item = &'a String>) -> Option<String> {
-    let alike = |known: &String| strsim::jaro_winkler(key, known);
+    let alike = |known: &String| {
+        let names = old_names(known).into_iter().chain([known.as_str()]);
+        names.map(|name| strsim::jaro_winkler(key, name)).fold(0.0, f64::max)
+    };
     known.max_by(|a, b| alike(a).total_cmp(&alike(b))).cloned()
 }
 

@@ -74,6 +74,18 @@ mod tests {
     }
 
     #[test]
+    fn wrong_types_numbers_and_doubles_name_the_key() {
+        let message = load_text(&GOOD.replace("name: a", "name: a\ntags: x")).unwrap_err();
+        assert!(message.contains("tags: invalid type: string \"x\""), "{message}");
+        let message = load_text(&GOOD.replace("1e-8]", "1e-8], margin: .nan")).unwrap_err();
+        assert!(message.contains("allocate.margin is .nan, expected a finite number"), "{message}");
+        let message = load_text(&GOOD.replace("1e-8]", "1e-8], margin: 1, margin: 2")).unwrap_err();
+        assert!(message.contains("margin"), "{message}");
+        let message = load_text(&GOOD.replace("1e-8]", "1e-8], shard_rul: mean")).unwrap_err();
+        assert!(message.contains("did you mean fold_rule?"), "{message}");
+    }
+
+    #[test]
     fn old_names_are_read_with_one_note_that_names_the_new_ones() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("old.yaml");

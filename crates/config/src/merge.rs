@@ -21,8 +21,10 @@ fn merged_at(path: &Path, depth: usize, note: Note) -> Result<Value> {
         return Err(ConfigError::IncludeDepth { path: path.into(), most: MAX_DEPTH });
     }
     let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Io { path: path.into(), source })?;
-    let mut value: Value =
-        serde_yaml::from_str(&text).map_err(|source| ConfigError::Yaml { path: path.into(), source })?;
+    let failed = |source| ConfigError::Yaml { path: path.into(), source };
+    // Keys that are given twice are an error here, and JSON has no numbers that are not finite.
+    check_finite(&serde_yaml::from_str(&text).map_err(failed)?, "", path)?;
+    let mut value: Value = serde_yaml::from_str(&text).map_err(failed)?;
     if !value.is_object() {
         return Err(ConfigError::NotAMapping { path: path.into() });
     }
@@ -41,6 +43,24 @@ fn merged_at(path: &Path, depth: usize, note: Note) -> Result<Value> {
     }
     merge(&mut result, value);
     Ok(result)
+}
+
+fn check_finite(value: &serde_yaml::Value, at: &str, path: &Path) -> Result<()> {
+    match value {
+        serde_yaml::Value::Number(number) if !number.is_finite() => {
+            let (key, value) = (at.to_string(), number.to_string());
+            Err(ConfigError::NotFinite { path: path.into(), key, value })
+        }
+        serde_yaml::Value::Mapping(map) => map.iter().try_for_each(|(key, value)| {
+            let key = key.as_str().unwrap_or_default();
+            let dotted = if at.is_empty() { key.to_string() } else { format!("{at}.{key}") };
+            check_finite(value, &dotted, path)
+        }),
+        serde_yaml::Value::Sequence(items) => {
+            items.iter().enumerate().try_for_each(|(i, item)| check_finite(item, &format!("{at}[{i}]"), path))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Values of `over` replace those of `base`; mappings merge key by key.

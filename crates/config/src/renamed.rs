@@ -49,6 +49,7 @@ pub fn rename(value: &mut Value, path: &Path) -> Result<Vec<String>> {
     }
     if let Some(sweep) = value.get_mut("sweep") {
         rename_settings(sweep, path, &mut found)?;
+        rename_labels(sweep);
     }
     found.dedup();
     Ok(found)
@@ -65,6 +66,12 @@ pub fn current(key: &str) -> String {
         }
     }
     key
+}
+
+/// Old names of the keys that are called `new` in some section.
+pub(crate) fn old_names(new: &str) -> Vec<&'static str> {
+    let last = |key: &'static str| key.rsplit('.').next().unwrap_or(key);
+    KEYS.iter().filter(|(_, name)| last(name) == new).map(|(old, _)| last(old)).collect()
 }
 
 /// `a.b[].c` as `a`, `b`, `[]`, `c`.
@@ -145,16 +152,36 @@ fn rename_settings(sweep: &mut Value, path: &Path, found: &mut Vec<String>) -> R
     Ok(())
 }
 
+/// Runs that claims name by a label made from settings, such as `shards=2`: their labels have the new names.
+fn rename_labels(sweep: &mut Value) {
+    let runs = sweep["runs"].as_array().into_iter().flatten();
+    let given: Vec<String> = runs.filter_map(|run| run["label"].as_str().map(String::from)).collect();
+    let last = |key: &'static str| key.rsplit('.').next().unwrap_or(key);
+    let setting = |part: &str| match part.split_once('=') {
+        Some((key, value)) => {
+            let key = KEYS.iter().find(|(old, _)| last(old) == key).map_or(key, |(_, new)| last(new));
+            let value = VALUES.iter().find(|(named, old, _)| last(named) == key && *old == value);
+            let value = value.map_or(part.split_once('=').map_or("", |p| p.1), |(_, _, new)| new);
+            format!("{key}={value}")
+        }
+        None => part.to_string(),
+    };
+    for claim in sweep.get_mut("claims").and_then(Value::as_array_mut).into_iter().flatten() {
+        for key in ["run", "compared_with"] {
+            if let Some(label) =
+                claim.get_mut(key).filter(|l| l.as_str().is_some_and(|l| !given.iter().any(|g| g == l)))
+            {
+                let settings: Vec<String> = label.as_str().unwrap_or_default().split(", ").map(setting).collect();
+                *label = settings.join(", ").into();
+            }
+        }
+    }
+}
+
 /// Renames inside the value of a setting: one value, a list of values to try, or a section.
 fn rename_setting(key: &str, value: &mut Value, path: &Path, found: &mut Vec<String>) -> Result<()> {
     if let Value::Array(values) = value {
         return values.iter_mut().try_for_each(|value| rename_setting(key, value, path, found));
-    }
-    for (named, old, new) in VALUES {
-        if named == key && value.as_str() == Some(old) {
-            *value = new.into();
-            found.push(format!("{named}: {old} is now {named}: {new}"));
-        }
     }
     // A section is renamed as if it stood in the file.
     let mut section = std::mem::take(value);
@@ -163,6 +190,9 @@ fn rename_setting(key: &str, value: &mut Value, path: &Path, found: &mut Vec<Str
     }
     for (old, new) in KEYS {
         rename_key(&mut section, old, new, path, found)?;
+    }
+    for (named, old, new) in VALUES {
+        rename_value(&mut section, &parts(named), (named, old, new), found);
     }
     *value = key.split('.').fold(section, |mut at, part| at.get_mut(part).map(std::mem::take).unwrap_or_default());
     Ok(())
@@ -202,18 +232,19 @@ mod tests {
     fn settings_of_sweeps_are_renamed_too() {
         let (value, found) = renamed(json!({"sweep": {
             "grid": {"calibrate.shards": [1, 2], "allocate.probes": ["none", "kinds"]},
-            "runs": [{"label": "a", "encode.layers.favour": "all"}, {"encode.layers": {"favour": "base"}}],
+            "runs": [{"label": "a", "encode.layers.favour": "all"}, {"encode.layers": {"favour": "base"}}, {"allocate": {"probes": "layers"}}],
             "over": ["a.yaml"],
-            "targets": [{"figure": "start", "against": "a", "delta": {"base": "b", "tuned": "t"}}],
+            "targets": [{"figure": "start", "run": "shards=2, probes=kinds", "against": "a", "delta": {"base": "b", "tuned": "t"}}],
         }}));
         assert_eq!(
             value["sweep"],
             json!({
                 "grid": {"calibrate.folds": [1, 2], "allocate.probes": ["none", "roles"]},
                 "runs": [{"label": "a", "encode.quality_layers.optimize_for": "all"},
-                         {"encode.quality_layers": {"optimize_for": "base"}}],
+                         {"encode.quality_layers": {"optimize_for": "base"}},
+                         {"allocate": {"probes": "tensors"}}],
                 "configs": ["a.yaml"],
-                "claims": [{"figure": "load-time", "compared_with": "a", "delta": {"base": "b", "fine_tune": "t"}}],
+                "claims": [{"figure": "load-time", "run": "folds=2, probes=roles", "compared_with": "a", "delta": {"base": "b", "fine_tune": "t"}}],
             })
         );
         assert!(!found.is_empty());

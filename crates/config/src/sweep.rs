@@ -80,7 +80,9 @@ pub struct Sweep {
 pub fn load_sweep(path: &Path, note: Note) -> Result<Sweep> {
     let failed = |problem: Problem| ConfigError::Limits { path: path.into(), problems: vec![problem] };
     let mut value = merged(path, note)?;
-    let section = match value.as_object_mut().and_then(|m| m.remove("sweep")) {
+    let section = value.as_object_mut().and_then(|m| m.remove("sweep"));
+    let is_sweep = section.is_some();
+    let section = match section {
         Some(section) => checked(section, &schemars::schema_for!(SweepSection).to_value(), "sweep", path)?,
         None => SweepSection::default(),
     };
@@ -130,7 +132,10 @@ pub fn load_sweep(path: &Path, note: Note) -> Result<Sweep> {
         for (key, setting) in &settings {
             set(&mut value, key, setting.clone()).map_err(|e| of_run(&label, e))?;
         }
-        let config = config_of(value, path).map_err(|e| of_run(&label, RunError::Config(Box::new(e))))?;
+        let config = config_of(value, path).map_err(|e| match is_sweep {
+            true => of_run(&label, RunError::Config(Box::new(e))),
+            false => e,
+        })?;
         if let Some(twin) = runs.iter().find(|r| r.label == label && r.settings == settings) {
             return Err(ConfigError::Twins { path: path.into(), label: twin.label.clone() });
         }

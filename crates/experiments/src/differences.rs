@@ -6,7 +6,7 @@ use std::path::Path;
 use serde::Serialize;
 use serde_json::Value;
 use waterfill_evaluate::{Estimate, QuestionResult, Sequences};
-use waterfill_pipeline::{PointOutput, TensorSummary, read_json};
+use waterfill_pipeline::{PointOutput, SCHEMA, TensorSummary, read_json};
 
 use crate::equal_kl::{Comparison, compare};
 use crate::error::Result;
@@ -15,6 +15,8 @@ use crate::record::Record;
 /// The differences between two runs.
 #[derive(Debug, Clone, Serialize)]
 pub struct Differences {
+    /// Version of this object's names.
+    pub schema: u32,
     /// Their names.
     pub runs: [String; 2],
     /// Their dates.
@@ -79,7 +81,7 @@ pub fn differences(store: &Path, names: [&str; 2]) -> Result<Differences> {
         points.push(pair(first, second, bytes, [TEXT, QUESTIONS].map(|keys| alike(&a, &b, keys))));
     }
     let tensors = nearest.map_or(vec![], |(_, i, j)| tensors(a.tensors.get(i), b.tensors.get(j)));
-    Ok(Differences { runs: [a.id, b.id], dates: [a.date, b.date], settings, points, tensors })
+    Ok(Differences { schema: SCHEMA, runs: [a.id, b.id], dates: [a.date, b.date], settings, points, tensors })
 }
 
 /// Settings of an evaluation that decide its text, and its questions.

@@ -118,7 +118,7 @@ fn data(context: &Context, base: &EvaluationResult, run: &RunArtifacts) -> repor
             accuracy_high: choice.map(|c| c.result.all.interval.1),
             accuracy_change: choice.map(|c| c.change.mean),
             accuracy_change_se: choice.map(|c| c.change.se),
-            predicted_loss: out.predicted_kl.unwrap_or(out.predicted_loss),
+            predicted_kl: out.predicted_kl.unwrap_or(out.predicted_loss),
             tensors: made
                 .summary
                 .tensors

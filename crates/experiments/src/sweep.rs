@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use serde::{Serialize, Serializer};
 use serde_json::Value;
 use waterfill_config::{Sweep, SweepRun};
-use waterfill_pipeline::{Console, Context, PlannedStage, RunOutput, Until, available_memory, plan};
+use waterfill_pipeline::{Console, Context, PlannedStage, RunOutput, SCHEMA, Until, available_memory, plan};
 use waterfill_store::Store;
 
 use crate::agreement::{agreements, write as write_agreements};
@@ -26,6 +26,8 @@ use crate::tables::{write_claims, write_tables};
 /// The object that `sweep --json` prints.
 #[derive(Debug, Clone, Serialize)]
 pub struct SweepOutput {
+    /// Version of this object's names.
+    pub schema: u32,
     /// Name of the sweep.
     pub sweep: String,
     /// Every run, in order.
@@ -68,6 +70,8 @@ impl SweepOutput {
 /// The plan of a sweep.
 #[derive(Debug, Clone, Serialize)]
 pub struct DryRun {
+    /// Version of this object's names.
+    pub schema: u32,
     /// Name of the sweep.
     pub sweep: String,
     /// Every run, in order.
@@ -152,7 +156,16 @@ pub fn run_sweep(
     let measured = runs.iter().filter_map(|r| Some((r.label.as_str(), r.output.as_ref()?.points.as_slice())));
     let reach = peers.as_ref().map_or(vec![], |peers| peers.reach(measured));
     let (claims, figures, page) = write_results(sweep, peers.as_ref(), measure)?;
-    Ok(SweepOutput { sweep: sweep.name.clone(), runs, reach, targets: claims.clone(), claims, figures, page })
+    Ok(SweepOutput {
+        schema: SCHEMA,
+        sweep: sweep.name.clone(),
+        runs,
+        reach,
+        targets: claims.clone(),
+        claims,
+        figures,
+        page,
+    })
 }
 
 /// Claims with their outcome, figures, and the page.
@@ -215,7 +228,7 @@ fn stores(sweep: &Sweep, repair: bool) -> BTreeMap<String, Store> {
 pub fn dry_run(sweep: &Sweep, device: &str, console: &Console) -> DryRun {
     let stores = stores(sweep, false);
     let mut seen = BTreeSet::new();
-    let mut result = DryRun { sweep: sweep.name.clone(), runs: Vec::new(), seconds: 0.0, rough: false };
+    let mut result = DryRun { schema: SCHEMA, sweep: sweep.name.clone(), runs: Vec::new(), seconds: 0.0, rough: false };
     for one in &sweep.runs {
         let planned =
             Context::open(&one.config, &stores[&one.config.store], device, console).map_err(ExperimentError::from);

@@ -11,6 +11,11 @@ use waterfill_quantize::rdo::Usage;
 
 use crate::results::{Choice, EvaluationResult};
 
+/// The version of objects from before it was printed.
+fn first() -> u32 {
+    1
+}
+
 /// Version of the names in [`RunOutput`]: 1 had `layers` of a point and artifact `points`.
 pub const SCHEMA: u32 = 2;
 
@@ -18,7 +23,7 @@ pub const SCHEMA: u32 = 2;
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct RunOutput {
     /// Version of this object's names.
-    #[serde(default)]
+    #[serde(default = "first")]
     pub schema: u32,
     /// Name of the pipeline.
     pub model: String,
@@ -196,10 +201,12 @@ impl RunOutput {
                 point.insert("layers".into(), layers);
             }
         }
-        if let Some(artifacts) = value["artifacts"].as_object_mut()
-            && let Some(measured) = artifacts.get("measure").cloned()
-        {
-            artifacts.insert("points".into(), measured);
+        if let Some(artifacts) = value["artifacts"].as_object_mut() {
+            for (from, to) in [("measure", "points"), ("points", "measure")] {
+                if let Some(artifact) = artifacts.get(from).cloned() {
+                    artifacts.entry(to).or_insert(artifact);
+                }
+            }
         }
         value
     }
@@ -227,6 +234,6 @@ mod tests {
         value["points"][0].as_object_mut().unwrap().remove("quality_layers");
         value.as_object_mut().unwrap().remove("schema");
         let read: RunOutput = serde_json::from_value(value).unwrap();
-        assert_eq!((read.points[0].quality_layers, read.schema), (Some(layers), 0));
+        assert_eq!((read.points[0].quality_layers, read.schema), (Some(layers), 1));
     }
 }

@@ -79,7 +79,7 @@ pub struct OperatingPoint {
     /// Paired with the original.
     pub accuracy_change: Option<f64>,
     pub accuracy_change_se: Option<f64>,
-    pub predicted_loss: f64,
+    pub predicted_kl: f64,
     /// Coded tensors.
     pub tensors: Vec<Tensor>,
 }

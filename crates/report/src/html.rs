@@ -141,7 +141,7 @@ fn cells(p: &OperatingPoint, questions: bool) -> Vec<String> {
         format!("{:.3}", p.linear_bits_per_weight),
         format!("{:.3}", p.resident_bits_per_weight),
         format!("{:.2e} ± {:.0e}", p.kl, p.kl_se),
-        format!("{:.2e}", p.predicted_loss),
+        format!("{:.2e}", p.predicted_kl),
         format!("{:+.4} ± {:.4}", p.nll_change, p.nll_change_se),
         format!("{:.3}", p.perplexity),
         format!("{:.2} ± {:.2}", p.top1 * 100.0, p.top1_se * 100.0),
@@ -188,7 +188,7 @@ mod tests {
             accuracy_high: None,
             accuracy_change: None,
             accuracy_change_se: None,
-            predicted_loss: kl * 0.8,
+            predicted_kl: kl * 0.8,
             tensors: vec![tensor],
         }
     }

@@ -50,7 +50,7 @@ fn points(report: &Report) -> PolarsResult<DataFrame> {
         optional("accuracy_high", |p| p.accuracy_high),
         optional("accuracy_change", |p| p.accuracy_change),
         optional("accuracy_change_se", |p| p.accuracy_change_se),
-        number("predicted_loss", |p| p.predicted_loss),
+        number("predicted_kl", |p| p.predicted_kl),
     ];
     DataFrame::new(report.points.len(), columns)
 }

@@ -27,6 +27,7 @@ pub fn execute(
 ) -> Result<()> {
     if let ExportTarget::HfBf16 = to {
         let out = out.context("--to hf-bf16 needs --out, a directory to create")?;
+        anyhow::ensure!(path.is_dir(), "{}: a file; --to hf-bf16 takes a compressed checkpoint", path.display());
         write_dense(&Checkpoint::open(path)?, out, Some(Dtype::Bf16), console)?;
         console.finish("");
         return show(arguments, &format!("dense checkpoint in {}", out.display()), "exported");
@@ -69,8 +70,8 @@ pub fn execute_decode(
     write_dense(&source, out, dtype, console)?;
     console.finish("");
     let (used, read) = (source.quality_layers(), source.bytes());
-    let layers = if used > 1 { "layers" } else { "layer" };
-    show(arguments, &format!("dense checkpoint of {used} {layers}, {read} bytes, in {}", out.display()), "decoded")
+    let layers = if used > 1 { format!(" of {used} quality layers") } else { String::new() };
+    show(arguments, &format!("dense checkpoint in {}, from {read} bytes{layers}", out.display()), "decoded")
 }
 
 /// Exported files with their loss, and weights by type.

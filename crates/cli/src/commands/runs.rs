@@ -95,20 +95,31 @@ fn range(values: impl Iterator<Item = f64>, form: fn(f64) -> String) -> String {
 }
 
 fn render_runs(records: &[Record]) -> String {
-    let mut text = String::new();
-    let mut line = |s: String| writeln!(text, "{}", s.trim_end()).expect("writing to a string");
-    let id = records.iter().map(|r| r.id.chars().count()).max().unwrap_or(0).max(3);
-    let heads = ["points", "bits/w", "KL", "perplexity"];
-    line(format!("{:id$}  {:20}{:>7}{:>18}{:>22}{:>18}  of", "run", "date", heads[0], heads[1], heads[2], heads[3]));
-    for r in records {
+    if records.is_empty() {
+        return "no runs; --store names another folder of artifacts\n".into();
+    }
+    let row = |r: &Record| {
         let points = &r.output.points;
-        let bits = range(points.iter().filter_map(|p| p.bits_per_weight), |v| format!("{v:.2}"));
-        let kl = range(points.iter().filter_map(|p| p.kl), |v| format!("{v:.2e}"));
-        let perplexity = range(points.iter().filter_map(|p| p.perplexity), |v| format!("{v:.3}"));
         let of = [r.sweep.as_deref(), r.label.as_deref()].into_iter().flatten().collect::<Vec<_>>().join(": ");
         let tags = if r.tags.is_empty() { String::new() } else { format!(" [{}]", r.tags.join(", ")) };
-        let date = r.date.trim_end_matches('Z').replace('T', " ");
-        line(format!("{:id$}  {date:20}{:>7}{bits:>18}{kl:>22}{perplexity:>18}  {of}{tags}", r.id, points.len()));
+        [
+            r.id.clone(),
+            r.date.trim_end_matches('Z').replace('T', " "),
+            points.len().to_string(),
+            range(points.iter().filter_map(|p| p.bits_per_weight), |v| format!("{v:.2}")),
+            range(points.iter().filter_map(|p| p.kl), |v| format!("{v:.2e}")),
+            range(points.iter().filter_map(|p| p.perplexity), |v| format!("{v:.3}")),
+            of + &tags,
+        ]
+    };
+    let heads = ["run", "date", "points", "bits/w", "KL", "perplexity", "sweep: label [tags]"].map(String::from);
+    let rows: Vec<[String; 7]> = std::iter::once(heads).chain(records.iter().map(row)).collect();
+    let width = |n: usize| rows.iter().map(|row| row[n].chars().count()).max().unwrap_or(0);
+    let mut text = String::new();
+    for [id, date, points, bits, kl, perplexity, of] in &rows {
+        let [a, b, c, d, e, f] = [0, 1, 2, 3, 4, 5].map(width);
+        let line = format!("{id:a$}  {date:b$}  {points:>c$}  {bits:>d$}  {kl:>e$}  {perplexity:>f$}  {of}");
+        writeln!(text, "{}", line.trim_end()).expect("writing to a string");
     }
     text
 }

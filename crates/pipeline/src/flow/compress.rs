@@ -194,13 +194,17 @@ pub(crate) fn prefixes(engine: &Engine, compressed: &Compressed) -> Result<Vec<C
     let (of, lambdas) = (layers.bits.len() + 1, layers.lambdas(lambda));
     let layer = |n: usize| if n < of { QualityPrefix::Layers(n) } else { QualityPrefix::All };
     let Some(sizes) = sizes else {
-        let planned = |used: usize| CheckpointPrefix {
-            prefix: layer(used),
-            layers: Some(QualityLayers { used, of, whole: true }),
-            lambda: lambdas[used - 1],
-            sizes: None,
+        // The bytes of a cut layer are not known yet: its number stands for them.
+        let planned = |used: usize| {
+            let cuts = if used > 1 { layers.parts } else { 0 };
+            let cuts = (0..cuts).map(move |n| (QualityPrefix::Bytes((used * 1000 + n) as u64), false));
+            let lambda = lambdas[used - 1];
+            cuts.chain([(layer(used), true)]).map(move |(prefix, whole)| {
+                let layers = Some(QualityLayers { used, of, whole });
+                CheckpointPrefix { prefix, layers, lambda, sizes: None }
+            })
         };
-        return Ok((1..=of).map(planned).collect());
+        return Ok((1..=of).flat_map(planned).collect());
     };
     let one = |prefix: QualityPrefix| -> Result<CheckpointPrefix> {
         let opened = Checkpoint::open_prefix(compressed.encoded.path("checkpoint"), prefix)?;

@@ -17,7 +17,7 @@ use crate::console::Console;
 use crate::context::Context;
 use crate::engine::Engine;
 use crate::error::{PipelineError, Result};
-use crate::output::BenchmarkOutput;
+use crate::output::{BenchmarkOutput, SCHEMA};
 use crate::results::write_json;
 use crate::sources::Source;
 use crate::stage::ArtifactRef;
@@ -26,6 +26,8 @@ use crate::stages::{ANSWERS, Evaluation, Subject, answer, identity_of_answers, t
 /// The object that `--json` prints.
 #[derive(Debug, Clone, Serialize)]
 pub struct OriginalOutput {
+    /// Version of this object's names.
+    pub schema: u32,
     /// Name of the pipeline.
     pub model: String,
     /// Nats per token.
@@ -68,6 +70,7 @@ pub fn evaluate_original(config: &Config, store: &Store, device: &str, console: 
     let result = evaluated.read(None)?;
     let text = &result.text;
     Ok(OriginalOutput {
+        schema: SCHEMA,
         model: config.name.clone(),
         nll: text.nll.mean,
         nll_se: text.nll.se,

@@ -128,7 +128,7 @@ impl Stage for AloneCorrections<'_> {
     }
 
     fn identity(&self, context: &Context) -> Result<Identity> {
-        Ok(of_parts(context, ("probe-alone", 5), self.parts))
+        Ok(of_parts(context, ("probe-alone", 6), self.parts))
     }
 
     fn estimate(&self, _context: &Context) -> Estimate {
@@ -156,7 +156,7 @@ impl Stage for TogetherCorrections<'_> {
 
     fn identity(&self, context: &Context) -> Result<Identity> {
         let parts: Vec<ArtifactRef> = self.whole.iter().map(|(_, part)| part.clone()).collect();
-        Ok(of_parts(context, ("probe", 5), &parts))
+        Ok(of_parts(context, ("probe", 6), &parts))
     }
 
     fn estimate(&self, _context: &Context) -> Estimate {
@@ -193,7 +193,7 @@ impl Stage for LoopCorrections<'_> {
     }
 
     fn identity(&self, context: &Context) -> Result<Identity> {
-        Ok(of_parts(context, ("closed-loop", 1), self.parts))
+        Ok(of_parts(context, ("closed-loop", 2), self.parts))
     }
 
     fn estimate(&self, _context: &Context) -> Estimate {

@@ -100,7 +100,7 @@ fn accuracy(report: &Report) -> Option<Curves> {
 }
 
 fn predicted(report: &Report) -> Scatter {
-    let points = report.points.iter().map(|p| (p.predicted_loss, p.kl, p.kl_se)).collect();
+    let points = report.points.iter().map(|p| (p.predicted_kl, p.kl, p.kl_se)).collect();
     Scatter {
         title: format!("{}: predicted and measured loss", report.model),
         runs: vec![Predictions { label: "compressed checkpoints".into(), points }],

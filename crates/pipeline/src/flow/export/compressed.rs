@@ -14,7 +14,7 @@ use crate::context::Context;
 use crate::engine::Engine;
 use crate::error::{PipelineError, Result};
 use crate::goal::Goal;
-use crate::output::BaseOutput;
+use crate::output::{BaseOutput, SCHEMA};
 use crate::results::ExportSummary;
 use crate::stages::packed::ENTRY;
 use crate::stages::{Calibration, Evaluation, Measure, MeasurePacked, PackedGroup, Subject, WritePacked};
@@ -66,7 +66,12 @@ pub fn export_compressed(context: &Context, out: Option<&Path>) -> Result<Export
         all.push(ExportPoint::of(summary, bytes, bits, &text, (dir, None)));
     }
     all.sort_by_key(|p| p.bytes);
-    Ok(ExportOutput { model: context.config.name.clone(), base: BaseOutput::of(&original), points: all })
+    Ok(ExportOutput {
+        schema: SCHEMA,
+        model: context.config.name.clone(),
+        base: BaseOutput::of(&original),
+        points: all,
+    })
 }
 
 fn choice(context: &Context, groups: &[PackedGroup], goal: Goal) -> Result<Chosen> {

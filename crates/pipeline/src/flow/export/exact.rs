@@ -18,7 +18,7 @@ use crate::engine::Engine;
 use crate::error::{PipelineError, Result};
 use crate::estimate::coding_memory;
 use crate::flow::compress::{Inputs, compress};
-use crate::output::BaseOutput;
+use crate::output::{BaseOutput, SCHEMA};
 use crate::results::ExportSummary;
 use crate::stages::{Calibration, Evaluation, Measure, Subject};
 
@@ -220,5 +220,10 @@ pub(super) fn export_compressed_checkpoints(context: &Context, out: &Path) -> Re
         all.push(ExportPoint::of(summary, exported.bytes, bits, &text, (dir, None)));
     }
     all.sort_by_key(|p| p.bytes);
-    Ok(ExportOutput { model: context.config.name.clone(), base: BaseOutput::of(&original), points: all })
+    Ok(ExportOutput {
+        schema: SCHEMA,
+        model: context.config.name.clone(),
+        base: BaseOutput::of(&original),
+        points: all,
+    })
 }

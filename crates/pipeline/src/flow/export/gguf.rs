@@ -11,7 +11,7 @@ use crate::context::Context;
 use crate::engine::Engine;
 use crate::error::{PipelineError, Result};
 use crate::goal::Goal;
-use crate::output::BaseOutput;
+use crate::output::{BaseOutput, SCHEMA};
 use crate::results::ExportSummary;
 use crate::stage::ArtifactRef;
 use crate::stages::gguf::{FILE, RECIPE, gguf_metadata, gguf_name, gguf_recipe};
@@ -51,7 +51,12 @@ pub fn export_gguf(context: &Context, out: Option<&Path>) -> Result<ExportOutput
         all.push(ExportPoint::of(summary, bytes, bits, &text, (file, Some(recipe))));
     }
     all.sort_by_key(|p| p.bytes);
-    Ok(ExportOutput { model: context.config.name.clone(), base: BaseOutput::of(&original), points: all })
+    Ok(ExportOutput {
+        schema: SCHEMA,
+        model: context.config.name.clone(),
+        base: BaseOutput::of(&original),
+        points: all,
+    })
 }
 
 /// Writes, for every goal, the types of all matrices for `llama-quantize --tensor-type-file` into `out`; returns the files.

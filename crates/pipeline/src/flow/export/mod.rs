@@ -22,6 +22,8 @@ use crate::results::ExportSummary;
 /// The object that `export --json` prints.
 #[derive(Debug, Clone, Serialize)]
 pub struct ExportOutput {
+    /// Version of this object's names.
+    pub schema: u32,
     /// Name of the pipeline.
     pub model: String,
     /// The original.
