@@ -61,8 +61,14 @@ impl Blobs {
     /// Writes the file.
     ///
     /// # Errors
-    /// As the file system says.
+    /// A number that is not finite, by array and place; else as the file system says.
     pub fn write(&self) -> Result<()> {
+        for (name, (_, _, bytes)) in self.arrays.iter().filter(|(_, (element, ..))| *element == Element::F32) {
+            let mut values = bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().expect("four bytes")));
+            if let Some((at, value)) = values.by_ref().enumerate().find(|(_, v)| !v.is_finite()) {
+                return Err(failed(&self.path, format!("{name}: entry {at} is {value}, expected a finite number")));
+            }
+        }
         let views = self.arrays.iter().map(|(name, (element, shape, bytes))| {
             (name.as_str(), TensorView::new(*element, shape.clone(), bytes).expect("shape fits the bytes"))
         });
@@ -303,6 +309,10 @@ mod tests {
         let loss_weights =
             LossWeights { tiles: vec![0.5; 6], rows: vec![1.0; 20], cols: vec![2.0; 40], lookup: vec![0.5; 20] };
         let candidates = TensorCandidates { plan, tiles, loss_weights };
+        let mut broken = candidates.clone();
+        broken.tiles.losses[1] = f32::NAN;
+        let message = broken.write(&path).unwrap_err().to_string();
+        assert!(message.contains("point|loss: entry 1 is NaN") && !path.exists(), "{message}");
         candidates.write(&path).unwrap();
         let back = TensorCandidates::read(&path).unwrap();
         assert_eq!(

@@ -20,6 +20,8 @@ const STEPS: i32 = 36;
 const PART: usize = 1 << 14;
 /// Quarter octaves by which shared steps may be finer than the largest weight of a tile allows INT4.
 const CLIPPED: i32 = 12;
+/// Weights count as this many steps at most: squared errors stay finite in single precision.
+const MOST_STEPS: f32 = 1e15;
 /// Scales of small floating-point formats tried, an octave apart.
 const FLOAT_SCALES: i32 = 6;
 
@@ -74,7 +76,7 @@ pub fn measure_candidates(
     let shared = options.shared_steps;
     let measure = |n: usize| {
         let tile = Tile::new(&plan, &info, weights, n);
-        let mut candidates = tile.integer_candidates();
+        let mut candidates = tile.integer_candidates(shared);
         if shared {
             tile.add_clipped_candidates(&mut candidates);
         }
@@ -92,7 +94,10 @@ pub fn measure_candidates(
 }
 
 /// A tile in units of its step at index 0.
-struct Tile {
+struct Tile<'a> {
+    plan: &'a TensorPlan,
+    /// Its index.
+    n: usize,
     weights: Vec<f32>,
     /// Weight over its step.
     scaled: Vec<f32>,
@@ -106,8 +111,8 @@ struct Tile {
     largest: f32,
 }
 
-impl Tile {
-    fn new(plan: &TensorPlan, info: &Information, weights: &[f32], n: usize) -> Self {
+impl<'a> Tile<'a> {
+    fn new(plan: &'a TensorPlan, info: &Information, weights: &[f32], n: usize) -> Self {
         let across = plan.tiles_across();
         let (top, left) = (n / across * TILE, n % across * TILE);
         let (rows, cols) = (top..plan.rows.min(top + TILE), left..plan.cols.min(left + TILE));
@@ -115,8 +120,8 @@ impl Tile {
         let col_sum: f64 = info.by_col[cols.clone()].iter().sum();
         let density = info.tiles[n] / (row_sum * col_sum).max(f64::MIN_POSITIVE);
         let entry = |v: &[i8], i: usize| v.get(i).map_or(0, |&x| i32::from(x));
-        let mut tile =
-            Self { weights: vec![], scaled: vec![], half_fisher: vec![], class: vec![], units: vec![], largest: 0.0 };
+        let (scaled, half_fisher, class, units) = Default::default();
+        let mut tile = Self { plan, n, weights: vec![], scaled, half_fisher, class, units, largest: 0.0 };
         for i in rows {
             for j in cols.clone() {
                 let units = entry(&plan.row_scale, i) + entry(&plan.col_scale, j);
@@ -125,7 +130,7 @@ impl Tile {
                 let weight = weights[i * plan.cols + j];
                 let fisher = density * info.by_row[i] * info.by_col[j];
                 tile.weights.push(weight);
-                tile.scaled.push(weight / step);
+                tile.scaled.push((weight / step).clamp(-MOST_STEPS, MOST_STEPS));
                 tile.half_fisher.push((0.5 * fisher * f64::from(step).powi(2)) as f32);
                 tile.units.push(units);
                 tile.class.push(plan.sigma_base + i32::from(plan.tiles[n].sigma) + sigma - units);
@@ -135,16 +140,24 @@ impl Tile {
         tile
     }
 
-    /// Smallest step index at which the largest weight does not exceed `limit` steps.
-    fn finest(&self, limit: f32) -> i32 {
-        (4.0 * (self.largest.max(1e-12) / limit).log2()).ceil().clamp(-400.0, 400.0) as i32
+    /// Smallest step index of a format at which the largest weight does not exceed `limit` steps, of those that the
+    /// format can have; of the scale grid's ends, where weights are beyond them, the nearest.
+    fn finest(&self, format: Format, limit: f32) -> i32 {
+        let steps = self.plan.steps(self.n, format);
+        let wanted = (4.0 * (self.largest.max(f32::MIN_POSITIVE) / limit).log2()).ceil() as i32;
+        wanted.min(*steps.end()).max(*steps.start())
     }
 
-    fn integer_candidates(&self) -> Vec<RdCandidate> {
+    /// Candidates of growing steps up to the first that makes all levels zero. A tile of zeros has one candidate, at the
+    /// base step, or at the finest of all where `shared` steps are chosen from what all tiles have.
+    fn integer_candidates(&self, shared: bool) -> Vec<RdCandidate> {
         let costs = LevelCosts::get();
         let mut candidates = Vec::with_capacity(STEPS as usize + 8);
-        let finest = self.finest(127.4);
-        for step in finest..finest + STEPS {
+        let finest = match self.largest {
+            0.0 if !shared => 0,
+            _ => self.finest(Format::Int8, 127.4),
+        };
+        for step in finest..=(finest + STEPS - 1).min(*self.plan.steps(self.n, Format::Int8).end()) {
             let (candidate, zero) = self.integer_candidate(costs, step, (-127.0, 127.0));
             candidates.push(candidate);
             if zero {
@@ -178,8 +191,9 @@ impl Tile {
 
     /// INT4 with steps too fine for the tile's largest weights, which other tiles of the same step may want.
     fn add_clipped_candidates(&self, candidates: &mut Vec<RdCandidate>) {
-        let held = self.finest(7.49);
-        let clipped = (held - CLIPPED..held).map(|step| self.integer_candidate(LevelCosts::get(), step, (-8.0, 7.0)).0);
+        let held = self.finest(Format::Int4, 7.49);
+        let first = (held - CLIPPED).max(*self.plan.steps(self.n, Format::Int4).start());
+        let clipped = (first..held).map(|step| self.integer_candidate(LevelCosts::get(), step, (-8.0, 7.0)).0);
         candidates.extend(clipped.map(|candidate| RdCandidate { format: Format::Int4, ..candidate }));
     }
 
@@ -194,11 +208,12 @@ impl Tile {
     ) {
         let Some(kind) = format.minifloat() else { return };
         let shift = kind.scale_shift() / UNIT;
-        let finest = self.finest(kind.max() * (-shift as f32 / 4.0).exp2());
+        let finest = self.finest(format, kind.max() * (-shift as f32 / 4.0).exp2());
         // Scales that several tiles can have lie on one grid, and reach further.
         let (finest, count) =
             if shared { ((finest + 3).div_euclid(4) * 4, 2 * FLOAT_SCALES) } else { (finest, FLOAT_SCALES) };
-        for step in (0..count).map(|n| finest + 4 * n) {
+        let most = *self.plan.steps(self.n, format).end();
+        for step in (0..count).map(|n| finest + 4 * n).filter(|&step| step <= most) {
             let size = ((step - shift) as f32 / 4.0).exp2();
             let (mut error, mut rate) = (0.0, 0.0);
             for ((&x, &half_fisher), &class) in self.scaled.iter().zip(&self.half_fisher).zip(&self.class) {

@@ -1,7 +1,7 @@
 //! Row and column scales from sensitivities, and the spread model of the entropy coder from
 //! weights.
 
-use waterfill_codec::encoder::sigma_fit::{self, fit_sigma, quarter_octaves, rms, sigma_vector};
+use waterfill_codec::encoder::sigma_fit::{self, fit_sigma, log2_mean, quarter_octaves, rms, sigma_vector};
 use waterfill_codec::{Dtype, TILE, TensorPlan, TilePlan, scale};
 
 use crate::information::Information;
@@ -56,7 +56,7 @@ pub(crate) fn plan_scales(info: &Information, weights: &[f32], dtype: Dtype, vec
         let (top, left) = (n / across * TILE, n % across * TILE);
         let inside = (top..rows.min(top + TILE)).flat_map(|i| (left..cols.min(left + TILE)).map(move |j| (i, j)));
         let tile_rms = rms(inside.map(|(i, j)| f64::from(weights[i * cols + j]) / sigma(i, j)));
-        tile.sigma = quarter_octaves(tile_rms / all, 40.0) as i16;
+        tile.sigma = quarter_octaves(tile_rms / all.max(f64::MIN_POSITIVE), 40.0) as i16;
     }
     plan
 }
@@ -68,7 +68,7 @@ pub(crate) fn plan_scales(info: &Information, weights: &[f32], dtype: Dtype, vec
 /// gain, `1/2 log2(arithmetic mean / geometric mean)` bits a weight, does not pay for the entries.
 pub fn water_fill(information: &[f64], others: usize) -> Vec<i8> {
     let mean = information.iter().sum::<f64>() / information.len() as f64;
-    let log_mean = information.iter().map(|v| v.log2()).sum::<f64>() / information.len() as f64;
+    let Some(log_mean) = log2_mean(information.iter().copied()) else { return Vec::new() };
     if (mean.log2() - log_mean) / 2.0 * others as f64 <= sigma_fit::ENTRY_BITS {
         return Vec::new();
     }
@@ -87,5 +87,10 @@ mod tests {
         assert!(scales.iter().enumerate().all(|(i, &s)| s == if i % 2 == 0 { 4 } else { -4 }), "{scales:?}");
         assert!(water_fill(&[1.0; 64], 1000).is_empty());
         assert!(water_fill(&information, 2).is_empty(), "two weights a row cannot pay for its scale");
+        // Dead rows take nothing from the others.
+        let some_dead: Vec<f64> = information.iter().copied().chain([0.0; 8]).collect();
+        let scales = water_fill(&some_dead, 1000);
+        assert_eq!((scales[0], scales[1], scales[70]), (4, -4, 12));
+        assert!(water_fill(&[0.0; 8], 1000).is_empty());
     }
 }

@@ -253,10 +253,10 @@ impl Writer<'_> {
                 [(entry.hessian, INPUT, entry.side), (entry.gradient_covariance, OUTPUT, usize::MAX)]
             {
                 let Some(kept) = kept else { continue };
-                if !kept.is_finite() {
+                let (diagonal, correlations) = kept.to_stored();
+                if !kept.is_finite() || diagonal.iter().any(|d| !d.is_finite()) {
                     return Err(CalibrateError::NotFinite { weight: entry.name.into(), statistic: "the Hessian" });
                 }
-                let (diagonal, correlations) = kept.to_stored();
                 let (width, count) = (diagonal.len(), correlations.len());
                 let f32s = |values: &[f32]| values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
                 let correlations = correlations.iter().flat_map(|v| v.to_le_bytes()).collect();

@@ -6,6 +6,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{ExportError, Result};
 
+/// Magnitude below which a weight is zero in every type with scales in half precision, whose least is 6e-8; the library's
+/// quantizers divide zero by zero on blocks of such weights.
+const LEAST_HELD: f32 = 1e-10;
+
 /// A type that a tensor of a GGUF file can have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -111,6 +115,11 @@ impl GgufType {
         matches!(self, Self::Q2K | Self::Q3K | Self::Q4K | Self::Q5K | Self::Q6K)
     }
 
+    /// Whether blocks have scales in half precision.
+    const fn has_half_scales(self) -> bool {
+        !matches!(self, Self::Bf16 | Self::F32)
+    }
+
     /// Quantizes a matrix of `rows` by `loss_weights.len()` weights, with a weight for each column.
     ///
     /// # Errors
@@ -118,6 +127,14 @@ impl GgufType {
     pub fn quantize(self, name: &str, weights: &[f32], loss_weights: &[f32]) -> Result<Quantized> {
         let failed = |source| ExportError::Quantizer { tensor: name.into(), source };
         let cols = loss_weights.len();
+        let flushed: Vec<f32>;
+        let weights = match self.has_half_scales() {
+            true => {
+                flushed = weights.iter().map(|&w| if w.abs() < LEAST_HELD { 0.0 } else { w }).collect();
+                &flushed
+            }
+            false => weights,
+        };
         let tensor = Tensor::from_slice(weights, (weights.len() / cols.max(1), cols), &Device::Cpu).map_err(failed)?;
         // A column that never mattered still is worth something, or blocks of such columns divide by zero.
         let mean = loss_weights.iter().sum::<f32>() / cols.max(1) as f32;

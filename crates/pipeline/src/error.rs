@@ -49,6 +49,16 @@ pub enum PipelineError {
         /// Error of the parser.
         source: serde_json::Error,
     },
+    /// A stage computed a number that is none; its result is not kept.
+    #[error("{path}: {field} is {value}, expected a finite number; the stage's result is not kept")]
+    NotFinite {
+        /// The file that was to be written.
+        path: PathBuf,
+        /// Dotted place of the number, such as the name of a tensor.
+        field: String,
+        /// NaN or infinite.
+        value: f64,
+    },
     /// An accelerator's memory did not suffice.
     #[error("{stage}: {device} has too little memory: {advice}; what is finished is kept")]
     DeviceMemory {

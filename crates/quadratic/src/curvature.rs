@@ -79,20 +79,45 @@ impl SymmetricBlocks {
 
     /// Block `n` as a symmetric matrix.
     pub fn block(&self, n: usize) -> Array2<f32> {
+        let own = self.diagonal.iter().skip(self.range(n).start);
+        let deviation: Vec<f32> = own.clone().take(self.range(n).len()).map(|d| d.sqrt()).collect();
+        let mut matrix = self.correlation_block(n);
+        matrix.indexed_iter_mut().for_each(|((i, j), r)| *r = *r * deviation[i.min(j)] * deviation[i.max(j)]);
+        matrix.diag_mut().iter_mut().zip(own).for_each(|(entry, &d)| *entry = d);
+        matrix
+    }
+
+    /// Correlations of block `n`: ones on the diagonal, also where the matrix has a zero there.
+    pub fn correlation_block(&self, n: usize) -> Array2<f32> {
         let range = self.range(n);
         let before: usize = (0..n).map(|b| self.range(b).len()).map(|s| s * (s - 1) / 2).sum();
-        let deviation: Vec<f32> = self.diagonal.iter().skip(range.start).take(range.len()).map(|d| d.sqrt()).collect();
         let mut correlations = self.correlations[before..].iter();
         let mut matrix = Array2::zeros((range.len(), range.len()));
         for i in 0..range.len() {
-            matrix[[i, i]] = self.diagonal[range.start + i];
+            matrix[[i, i]] = 1.0;
             for j in i + 1..range.len() {
-                let r = f32::from(*correlations.next().expect("as many as blocks have")) / CORRELATION_ONE;
-                let value = r * deviation[i] * deviation[j];
+                let value = f32::from(*correlations.next().expect("as many as blocks have")) / CORRELATION_ONE;
                 matrix[[i, j]] = value;
                 matrix[[j, i]] = value;
             }
         }
         matrix
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Gradients of a matrix behind tiny weights are so small that the products of two lie below single precision.
+    #[test]
+    fn correlations_do_not_depend_on_the_scale() {
+        for scale in [1.0f32, 1e-20, 1e-40] {
+            let matrix = SymmetricBlocks::new(vec![scale, 4.0 * scale], 2, vec![16384]).unwrap();
+            let correlations = matrix.correlation_block(0);
+            assert_eq!((correlations[[0, 0]], correlations[[1, 1]]), (1.0, 1.0));
+            assert!((correlations[[0, 1]] - 0.5).abs() < 1e-4 && correlations[[0, 1]] == correlations[[1, 0]]);
+            assert!((matrix.block(0)[[0, 1]] / scale - 1.0).abs() < 1e-3, "{scale}");
+        }
     }
 }

@@ -62,5 +62,6 @@ impl<'a> Addition<'a> {
 /// weight: single errors count for more against those that feedback could cancel.
 pub fn add_error_penalty(levels: &mut [f64], weights: &[f32], share: f64) {
     let mean = weights.iter().map(|&v| f64::from(v)).sum::<f64>() / weights.len().max(1) as f64;
+    let mean = mean.max(f64::MIN_POSITIVE);
     levels.iter_mut().zip(weights).for_each(|(level, &v)| *level += share * f64::from(v) / mean);
 }

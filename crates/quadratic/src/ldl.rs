@@ -8,6 +8,9 @@ use faer::{Mat, Par, dyn_stack::MemBuffer, dyn_stack::MemStack};
 use crate::curvature::SymmetricBlocks;
 use crate::damping::{Addition, Damping};
 
+/// Largest share: of a column that is next to dead, all that is left is damping.
+const MOST_SHARE: f64 = 1e6;
+
 /// Times that damping is raised, at most, until the matrix is positive definite.
 const ATTEMPTS: i32 = 6;
 
@@ -74,9 +77,11 @@ impl LdlFactor {
         Self { before: diagonal.clone(), diagonal, damping: 0.0, blocks: Vec::new() }
     }
 
-    /// `D_j / H_jj`: what an error in column `col` costs after feedback over what it would cost alone.
+    /// `D_j / H_jj`: what an error in column `col` costs after feedback over what it would cost alone; 1 of a dead column,
+    /// where both cost nothing.
     pub fn share(&self, col: usize) -> f64 {
-        f64::from(self.diagonal[col]) / f64::from(self.before[col]).max(f64::MIN_POSITIVE)
+        let (after, before) = (f64::from(self.diagonal[col]), f64::from(self.before[col]));
+        if before > 0.0 { (after / before).min(MOST_SHARE) } else { 1.0 }
     }
 
     /// Columns of the diagonal block that column `col` is in, and its `U`, row-major; `None` without correlations.

@@ -32,12 +32,8 @@ impl<'a> QuadraticLoss<'a> {
             let unit = if found > 0.0 { wanted / found } else { 0.0 };
             (0..hessian.blocks()).map(|n| (hessian.range(n).start, hessian.block(n) * unit)).collect()
         });
-        let outputs = curvature.gradient_covariance.filter(|g| g.blocks() == 1).map(|covariance| {
-            let inverse = covariance.diagonal.mapv(|d| if d > 0.0 { 1.0 / d.sqrt() } else { 0.0 });
-            let mut block = covariance.block(0);
-            block.indexed_iter_mut().for_each(|((i, k), v)| *v *= inverse[i] * inverse[k]);
-            block
-        });
+        let whole = curvature.gradient_covariance.filter(|g| g.blocks() == 1);
+        let outputs = whole.map(|covariance| covariance.correlation_block(0));
         Self { weights, tile, blocks, outputs }
     }
 

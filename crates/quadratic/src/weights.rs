@@ -41,7 +41,8 @@ impl LossWeights {
         let part = |by: &[f32], n: usize| by[n * tile..by.len().min((n + 1) * tile)].iter().sum::<f32>();
         let tiles = fisher.tiles.iter().enumerate().map(|(n, fisher)| {
             let sum = f64::from(part(&rows, n / across)) * f64::from(part(&cols, n % across));
-            (0.5 * fisher / sum.max(f64::MIN_POSITIVE)) as f32
+            // Relative to their means rows may be too small for single precision: nothing is known of such a tile.
+            if sum > 0.0 { (0.5 * fisher / sum) as f32 } else { 0.0 }
         });
         Self { tiles: tiles.collect(), rows, cols, lookup }
     }

@@ -28,11 +28,27 @@ fn positive(rms: f64) -> f64 {
 /// Gaussian code gains fewer bits by them than they cost ([`ENTRY_BITS`] each).
 pub fn sigma_vector(rms: &[f64], others: usize) -> Vec<i8> {
     let power = (rms.iter().map(|r| r * r).sum::<f64>() / rms.len() as f64).log2() / 2.0;
-    let log_mean = rms.iter().map(|r| r.log2()).sum::<f64>() / rms.len() as f64;
+    let Some(log_mean) = log2_mean(rms.iter().copied()) else { return Vec::new() };
     if (power - log_mean) * others as f64 <= ENTRY_BITS {
         return Vec::new();
     }
     rms.iter().map(|r| quarter_octaves(r / log_mean.exp2(), 60.0) as i8).collect()
+}
+
+/// Share of the mean from which on a value counts fully in [`log2_mean`].
+const COUNTED: f64 = 1.0 / 256.0;
+
+/// Mean of the logarithms of values that are not negative, to base 2: of those that matter. A value below a 256th of
+/// the arithmetic mean counts in proportion to itself, so that zeros and what is next to zero (dead channels, pruned
+/// rows) leave the mean of the others as it is. `None` where all are zero.
+pub fn log2_mean(values: impl Iterator<Item = f64> + Clone) -> Option<f64> {
+    let (sum, count) = values.clone().fold((0.0, 0.0), |(sum, count), v| (sum + v, count + 1.0));
+    let full = sum / count * COUNTED;
+    let counted = values.filter(|&v| v > 0.0).fold((0.0, 0.0), |(logs, weights), v| {
+        let weight = (v / full).min(1.0);
+        (logs + weight * v.log2(), weights + weight)
+    });
+    (counted.1 > 0.0).then(|| counted.0 / counted.1)
 }
 
 /// round(4 log2(ratio)), clamped to `most` either way.
@@ -63,5 +79,16 @@ mod tests {
         assert!((col[0] / col[31] - 4.0).abs() < 0.1, "{} {}", col[0], col[31]);
         assert!(row[5] < 1e-3 * row[6]);
         assert!(sigma_vector(&col, 64).iter().all(|s| s.abs() == 4));
+    }
+
+    #[test]
+    fn what_is_dead_leaves_the_mean_of_logarithms() {
+        let mean = |values: &[f64]| log2_mean(values.iter().copied());
+        assert_eq!(mean(&[2.0, 8.0]), Some(2.0));
+        for dead in [0.0, 1e-30, 1e-12] {
+            assert!((mean(&[2.0, 8.0, dead, dead]).unwrap() - 2.0).abs() < 1e-6, "{dead}");
+        }
+        assert_eq!(mean(&[0.0; 3]), None);
+        assert_eq!(mean(&[]), None);
     }
 }

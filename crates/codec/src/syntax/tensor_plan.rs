@@ -1,12 +1,12 @@
 //! Decisions about a whole tensor: everything but its samples (section 4 of `docs/BITSTREAM.md`).
 
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 
 use crate::constants::TILE;
 use crate::entropy::tables::class_of;
 use crate::error::{CodecError, Result};
 use crate::format::{Dtype, Format};
-use crate::scale::{SigmaIndex, UNIT, scale};
+use crate::scale::{MAX_INDEX, SigmaIndex, UNIT, scale};
 use crate::syntax::header::{check_slice, slice_count};
 use crate::syntax::tile_plan::{BANDS, Predictor, TileMode, TilePlan, band};
 use crate::syntax::tools::Tools;
@@ -320,6 +320,21 @@ impl TensorPlan {
     pub(crate) fn tile_scale_index(&self, tile: &TilePlan) -> i32 {
         let shift = tile.format.minifloat().map_or(0, |m| m.scale_shift());
         self.step_base + UNIT * i32::from(tile.step) - shift
+    }
+
+    /// Step indices that a tile can have in a format: with them the scale of each of its weights is on the grid.
+    /// Empty where no index does.
+    pub fn steps(&self, n: usize, format: Format) -> RangeInclusive<i32> {
+        let (rows, cols) = self.tile_range(n);
+        let ends = |scales: &[i8], range: Range<usize>| {
+            let entries = || range.clone().map(|i| entry(scales, i));
+            (entries().min().unwrap_or(0), entries().max().unwrap_or(0))
+        };
+        let ((least_row, most_row), (least_col, most_col)) = (ends(&self.row_scale, rows), ends(&self.col_scale, cols));
+        let base = self.tile_scale_index(&TilePlan { format, step: 0, ..TilePlan::default() });
+        let least = -((MAX_INDEX + base).div_euclid(UNIT)) - (least_row + least_col);
+        let most = (MAX_INDEX - base).div_euclid(UNIT) - (most_row + most_col);
+        least..=most
     }
 
     /// Scale of a tile without row and column scales.

@@ -17,7 +17,7 @@ use crate::results::write_json;
 use crate::stage::{ArtifactRef, Estimate, Stage};
 
 /// Version of the artifact; raised when results change.
-const VERSION: u32 = 12;
+const VERSION: u32 = 13;
 
 /// The compressed checkpoint of allocations, in `checkpoint/` of the artifact: the base's, and one for each refinement.
 pub(crate) struct Encode<'a> {

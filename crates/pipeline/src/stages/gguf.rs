@@ -124,8 +124,11 @@ impl Stage for MeasureGguf<'_> {
                 for kind in GgufType::MATRICES.into_iter().filter(|t| shape[1].is_multiple_of(t.block())) {
                     let mut errors = kind.quantize(name, &values, &loss_weights.cols)?.values;
                     errors.iter_mut().zip(&values).for_each(|(e, w)| *e -= w);
-                    let bytes = kind.bytes(values.len()) as u64;
-                    candidates.push(Candidate { kind, bytes, loss: model.of(errors) });
+                    let (bytes, loss) = (kind.bytes(values.len()) as u64, model.of(errors));
+                    // Scales in half precision cannot hold weights beyond 6e4 times the type's largest code.
+                    if loss.is_finite() {
+                        candidates.push(Candidate { kind, bytes, loss });
+                    }
                 }
                 write_json(path, &GgufMatrix { name: name.clone(), weights: values.len() as u64, candidates })
             })?;

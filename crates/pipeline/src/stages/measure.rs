@@ -12,13 +12,13 @@ use waterfill_quadratic::{Damping, LdlFactor};
 use waterfill_store::{Identity, Progress, Work};
 
 use crate::context::Context;
-use crate::error::Result;
+use crate::error::{PipelineError, Result};
 use crate::estimate::PROGRAM;
 use crate::results::write_json;
 use crate::stage::{ArtifactRef, Estimate, Stage};
 
 /// Version of the artifact; raised when results change.
-const VERSION: u32 = 5;
+const VERSION: u32 = 6;
 /// File with the name of every matrix and the file of its candidates.
 const INDEX: &str = "index.json";
 
@@ -112,7 +112,9 @@ impl Stage for Measure<'_> {
                     ldl: ldl.as_ref(),
                 };
                 let points = allocate::measure_candidates(&values, dtype, &sensitivity, &rules);
-                Ok(points.write(path)?)
+                points
+                    .write(path)
+                    .map_err(|error| PipelineError::Stage { stage: format!("measure {name}"), source: Box::new(error) })
             })?;
             work.adopt(&file)?;
             index.push((name.clone(), file));

@@ -1,6 +1,7 @@
 //! Steps at the water level: what every weight may lose at a lambda.
 
 use waterfill_allocate::{Sharing, water_fill};
+use waterfill_codec::encoder::sigma_fit::log2_mean;
 use waterfill_codec::scale::{UNIT, scale};
 use waterfill_codec::{Format, Lambda, TensorPlan, TilePlan};
 use waterfill_quadratic::LossWeights;
@@ -76,8 +77,8 @@ pub fn set_tile_steps(
     let trellis = plan.parameters.trellis.is_some();
     let allocated: Vec<i32> = plan.tiles.iter().map(|t| plan.step_base + UNIT * i32::from(t.step)).collect();
     let error = if trellis { TRELLIS_ERROR } else { SCALAR_ERROR };
-    let log_tiles = integer.iter().map(|&n| f64::from(loss_weights.tiles[n]).max(1e-30).log2());
-    let log_tile = log_tiles.sum::<f64>() / integer.len() as f64;
+    let log_tile =
+        log2_mean(integer.iter().map(|&n| f64::from(loss_weights.tiles[n]))).unwrap_or(f64::MIN_POSITIVE.log2());
     let left = LeftToTiles::new(plan, loss_weights);
     // Eighths of an octave of the step, half of log2 of its square.
     let wanted = |n: usize| {
@@ -96,7 +97,7 @@ pub fn set_tile_steps(
         };
         let wanted = average(&wanted);
         let floor = average(&|n| allocated[n]) - if trellis { UNION_STEP } else { 0 };
-        let index = if floor + FLOOR < wanted { floor } else { wanted };
+        let index = if floor + FLOOR < wanted { floor.max(-LIMIT as i32) } else { wanted };
         for &n in &unit {
             let tile = &mut plan.tiles[n];
             tile.step = (f64::from(index - mean) / f64::from(UNIT)).round() as i16;
@@ -114,8 +115,11 @@ pub fn set_tile_steps(
             if allow_lossless && excess > LOSSLESS {
                 plan.tiles[n].format = Format::Lossless;
             } else {
-                plan.tiles[n].step += excess as i16;
+                plan.tiles[n].step = plan.tiles[n].step.saturating_add(excess as i16);
             }
+            let steps = plan.steps(n, plan.tiles[n].format);
+            let tile = &mut plan.tiles[n];
+            tile.step = i32::from(tile.step).min(*steps.end()).max(*steps.start()) as i16;
             added += f64::from((excess.min(LOSSLESS) / 2.0).exp2() - 1.0);
         }
     }

@@ -1,0 +1,146 @@
+//! Matrices of zeros, of almost nothing, of one value: through every stage, with every preset, and into other formats.
+
+mod common;
+
+use std::path::Path;
+
+use common::{Place, files};
+
+const DATA: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../calibration-data");
+
+fn pipeline(rest: &str) -> String {
+    format!(
+        "name: degenerate\nmodel: path:model\n\
+         calibrate: {{text: {DATA}/world/calibration.txt, context: 64, sequences: 4}}\n\
+         evaluate: {{text: {DATA}/world/validation.txt, context: 64, sequences: 4}}\n{rest}"
+    )
+}
+
+/// bf16 pattern of a value, cut.
+fn pattern(value: f32) -> [u8; 2] {
+    let [_, _, low, high] = value.to_le_bytes();
+    [low, high]
+}
+
+/// The embedded model in `model`, with `change` made to the bytes and the columns of some of its matrices.
+fn model(place: &Place, changes: &[(&str, &dyn Fn(&mut [u8], usize))]) {
+    let to = place.path("model");
+    std::fs::create_dir(&to).unwrap();
+    for entry in std::fs::read_dir(Path::new(DATA).join("tiny")).unwrap() {
+        let entry = entry.unwrap();
+        std::fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+    }
+    let path = to.join("model.safetensors");
+    let mut bytes = std::fs::read(&path).unwrap();
+    let start = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let header: serde_json::Value = serde_json::from_slice(&bytes[8..start]).unwrap();
+    for (name, change) in changes {
+        let tensor = &header[format!("model.layers.{name}.weight")];
+        assert_eq!(tensor["dtype"], "BF16", "{name}");
+        let [from, end] = [0, 1].map(|n| tensor["data_offsets"][n].as_u64().unwrap() as usize);
+        change(&mut bytes[start + from..start + end], tensor["shape"][1].as_u64().unwrap() as usize);
+    }
+    std::fs::write(path, bytes).unwrap();
+}
+
+fn scaled(factor: f32) -> impl Fn(&mut [u8], usize) {
+    move |bytes, _| {
+        for b in bytes.chunks_exact_mut(2) {
+            b.copy_from_slice(&pattern(f32::from_le_bytes([0, 0, b[0], b[1]]) * factor));
+        }
+    }
+}
+
+fn filled(value: f32) -> impl Fn(&mut [u8], usize) {
+    move |bytes, _| bytes.chunks_exact_mut(2).for_each(|b| b.copy_from_slice(&pattern(value)))
+}
+
+fn all_but_one(bytes: &mut [u8], cols: usize) {
+    filled(0.0)(bytes, cols);
+    bytes[..2].copy_from_slice(&pattern(1e-3));
+}
+
+fn huge(bytes: &mut [u8], _: usize) {
+    bytes[600..602].copy_from_slice(&pattern(300.0));
+}
+
+/// Rows and columns, 20 of each, are zero.
+fn dead(bytes: &mut [u8], cols: usize) {
+    bytes[..40 * cols].fill(0);
+    bytes.chunks_exact_mut(2 * cols).for_each(|row| row[..40].fill(0));
+}
+
+#[test]
+fn degenerate_matrices_go_through_all_stages() {
+    let place = Place::new();
+    model(
+        &place,
+        &[
+            ("0.self_attn.k_proj", &scaled(1e-38)),
+            ("1.self_attn.q_proj", &filled(-0.0)),
+            ("1.mlp.gate_proj", &filled(0.01)),
+            ("2.self_attn.v_proj", &all_but_one),
+            ("2.mlp.up_proj", &huge),
+            ("3.self_attn.o_proj", &filled(0.0)),
+            ("3.mlp.down_proj", &filled(0.0)),
+            ("4.self_attn.k_proj", &scaled(1e-20)),
+            ("4.self_attn.v_proj", &scaled(1e-30)),
+            ("5.mlp.down_proj", &dead),
+            ("5.self_attn.o_proj", &dead),
+        ],
+    );
+    for rest in [
+        "allocate: {lambdas: [1e-12]}\nencode: {preset: fast}\n",
+        "allocate: {lambdas: [1e-12]}\nencode: {preset: balanced}\n",
+        "allocate: {lambdas: [1e-12]}\nencode: {preset: best}\n",
+        "allocate: {lambdas: [1e-12], formats: [fp8, lossless]}\nencode: {preset: fast}\n",
+        "allocate: {lambdas: [1e-12], formats: [int8, int4], granularity: channel}\nencode: {preset: fast}\n",
+    ] {
+        place.write("p.yaml", &pipeline(rest));
+        let output = place.json(&["run", "p.yaml"]);
+        let kl = output["points"][0]["kl"].as_f64().unwrap();
+        // Where a row has one step, one huge weight spoils it.
+        assert!((0.0..0.03).contains(&kl), "{rest} {kl}");
+    }
+    place.write("p.yaml", &pipeline("allocate: {lambdas: [1e-12]}\nencode: {preset: fast}\n"));
+    for to in ["gguf", "compressed-tensors"] {
+        let output = place.json(&["export", "p.yaml", "--to", to, "--out", to]);
+        let kl = output["points"][0]["kl"].as_f64().unwrap();
+        assert!((0.0..0.01).contains(&kl), "{to} {kl}");
+    }
+}
+
+/// Neurons that are always zero cost next to nothing, and the others what they cost without them.
+#[test]
+fn dead_channels_do_not_make_a_matrix_larger() {
+    let matrix = "model.layers.1.mlp.down_proj.weight";
+    let bytes = |changes: &[(&str, &dyn Fn(&mut [u8], usize))]| {
+        let place = Place::new();
+        model(&place, changes);
+        let text = pipeline("allocate: {lambdas: [1e-9]}\nencode: {preset: fast}\n");
+        place.write("p.yaml", &text.replace("sequences: 4", "sequences: 48"));
+        let checkpoint = place.json(&["encode", "p.yaml"])["points"][0]["checkpoint"].as_str().unwrap().to_string();
+        let file = std::fs::read(place.path(&checkpoint).join("model.safetensors")).unwrap();
+        let start = 8 + u64::from_le_bytes(file[..8].try_into().unwrap()) as usize;
+        let header: serde_json::Value = serde_json::from_slice(&file[8..start]).unwrap();
+        let [from, end] = [0, 1].map(|n| header[matrix]["data_offsets"][n].as_u64().unwrap());
+        end - from
+    };
+    let forty = |bytes: &mut [u8], cols: usize| bytes[..2 * 40 * cols].fill(0);
+    let (whole, dead) = (bytes(&[]), bytes(&[("1.mlp.up_proj", &forty)]));
+    assert!(dead as f64 <= 1.1 * whole as f64, "{dead} bytes with 40 of 384 inputs dead, {whole} without");
+}
+
+/// A number that is none stops the stage that found it, by the name of the tensor, and leaves nothing in the store.
+#[test]
+fn a_model_that_overflows_leaves_no_artifact() {
+    let place = Place::new();
+    model(&place, &[("2.self_attn.v_proj", &filled(1e30))]);
+    place.write("p.yaml", &pipeline("allocate: {lambdas: [1e-9]}\nencode: {preset: fast}\n"));
+    let message = place.fails(&["run", "p.yaml"]);
+    assert!(message.contains("model.layers.") && message.contains("finite"), "{message}");
+    let left = files(&place.path("store"));
+    let finished = |path: &Path| path.components().any(|c| c.as_os_str() == "calibrate");
+    let kept = left.iter().find(|(path, _)| finished(path) && path.ends_with("manifest.json"));
+    assert!(kept.is_none(), "{:?}", kept.map(|(path, _)| path));
+}
