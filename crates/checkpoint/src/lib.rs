@@ -60,6 +60,7 @@ pub mod packed;
 mod parallel;
 mod quality_layers;
 mod read;
+mod read_back;
 mod safetensors_file;
 mod shard_mark;
 pub mod sparse;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use waterfill_codec::CodecError;
 use waterfill_codec::syntax::header::MAGIC;
 
+use crate::container::names::check_plain_name;
 use crate::error::{AtPath, CheckpointError, FileError, Result, TensorError};
 use crate::safetensors_file::{SafetensorsFile, Source};
 use crate::shard_mark::{ShardMark, hex_check};
@@ -227,9 +228,7 @@ fn shard_names(dir: &Path) -> Result<Vec<String>> {
     names.sort();
     names.dedup();
     for name in &names {
-        if name.contains('/') || name.contains("..") {
-            return Err(CheckpointError::file(&index, FileError::LeavesDirectory { name: name.clone() }));
-        }
+        check_plain_name(name).map_err(|reason| CheckpointError::file(&index, reason))?;
         if !dir.join(name).exists() {
             let reason = FileError::MissingShard { shard: name.clone(), dir: dir.to_path_buf() };
             return Err(CheckpointError::file(&index, reason));

@@ -186,12 +186,17 @@ impl Checkpoint {
     pub(crate) fn layered<'a>(&'a self, info: &'a TensorInfo) -> Result<Layered<'a>> {
         let mut raw = vec![(&self.shards[info.shard].path, self.read_raw(&info.name)?)];
         for part in &info.refinements {
-            let shard = &self.shards[part.shard];
-            let mut bytes = vec![0; part.bytes as usize];
-            shard.file.read_exact_at(&mut bytes, part.offset).at(&shard.path)?;
-            raw.push((&shard.path, bytes));
+            raw.push((&self.shards[part.shard].path, self.read_refinement(part)?));
         }
         Ok(Layered { name: &info.name, raw })
+    }
+
+    /// Stored bytes of a refinement.
+    pub(crate) fn read_refinement(&self, part: &Refinement) -> Result<Vec<u8>> {
+        let shard = &self.shards[part.shard];
+        let mut bytes = vec![0; part.bytes as usize];
+        shard.file.read_exact_at(&mut bytes, part.offset).at(&shard.path)?;
+        Ok(bytes)
     }
 }
 

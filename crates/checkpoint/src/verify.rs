@@ -6,8 +6,9 @@ use std::sync::Arc;
 
 use waterfill_codec::CodedTensor;
 
+use crate::container::names::check_plain_name;
 use crate::error::{AtPath, CheckpointError, FileError, Result};
-use crate::open::Checkpoint;
+use crate::open::{Checkpoint, Shard};
 use crate::safetensors_file::Source;
 use crate::shard_mark::file_check;
 use crate::types::Storage;
@@ -57,18 +58,11 @@ impl Checkpoint {
         let mut lines = Vec::new();
         for shard in &self.shards {
             let path = shard.path.display();
-            let Some(mark) = &shard.mark else {
+            if shard.mark.is_none() {
                 lines.push(format!("{path}: a plain shard without digests; its layout is consistent"));
                 continue;
-            };
-            for (name, check) in mark.files.iter().filter(|_| self.whole) {
-                let file = self.dir().join(name);
-                let computed = file_check(&file)?;
-                if computed != *check {
-                    let (expected, shard) = (check.clone(), shard.path.clone());
-                    return Err(CheckpointError::file(file, FileError::Check { found: computed, expected, shard }));
-                }
             }
+            self.verify_files(shard)?;
             if shard.layer {
                 for name in &shard.names {
                     self.layered(&self.tensors[name])?.decode(true)?;
@@ -93,5 +87,19 @@ impl Checkpoint {
             lines.push(format!("{path}: header, {coded} coded and {plain} plain tensors match their digests"));
         }
         Ok(lines)
+    }
+
+    /// Compares the files next to the shards with the checks in a shard's mark.
+    pub(crate) fn verify_files(&self, shard: &Shard) -> Result<()> {
+        for (name, check) in shard.mark.iter().flat_map(|mark| &mark.files).filter(|_| self.whole) {
+            check_plain_name(name).map_err(|reason| CheckpointError::file(&shard.path, reason))?;
+            let file = self.dir().join(name);
+            let computed = file_check(&file)?;
+            if computed != *check {
+                let (expected, shard) = (check.clone(), shard.path.clone());
+                return Err(CheckpointError::file(file, FileError::Check { found: computed, expected, shard }));
+            }
+        }
+        Ok(())
     }
 }

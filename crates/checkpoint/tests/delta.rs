@@ -7,7 +7,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 use safetensors::tensor::TensorView;
 use waterfill_checkpoint::Element;
-use waterfill_checkpoint::delta::{Coders, Counts, DeltaSummary, Factors, apply, delta, delta_with};
+use waterfill_checkpoint::delta::{Coders, Counts, DeltaSummary, Factors, apply, delta, delta_with, verify};
 use waterfill_codec::Dtype;
 
 type Tensors = Vec<(String, Element, Vec<usize>, Vec<u8>)>;
@@ -61,12 +61,18 @@ fn make(dir: &Path) -> [PathBuf; 2] {
     dirs
 }
 
+/// All files below a directory with their bytes.
 fn files(dir: &Path) -> Vec<(String, Vec<u8>)> {
-    let mut all: Vec<_> = std::fs::read_dir(dir)
-        .unwrap()
-        .map(|e| e.unwrap())
-        .map(|e| (e.file_name().into_string().unwrap(), std::fs::read(e.path()).unwrap()))
-        .collect();
+    let mut all = Vec::new();
+    for entry in std::fs::read_dir(dir).unwrap().map(|e| e.unwrap()) {
+        let name = entry.file_name().into_string().unwrap();
+        match entry.path().is_dir() {
+            true => {
+                all.extend(files(&entry.path()).into_iter().map(|(inner, bytes)| (format!("{name}/{inner}"), bytes)))
+            }
+            false => all.push((name, std::fs::read(entry.path()).unwrap())),
+        }
+    }
     all.sort();
     all
 }
@@ -86,7 +92,11 @@ fn fine_tunes_come_back_byte_for_byte() {
     assert_eq!(summary.tensors, Counts { same: 1, given: 3, low_rank: 0, alone: 2 });
     assert!(summary.delta < summary.fine_tune, "{summary:?}");
     let names: Vec<String> = files(&out).into_iter().map(|f| f.0).collect();
-    assert_eq!(names, ["config.json", "delta.json", "model.safetensors.wfd"], "unchanged files take no room");
+    assert_eq!(
+        names,
+        ["coded/model.safetensors.wfd", "delta.json", "stored/config.json"],
+        "unchanged files take no room"
+    );
     let restored = dir.path().join("restored");
     assert_eq!(apply(&base, &out, &restored, &|_| {}).unwrap().fine_tune, summary.fine_tune);
     assert_eq!(files(&restored), files(&fine_tune));
@@ -129,23 +139,28 @@ fn every_damage_is_noticed() {
     let dir = tempfile::tempdir().unwrap();
     let ([base, fine_tune], out, _) = made(dir.path());
     let mut random = ChaCha8Rng::seed_from_u64(9);
-    for name in ["model.safetensors.wfd", "delta.json", "config.json"] {
+    for (n, name) in ["coded/model.safetensors.wfd", "delta.json", "stored/config.json"].into_iter().enumerate() {
         let path = out.join(name);
         let bytes = std::fs::read(&path).unwrap();
-        for n in 0..150 {
+        for round in 0..150 {
             let mut damaged = bytes.clone();
             let at = random.next_u32() as usize % bytes.len();
-            match n % 3 {
+            match round % 3 {
                 0 => damaged.truncate(at),
                 _ => damaged[at] ^= 1 << (random.next_u32() % 8),
             }
             std::fs::write(&path, &damaged).unwrap();
-            let restored = dir.path().join(format!("restored-{name}-{n}"));
-            if let Ok(found) = apply(&base, &out, &restored, &|_| {}) {
+            let restored = dir.path().join(format!("restored-{n}-{round}"));
+            assert_eq!(
+                verify(&base, &out, &|_| {}).is_ok(),
+                apply(&base, &out, &restored, &|_| {}).is_ok(),
+                "{name} {at}"
+            );
+            if restored.exists() {
                 // White space in the list means nothing.
-                assert!(name == "delta.json" && files(&restored) == files(&fine_tune), "{name} {at}: {found:?}");
+                assert!(name == "delta.json" && files(&restored) == files(&fine_tune), "{name} {at}");
+                std::fs::remove_dir_all(&restored).unwrap();
             }
-            let _ = std::fs::remove_dir_all(&restored);
         }
         std::fs::write(&path, &bytes).unwrap();
     }
@@ -190,7 +205,7 @@ fn changes_of_low_rank_are_factors() {
     assert!(summary.delta * 2 < without, "{} bytes, {without} without factors", summary.delta);
     apply(base, &out, &dir.path().join("again"), &|_| {}).unwrap();
     assert_eq!(files(&dir.path().join("again")), files(fine_tune));
-    let path = out.join("model.safetensors.wfd");
+    let path = out.join("coded/model.safetensors.wfd");
     let bytes = std::fs::read(&path).unwrap();
     for at in 0..bytes.len() {
         let mut damaged = bytes.clone();

@@ -2,7 +2,7 @@
 //! (section 11 of `docs/BITSTREAM.md`).
 
 use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
@@ -98,21 +98,3 @@ impl Frame {
 
 /// Called with the bytes done so far.
 pub type OnBytes<'a> = &'a (dyn Fn(u64) + Sync);
-
-/// Writes a file that appears under its name only when it is whole.
-pub(crate) fn write_whole(to: &Path, write: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
-    if to.exists() {
-        return Err(CheckpointError::file(to, FileError::Exists));
-    }
-    let parent = to.parent().filter(|p| *p != Path::new("")).unwrap_or(Path::new("."));
-    let file = tempfile::Builder::new().prefix(".unfinished-").tempfile_in(parent).at(to)?;
-    let mut out = BufWriter::with_capacity(1 << 20, &file);
-    write(&mut out)?;
-    out.flush().at(to)?;
-    drop(out);
-    file.as_file().sync_all().at(to)?;
-    file.persist_noclobber(to).map_err(|e| e.error).at(to)?;
-    // A temporary file is private; the finished one gets the usual rights.
-    let usual = std::os::unix::fs::PermissionsExt::from_mode(0o644);
-    std::fs::set_permissions(to, usual).at(to)
-}

@@ -2,5 +2,8 @@
 
 pub mod delta;
 mod frame;
+pub(crate) mod names;
 pub mod pack;
 mod source;
+mod tree;
+mod whole;

@@ -14,6 +14,7 @@
 //! of their own. The table comes last, so that writing needs one pass.
 
 use std::fs::File;
+use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
@@ -26,8 +27,9 @@ use waterfill_codec::syntax::header::check_of;
 use waterfill_codec::syntax::text::code_text;
 
 pub use crate::container::frame::OnBytes;
-use crate::container::frame::{Frame, Framed, write_whole};
+use crate::container::frame::{Frame, Framed};
 use crate::container::source::{MAX_PREFIX, Record, Source};
+use crate::container::whole::{each_part, write_whole};
 use crate::error::{AtPath, CheckpointError, FileError, Result, TensorError};
 use crate::parallel::decode_parallel;
 
@@ -56,13 +58,14 @@ pub struct PackSummary {
     pub elements: u64,
 }
 
-/// Packs the safetensors file `from` into `to`, which is created. Memory: one tensor for each thread.
+/// Packs the safetensors file `from` into `to`, which is created when it has been read back. Memory: one tensor for each
+/// thread. `on_bytes` counts every byte twice, packed and read back.
 ///
 /// # Errors
 /// Files that cannot be read or written, and files that are not safetensors.
 pub fn pack(from: &Path, to: &Path, on_bytes: OnBytes) -> Result<PackSummary> {
     let source = Source::open(from)?;
-    write_whole(to, |out| {
+    let write = |out: &mut dyn Write| {
         let mut head = Head { prefix: source.prefix.clone(), ..Head::default() };
         let mut digest = blake3::Hasher::new();
         digest.update(&source.prefix);
@@ -83,6 +86,9 @@ pub fn pack(from: &Path, to: &Path, on_bytes: OnBytes) -> Result<PackSummary> {
         let mut encoder = Encoder::default();
         head.code(&mut encoder).expect("limits were checked on opening");
         FRAME.end(out, &encoder.finish(), to)
+    };
+    write_whole(to, write, |place| {
+        Packed::open(place)?.restore(&|bytes| on_bytes(source.size + bytes), &mut |_| Ok(()))
     })?;
     let packed = to.metadata().at(to)?.len();
     Ok(PackSummary { original: source.size, packed, elements: source.elements })
@@ -95,7 +101,18 @@ pub fn pack(from: &Path, to: &Path, on_bytes: OnBytes) -> Result<PackSummary> {
 /// Damage, named by tensor and slice; files that cannot be read or written.
 pub fn unpack(from: &Path, to: &Path, on_bytes: OnBytes) -> Result<PackSummary> {
     let packed = Packed::open(from)?;
-    write_whole(to, |out| packed.restore(on_bytes, &mut |bytes| out.write_all(bytes).at(to)))?;
+    let write = |out: &mut dyn Write| packed.restore(on_bytes, &mut |bytes| out.write_all(bytes).at(to));
+    write_whole(to, write, |place| {
+        let mut digest = blake3::Hasher::new();
+        each_part(place, &mut |bytes| {
+            digest.update(bytes);
+            Ok(())
+        })?;
+        match truncate(&digest) == packed.head.digest {
+            true => Ok(()),
+            false => Err(CheckpointError::file(place, FileError::Written)),
+        }
+    })?;
     Ok(packed.summary())
 }
 
@@ -246,5 +263,30 @@ impl<'a> Packed<'a> {
             return Err(wrong(TensorError::DecodedSize { found: length, expected: record.bytes }));
         }
         Ok(decode_parallel(&coded).map_err(failed)?.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::read_back::tests::{damaging, flip};
+
+    #[test]
+    fn a_file_that_is_damaged_while_it_is_written_gets_no_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let [plain, packed, back] = ["a.safetensors", "a.wfp", "b.safetensors"].map(|name| dir.path().join(name));
+        let values: Vec<u8> = (0..4000).flat_map(|i| ((i % 77) as f32).to_le_bytes()).collect();
+        let view = safetensors::tensor::TensorView::new(safetensors::Dtype::F32, vec![40, 100], &values).unwrap();
+        safetensors::serialize_to_file([("w", view)], None, &plain).unwrap();
+        for share in [0.0, 0.3, 0.99] {
+            let found = damaging(move |place| flip(place, share), || pack(&plain, &packed, &|_| {}));
+            let message = found.unwrap_err().to_string();
+            assert!(message.contains("a.wfp: not written"), "{message}");
+        }
+        pack(&plain, &packed, &|_| {}).unwrap();
+        let found = damaging(|place| flip(place, 0.5), || unpack(&packed, &back, &|_| {}));
+        let message = found.unwrap_err().to_string();
+        assert!(message.contains("b.safetensors: not written") && message.contains("other bytes"), "{message}");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2, "nothing unfinished is left");
     }
 }

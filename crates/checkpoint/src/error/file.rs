@@ -73,6 +73,23 @@ pub enum FileError {
         /// The name.
         name: String,
     },
+    /// A name has a character that separates parts of paths elsewhere, or ends them.
+    #[error("file name {name:?} has a backslash or a zero byte, expected parts separated by /")]
+    NameCharacter {
+        /// The name.
+        name: String,
+    },
+    /// A name is that of a file and of a folder.
+    #[error("file name {inside:?} lies in {file:?}, which is a file too")]
+    FileAndFolder {
+        /// The file.
+        file: String,
+        /// The name of which it would be a folder.
+        inside: String,
+    },
+    /// The file has other bytes than were written.
+    #[error("has other bytes than were written; the disk or the memory may be faulty")]
+    Written,
     /// The file has no tensor of this name.
     #[error("has no tensor {tensor}")]
     MissingTensor {
@@ -108,6 +125,22 @@ pub enum FileError {
     DuplicateTensor {
         /// Name of the tensor.
         tensor: String,
+    },
+    /// A directory has another number of tensors than was written.
+    #[error("has {found} tensors, {expected} were written")]
+    TensorCount {
+        /// Tensors in the directory.
+        found: usize,
+        /// Tensors written.
+        expected: usize,
+    },
+    /// A directory has another number of quality layers than was written.
+    #[error("has {found} quality layers, {expected} were written")]
+    LayerCount {
+        /// Layers in the directory, the base counted.
+        found: usize,
+        /// Layers written.
+        expected: usize,
     },
     /// The shard has no mark.
     #[error("has no metadata key {MARK_KEY}{}", if *.configured { ", which config.json (waterfill) asks for" } else { "" })]

@@ -52,6 +52,14 @@ pub enum CheckpointError {
         /// The codec's error.
         source: CodecError,
     },
+    /// What was just written cannot be read back.
+    #[error("{path}: not written, since it does not come back: {error}")]
+    ReadBack {
+        /// The file or directory to be written.
+        path: PathBuf,
+        /// What its reader says.
+        error: Box<CheckpointError>,
+    },
     /// The caller cancelled the work.
     #[error("decoding was cancelled")]
     Cancelled,

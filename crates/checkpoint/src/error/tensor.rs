@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use waterfill_codec::Dtype;
 
-use crate::types::Element;
+use crate::types::{Element, Storage};
 
 /// A tensor that is missing, damaged, or not of the expected form. Messages continue the tensor's name.
 #[derive(Debug, thiserror::Error)]
@@ -99,6 +99,23 @@ pub enum TensorError {
         /// Check of the bytes.
         computed: u64,
     },
+    /// A writer was given two tensors of one name.
+    #[error("is given twice")]
+    Duplicate,
+    /// A writer was given a tensor with a name that the format uses itself.
+    #[error("has the name of the safetensors header's metadata")]
+    ReservedName,
+    /// A writer was given plain bytes that begin as a coded tensor, or the reverse.
+    #[error("is read as {found:?}, {expected:?} was written")]
+    Storage {
+        /// As the reader takes it.
+        found: Storage,
+        /// As it was given.
+        expected: Storage,
+    },
+    /// A written tensor has other bytes than were given.
+    #[error("has other bytes than were written; the disk or the memory may be faulty")]
+    Written,
     /// The tensor is no coded tensor.
     #[error("does not begin as a coded tensor does")]
     NotCoded,
@@ -147,7 +164,7 @@ pub enum TensorError {
     #[error("has factors of another size than its header says")]
     FactorsSize,
     /// What was just written does not decode to what it was made from: a fault of the coder.
-    #[error("does not come back from its difference; please report it")]
+    #[error("does not come back as it was; please report it")]
     NotRestored,
     /// A coder that the caller passed in failed.
     #[error("{error}")]

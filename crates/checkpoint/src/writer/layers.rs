@@ -4,21 +4,27 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::Path;
 
+use waterfill_codec::syntax::header::check_of;
+
 use crate::error::{AtPath, CheckpointError, Result, TensorError};
 use crate::open::Checkpoint;
 use crate::quality_layers::quality_layer_name;
+use crate::read_back::read_back;
 use crate::safetensors_file::SafetensorsFile;
 use crate::shard_mark::{ShardMark, digest_of_marks};
 use crate::types::{MARK_KEY, QualityLayerMark};
+use crate::writer::compare::{check_tensor_names, compare_layers};
 use crate::writer::shards::Entry;
 
 /// Writes refinement layers next to the base shards of the compressed checkpoint in `dir`. Entries of a layer are written in
-/// their order, most important first; safetensors' own writer would sort them.
+/// their order, most important first; safetensors' own writer would sort them. All layers are read back and decoded.
 ///
 /// # Errors
 /// Bytes that cannot be read, files that cannot be written, and a base that is not there.
 pub fn write_quality_layers(dir: &Path, layers: &[Vec<Entry>]) -> Result<()> {
     let base = Checkpoint::open_base(dir)?;
+    layers.iter().try_for_each(|entries| check_tensor_names(dir, entries))?;
+    let mut checks: Vec<Vec<u64>> = Vec::new();
     let mut marks: Vec<ShardMark> = base.shards.iter().filter_map(|s| s.mark.clone()).collect();
     for (n, entries) in layers.iter().enumerate() {
         let path = dir.join(quality_layer_name(n + 1, layers.len()));
@@ -41,6 +47,7 @@ pub fn write_quality_layers(dir: &Path, layers: &[Vec<Entry>]) -> Result<()> {
         let mut write = |bytes: &[u8]| out.write_all(bytes).at(&path);
         write(&(header.len() as u64).to_le_bytes())?;
         write(&header)?;
+        checks.push(Vec::with_capacity(entries.len()));
         for entry in entries {
             let bytes = entry.read()?;
             if bytes.len() as u64 != entry.bytes {
@@ -48,6 +55,7 @@ pub fn write_quality_layers(dir: &Path, layers: &[Vec<Entry>]) -> Result<()> {
                 return Err(CheckpointError::tensor(path, &entry.name, reason));
             }
             write(&bytes)?;
+            checks[n].push(check_of(&[&bytes]));
         }
         let file = out.into_inner().map_err(|e| CheckpointError::io(&path)(e.into_error()))?;
         ShardMark::seal(&path)?;
@@ -56,5 +64,5 @@ pub fn write_quality_layers(dir: &Path, layers: &[Vec<Entry>]) -> Result<()> {
         let text = written.metadata.metadata().as_ref().and_then(|m| m.get(MARK_KEY).cloned()).unwrap_or_default();
         marks.push(ShardMark::parse(&text).map_err(|reason| CheckpointError::file(&path, reason))?);
     }
-    Ok(())
+    read_back(dir, dir, || compare_layers(dir, layers, &checks))
 }

@@ -1,5 +1,6 @@
 //! Writing checkpoints: shards, the files next to them, and quality layers.
 
+mod compare;
 mod layers;
 mod shards;
 

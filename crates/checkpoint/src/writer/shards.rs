@@ -1,17 +1,20 @@
 //! Writing shards from tensors on disk, or made on the way: one is in memory at a time.
 
 use std::borrow::Cow;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use safetensors::SafeTensorError;
 use safetensors::tensor::View;
+use waterfill_codec::syntax::header::check_of;
 
 use crate::error::{AtPath, CheckpointError, FileError, Result};
+use crate::read_back::read_back;
 use crate::shard_mark::{ShardMark, VERSION, file_check, hex_check};
 use crate::types::{Element, INDEX, MARK_KEY, QUANT_METHOD};
+use crate::writer::compare::{check_tensor_names, compare_shards};
 
 /// Files next to the shards that make a directory loadable by other software.
 const COMPANIONS: [&str; 7] = [
@@ -31,6 +34,8 @@ pub const SHARD_BYTES: u64 = 5_000_000_000;
 pub enum Data<'a> {
     /// A file with them.
     File(PathBuf),
+    /// A file with them, and their check.
+    Checked(PathBuf, u64),
     /// A function that makes them.
     Made(Box<dyn Fn() -> Vec<u8> + Send + Sync + 'a>),
 }
@@ -49,10 +54,28 @@ pub struct Entry<'a> {
     pub bytes: u64,
 }
 
+impl Data<'_> {
+    /// Keeps bytes in a file until they are needed; they must then be the same.
+    ///
+    /// # Errors
+    /// As the file system says.
+    pub fn keep(path: PathBuf, bytes: &[u8]) -> Result<Self> {
+        std::fs::write(&path, bytes).at(&path)?;
+        Ok(Self::Checked(path, check_of(&[bytes])))
+    }
+}
+
 impl Entry<'_> {
     pub(crate) fn read(&self) -> Result<Vec<u8>> {
         match &self.data {
             Data::File(path) => std::fs::read(path).at(path),
+            Data::Checked(path, check) => {
+                let bytes = std::fs::read(path).at(path)?;
+                match check_of(&[&bytes]) == *check {
+                    true => Ok(bytes),
+                    false => Err(CheckpointError::file(path, FileError::Written)),
+                }
+            }
             Data::Made(make) => Ok(make()),
         }
     }
@@ -64,6 +87,8 @@ struct Blob<'a> {
     shape: Vec<usize>,
     /// The interface below cannot fail: a read error is kept here and returned afterwards.
     failed: RefCell<Option<CheckpointError>>,
+    /// Check of the bytes that were given to be written.
+    check: Cell<u64>,
 }
 
 impl View for &Blob<'_> {
@@ -76,10 +101,12 @@ impl View for &Blob<'_> {
     }
 
     fn data(&self) -> Cow<'_, [u8]> {
-        Cow::Owned(self.entry.read().unwrap_or_else(|error| {
+        let bytes = self.entry.read().unwrap_or_else(|error| {
             *self.failed.borrow_mut() = Some(error);
             vec![0; self.data_len()]
-        }))
+        });
+        self.check.set(check_of(&[&bytes]));
+        Cow::Owned(bytes)
     }
 
     fn data_len(&self) -> usize {
@@ -87,16 +114,16 @@ impl View for &Blob<'_> {
     }
 }
 
-/// Writes the shards (and an index when there are several) of a plain checkpoint into `dir`.
+/// Writes the shards (and an index when there are several) of a plain checkpoint into `dir`, and reads them back.
 ///
 /// # Errors
-/// Bytes that cannot be read, files that cannot be written.
+/// Bytes that cannot be read, files that cannot be written, names that are given twice.
 pub fn write_shards(dir: &Path, entries: &[Entry]) -> Result<()> {
     write_shards_of(dir, entries, false, SHARD_BYTES)
 }
 
-/// Writes a whole checkpoint into `dir`: shards, and the files of `from` that other software needs next to them.
-/// Compressed shards carry a [`ShardMark`], others `format: pt` as other software expects.
+/// Writes a whole checkpoint into `dir`: shards, and the files of `from` that other software needs next to them. Everything
+/// is read back, coded tensors are decoded. Compressed shards carry a [`ShardMark`], others `format: pt` as other software expects.
 ///
 /// # Errors
 /// As [`write_shards`] and [`write_companions`].
@@ -107,6 +134,7 @@ pub fn write_checkpoint(from: &Path, dir: &Path, entries: &[Entry], compressed: 
 }
 
 fn write_shards_of(dir: &Path, entries: &[Entry], compressed: bool, limit: u64) -> Result<()> {
+    check_tensor_names(dir, entries)?;
     let mut groups: Vec<Vec<&Entry>> = Vec::new();
     let mut filled = u64::MAX;
     for entry in entries {
@@ -133,18 +161,19 @@ fn write_shards_of(dir: &Path, entries: &[Entry], compressed: bool, limit: u64) 
     for name in COMPANIONS.into_iter().chain(["config.json", INDEX]).filter(|n| compressed && dir.join(n).exists()) {
         files.insert(name.to_string(), file_check(&dir.join(name))?);
     }
+    let mut checks = Vec::with_capacity(entries.len());
     for (i, group) in groups.iter().enumerate() {
-        write_shard(&dir.join(name(i)), group, compressed.then_some(&files))?;
+        checks.extend(write_shard(&dir.join(name(i)), group, compressed.then_some(&files))?);
     }
-    Ok(())
+    read_back(dir, dir, || compare_shards(dir, entries, &checks, compressed))
 }
 
-/// Writes a shard, a compressed one with checks of the directory's other files.
-fn write_shard(path: &Path, entries: &[&Entry], files: Option<&BTreeMap<String, String>>) -> Result<()> {
+/// Writes a shard, a compressed one with checks of the directory's other files; returns checks of what is in it.
+fn write_shard(path: &Path, entries: &[&Entry], files: Option<&BTreeMap<String, String>>) -> Result<Vec<u64>> {
     let mut blobs = Vec::new();
     for entry in entries {
         let shape = if entry.plain.is_some() { entry.shape.clone() } else { vec![entry.bytes as usize] };
-        blobs.push(Blob { entry, shape, failed: RefCell::default() });
+        blobs.push(Blob { entry, shape, failed: RefCell::default(), check: Cell::default() });
     }
     // One key only: the safetensors crate keeps metadata in a hash map, whose order would vary.
     let metadata = match files {
@@ -172,7 +201,8 @@ fn write_shard(path: &Path, entries: &[&Entry], files: Option<&BTreeMap<String, 
     if files.is_some() {
         ShardMark::seal(path)?;
     }
-    File::open(path).and_then(|f| f.sync_all()).at(path)
+    File::open(path).and_then(|f| f.sync_all()).at(path)?;
+    Ok(blobs.iter().map(|b| b.check.get()).collect())
 }
 
 /// Copies tokenizer files and `config.json` from `from`; with `compressed`, the configuration names
@@ -201,14 +231,18 @@ pub fn write_companions(from: &Path, to: &Path, compressed: bool) -> Result<()> 
     write_file(&to.join("config.json"), text.as_bytes())
 }
 
-/// Writes and syncs a small file.
+/// Writes, syncs and reads back a small file.
 ///
 /// # Errors
-/// As the file system says.
+/// As the file system says, and bytes that do not come back.
 pub fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
     use std::io::Write;
     let mut file = File::create(path).at(path)?;
-    file.write_all(bytes).and_then(|()| file.sync_all()).at(path)
+    file.write_all(bytes).and_then(|()| file.sync_all()).at(path)?;
+    read_back(path, path, || match std::fs::read(path).at(path)? == bytes {
+        true => Ok(()),
+        false => Err(CheckpointError::file(path, FileError::Written)),
+    })
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use waterfill_codec::syntax::difference::{SLICE, decode_difference, encode_diffe
 use waterfill_codec::syntax::header::check_of;
 use waterfill_codec::{CodecError, CodedTensor, Dtype};
 
-use crate::container::delta::base::{Base, dtype_of};
+use crate::container::delta::base::{Beside, dtype_of};
 use crate::container::delta::factors::{Factors, Shape};
 use crate::container::source::{Piece, Source};
 use crate::error::{CheckpointError, Result, TensorError};
@@ -26,6 +26,15 @@ pub struct Counts {
     pub low_rank: usize,
     /// Coded without the base.
     pub alone: usize,
+}
+
+impl std::ops::AddAssign for Counts {
+    fn add_assign(&mut self, other: Self) {
+        self.same += other.same;
+        self.given += other.given;
+        self.low_rank += other.low_rank;
+        self.alone += other.alone;
+    }
 }
 
 impl std::fmt::Display for Counts {
@@ -56,6 +65,15 @@ pub(super) enum Tensor {
     Factors(Shape, u64, Vec<u64>),
     /// Its bytes, and their check.
     Plain(u64, u64),
+}
+
+/// A coded tensor to be stored.
+pub(super) struct Stored {
+    pub tensor: Tensor,
+    /// Its bytes, one part after the other.
+    pub parts: Vec<Vec<u8>>,
+    /// Check of what is to be restored; none where it is coded with loss.
+    pub check: Option<u64>,
 }
 
 /// A tensor coded with loss.
@@ -115,6 +133,11 @@ impl Tensor {
         }
     }
 
+    /// True if the base's tensor is needed.
+    pub fn needs_base(&self) -> bool {
+        matches!(self, Self::Same | Self::Difference(_) | Self::Refined(_) | Self::Factors(..))
+    }
+
     /// Adds it to a summary.
     pub fn count(&self, counts: &mut Counts) {
         *match self {
@@ -125,12 +148,12 @@ impl Tensor {
         } += 1;
     }
 
-    /// Stored form of a tensor, its bytes, and true if it is coded with loss.
-    pub fn code(base: &Base, source: &Source, coders: &Coders, piece: &Piece) -> Result<(Self, Vec<Vec<u8>>, bool)> {
+    /// Codes a tensor.
+    pub fn code(base: &Beside, source: &Source, coders: &Coders, piece: &Piece) -> Result<Stored> {
         let before = base.read(piece)?;
         let bytes = source.read(piece)?;
         if before.as_ref() == Some(&bytes) {
-            return Ok((Self::Same, vec![], false));
+            return Ok(Stored { tensor: Self::Same, parts: vec![], check: Some(check_of(&[&bytes])) });
         }
         if let Some(lossy) = (coders.lossy)(&piece.name, before.clone())? {
             let (tensor, stored) = match lossy {
@@ -141,7 +164,7 @@ impl Tensor {
                     (Self::Factors(factors.shape().clone(), bytes.len() as u64, vec![]), bytes)
                 }
             };
-            return Ok((tensor, vec![stored], true));
+            return Ok(Stored { tensor, parts: vec![stored], check: None });
         }
         let (record, stored, _) = source.code(piece)?;
         let alone = match record.coded {
@@ -155,7 +178,6 @@ impl Tensor {
             let length = |parts: &[Vec<u8>]| parts.iter().map(Vec::len).sum::<usize>();
             let streams = encode_difference(dtype, &before, &bytes).map_err(failed)?;
             if length(&streams) < length(&best.1) {
-                verify(dtype, &before, &streams, &bytes, piece, source)?;
                 best = (Self::Difference(lengths(&streams)), streams);
             }
             let values = |bytes: &[u8]| Values { dtype, bytes: bytes.to_vec(), tiles: vec![] }.to_f32();
@@ -168,17 +190,16 @@ impl Tensor {
                 let streams = encode_difference(dtype, &near, &bytes).map_err(failed)?;
                 let own = factors.bytes();
                 if own.len() + length(&streams) < length(&best.1) {
-                    verify(dtype, &near, &streams, &bytes, piece, source)?;
                     let tensor = Self::Factors(factors.shape().clone(), own.len() as u64, lengths(&streams));
                     best = (tensor, std::iter::once(own).chain(streams).collect());
                 }
             }
         }
-        Ok((best.0, best.1, false))
+        Ok(Stored { tensor: best.0, parts: best.1, check: Some(check_of(&[&bytes])) })
     }
 
     /// The tensor from its `bytes` in the delta file `from`.
-    pub fn restore(&self, base: &Base, piece: &Piece, bytes: Vec<u8>, from: &Path) -> Result<Vec<u8>> {
+    pub fn restore(&self, base: &Beside, piece: &Piece, bytes: Vec<u8>, from: &Path) -> Result<Vec<u8>> {
         let failed = |source| CheckpointError::Codec { path: from.into(), tensor: piece.name.clone(), source };
         let damaged = |reason| CheckpointError::tensor(from, &piece.name, reason);
         let before = || base.read(piece)?.ok_or_else(|| damaged(TensorError::NoCounterpart));
@@ -235,17 +256,6 @@ fn parts<'a>(lengths: &[u64], mut bytes: &'a [u8]) -> Vec<&'a [u8]> {
         part
     };
     lengths.iter().map(part).collect()
-}
-
-/// Decodes what was just coded, since the fine-tune may be deleted next.
-fn verify(dtype: Dtype, base: &[u8], streams: &[Vec<u8>], bytes: &[u8], piece: &Piece, source: &Source) -> Result<()> {
-    let (path, tensor) = (source.path, &piece.name);
-    let streams: Vec<&[u8]> = streams.iter().map(Vec::as_slice).collect();
-    let failed = |source| CheckpointError::Codec { path: path.into(), tensor: tensor.clone(), source };
-    match decode_streams(dtype, base, &streams).map_err(failed)? == bytes {
-        true => Ok(()),
-        false => Err(CheckpointError::tensor(path, tensor, TensorError::NotRestored)),
-    }
 }
 
 fn decode_streams(dtype: Dtype, base: &[u8], streams: &[&[u8]]) -> std::result::Result<Vec<u8>, CodecError> {
