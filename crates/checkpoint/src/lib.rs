@@ -66,6 +66,7 @@ mod shard_mark;
 pub mod sparse;
 mod types;
 mod verify;
+mod whole;
 pub mod writer;
 
 pub use container::{delta, pack};

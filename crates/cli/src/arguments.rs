@@ -183,7 +183,10 @@ pub enum Command {
         #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u32).range(2..))]
         tokens: u32,
     },
-    /// Write the changes of a fine-tune from its base, without loss
+    /// Write the changes of a fine-tune from its base, without loss; all files are kept, with folders and dotfiles
+    ///
+    /// Left out, and named in the output, are .git, .cache/huggingface, links to directories, and what is neither a file
+    /// nor a directory. The delta appears when every file has been restored from it and compared.
     Delta {
         /// Directory of the base
         base: PathBuf,

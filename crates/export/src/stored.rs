@@ -1,7 +1,5 @@
 //! A matrix in the compressed-tensors format.
 
-use std::path::PathBuf;
-
 use waterfill_checkpoint::Element;
 use waterfill_checkpoint::writer::{Data, Entry};
 
@@ -41,12 +39,12 @@ impl Stored {
     pub fn entries<E>(
         self,
         name: &str,
-        blob: impl Fn(&str, Vec<u8>) -> std::result::Result<PathBuf, E>,
+        blob: impl Fn(&str, Vec<u8>) -> std::result::Result<Data<'static>, E>,
     ) -> std::result::Result<Vec<Entry<'static>>, E> {
         let Self { scheme, shape: [rows, cols], codes, scales, scale_type } = self;
         let entry = |part: &str, shape: Vec<usize>, element: Element, bytes: Vec<u8>| {
             let (name, length) = (format!("{name}{part}"), bytes.len() as u64);
-            Ok(Entry { name, shape, plain: Some(element), data: Data::File(blob(part, bytes)?), bytes: length })
+            Ok(Entry { name, shape, plain: Some(element), data: blob(part, bytes)?, bytes: length })
         };
         let groups = vec![rows, cols / scheme.group.unwrap_or(cols).max(1)];
         let scale = entry("_scale", groups, scale_type, scales)?;

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use rayon::prelude::*;
-use waterfill_checkpoint::writer::{Data, Entry, write_checkpoint, write_file};
+use waterfill_checkpoint::writer::{Data, Entry, write_checkpoint, write_directory};
 use waterfill_checkpoint::{Checkpoint, CheckpointError, Element, TensorInfo, element_of};
 use waterfill_codec::Dtype;
 use waterfill_store::Progress;
@@ -27,10 +27,6 @@ pub fn write_dense(source: &Checkpoint, out: &Path, dtype: Option<Dtype>, progre
     std::fs::create_dir_all(parent).map_err(CheckpointError::io(parent))?;
     let work =
         tempfile::Builder::new().prefix(".unfinished-").tempdir_in(parent).map_err(CheckpointError::io(parent))?;
-    let (scratch, dense) = (work.path().join("blobs"), work.path().join("dense"));
-    for dir in [&scratch, &dense] {
-        std::fs::create_dir(dir).map_err(CheckpointError::io(dir))?;
-    }
     let tensors: Vec<&TensorInfo> = source.tensors().collect();
     progress.start("decode", tensors.len() as u64);
     let entries = tensors
@@ -43,22 +39,13 @@ pub fn write_dense(source: &Checkpoint, out: &Path, dtype: Option<Dtype>, progre
                 Element::BF16 | Element::F16 | Element::F32 => convert(source, info, dtype)?,
                 other => (source.read_raw(&info.name)?, other),
             };
-            let blob = scratch.join(i.to_string());
-            write_file(&blob, &bytes)?;
+            let data = Data::keep(work.path().join(i.to_string()), &bytes)?;
             progress.advance(1);
             let plain = Some(element);
-            Ok(Entry {
-                name: info.name.clone(),
-                shape: info.shape.clone(),
-                plain,
-                data: Data::File(blob),
-                bytes: bytes.len() as u64,
-            })
+            Ok(Entry { name: info.name.clone(), shape: info.shape.clone(), plain, data, bytes: bytes.len() as u64 })
         })
         .collect::<Result<Vec<Entry>>>()?;
-    write_checkpoint(source.dir(), &dense, &entries, false)?;
-    std::fs::rename(&dense, out).map_err(CheckpointError::io(out))?;
-    Ok(())
+    write_directory(out, |dense| Ok(write_checkpoint(source.dir(), dense, &entries, false)?))
 }
 
 fn convert(source: &Checkpoint, info: &TensorInfo, dtype: Option<Dtype>) -> Result<(Vec<u8>, Element)> {

@@ -91,7 +91,12 @@ pub fn encode(
         let entry = |blob: PathBuf| -> Result<Entry> {
             let bytes = blob.metadata().map_err(CheckpointError::io(&blob))?.len();
             let plain = (!coded).then_some(info.element);
-            Ok(Entry { name: info.name.clone(), shape: info.shape.clone(), plain, data: Data::File(blob), bytes })
+            // What is coded was decoded above, and has its own digest.
+            let data = match coded {
+                true => Data::File(blob),
+                false => Data::checked(blob, &source.read_raw(&info.name)?),
+            };
+            Ok(Entry { name: info.name.clone(), shape: info.shape.clone(), plain, data, bytes })
         };
         Ok((blobs.into_iter().map(entry).collect::<Result<_>>()?, found))
     };

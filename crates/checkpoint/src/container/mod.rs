@@ -6,4 +6,3 @@ pub(crate) mod names;
 pub mod pack;
 mod source;
 mod tree;
-mod whole;

@@ -29,9 +29,9 @@ use waterfill_codec::syntax::text::code_text;
 pub use crate::container::frame::OnBytes;
 use crate::container::frame::{Frame, Framed};
 use crate::container::source::{MAX_PREFIX, Record, Source};
-use crate::container::whole::{each_part, write_whole};
 use crate::error::{AtPath, CheckpointError, FileError, Result, TensorError};
 use crate::parallel::decode_parallel;
+use crate::whole::{each_part, write_whole};
 
 const FRAME: Frame = Frame { magic: *b"WFPK", version: 1, kind: "packed file" };
 /// Most records; a safetensors header of [`MAX_PREFIX`] names fewer tensors.

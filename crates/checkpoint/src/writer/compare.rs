@@ -10,7 +10,7 @@ use crate::error::{CheckpointError, FileError, Result, TensorError};
 use crate::open::Checkpoint;
 use crate::parallel::decode_parallel;
 use crate::types::{Element, Storage, TensorInfo};
-use crate::writer::shards::Entry;
+use crate::writer::entry::Entry;
 
 /// Refuses tensors for `dir` whose names collide with each other or with the format's own.
 pub(super) fn check_tensor_names(dir: &Path, entries: &[Entry]) -> Result<()> {

@@ -14,7 +14,7 @@ use crate::safetensors_file::SafetensorsFile;
 use crate::shard_mark::{ShardMark, digest_of_marks};
 use crate::types::{MARK_KEY, QualityLayerMark};
 use crate::writer::compare::{check_tensor_names, compare_layers};
-use crate::writer::shards::Entry;
+use crate::writer::entry::Entry;
 
 /// Writes refinement layers next to the base shards of the compressed checkpoint in `dir`. Entries of a layer are written in
 /// their order, most important first; safetensors' own writer would sort them. All layers are read back and decoded.

@@ -1,9 +1,12 @@
 //! Writing checkpoints: shards, the files next to them, and quality layers.
 
 mod compare;
+mod entry;
 mod layers;
 mod shards;
 
 pub use crate::quality_layers::quality_layer_name;
+pub use crate::whole::{copy_directory, copy_file, write_directory};
+pub use entry::{Data, Entry};
 pub use layers::write_quality_layers;
-pub use shards::{Data, Entry, SHARD_BYTES, write_checkpoint, write_companions, write_file, write_shards};
+pub use shards::{SHARD_BYTES, write_checkpoint, write_companions, write_file, write_shards};

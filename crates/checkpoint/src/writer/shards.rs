@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use safetensors::SafeTensorError;
 use safetensors::tensor::View;
@@ -15,6 +15,7 @@ use crate::read_back::read_back;
 use crate::shard_mark::{ShardMark, VERSION, file_check, hex_check};
 use crate::types::{Element, INDEX, MARK_KEY, QUANT_METHOD};
 use crate::writer::compare::{check_tensor_names, compare_shards};
+use crate::writer::entry::Entry;
 
 /// Files next to the shards that make a directory loadable by other software.
 const COMPANIONS: [&str; 7] = [
@@ -29,57 +30,6 @@ const COMPANIONS: [&str; 7] = [
 
 /// Largest shard, as transformers writes them; a tensor is never split.
 pub const SHARD_BYTES: u64 = 5_000_000_000;
-
-/// Source of a tensor's bytes, read for one tensor at a time.
-pub enum Data<'a> {
-    /// A file with them.
-    File(PathBuf),
-    /// A file with them, and their check.
-    Checked(PathBuf, u64),
-    /// A function that makes them.
-    Made(Box<dyn Fn() -> Vec<u8> + Send + Sync + 'a>),
-}
-
-/// One tensor to write.
-pub struct Entry<'a> {
-    /// Name of the tensor.
-    pub name: String,
-    /// Shape of the decoded tensor.
-    pub shape: Vec<usize>,
-    /// Element type of a plain tensor, `None` for a coded one.
-    pub plain: Option<Element>,
-    /// The tensor's bytes.
-    pub data: Data<'a>,
-    /// Number of the tensor's bytes.
-    pub bytes: u64,
-}
-
-impl Data<'_> {
-    /// Keeps bytes in a file until they are needed; they must then be the same.
-    ///
-    /// # Errors
-    /// As the file system says.
-    pub fn keep(path: PathBuf, bytes: &[u8]) -> Result<Self> {
-        std::fs::write(&path, bytes).at(&path)?;
-        Ok(Self::Checked(path, check_of(&[bytes])))
-    }
-}
-
-impl Entry<'_> {
-    pub(crate) fn read(&self) -> Result<Vec<u8>> {
-        match &self.data {
-            Data::File(path) => std::fs::read(path).at(path),
-            Data::Checked(path, check) => {
-                let bytes = std::fs::read(path).at(path)?;
-                match check_of(&[&bytes]) == *check {
-                    true => Ok(bytes),
-                    false => Err(CheckpointError::file(path, FileError::Written)),
-                }
-            }
-            Data::Made(make) => Ok(make()),
-        }
-    }
-}
 
 struct Blob<'a> {
     entry: &'a Entry<'a>,
@@ -249,6 +199,7 @@ pub fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
 mod tests {
     use super::*;
     use crate::Checkpoint;
+    use crate::writer::Data;
 
     /// Three plain tensors of 8, 12 and 16 bytes in shards of at most 20.
     fn sharded(compressed: bool) -> tempfile::TempDir {

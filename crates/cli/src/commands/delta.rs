@@ -3,9 +3,9 @@
 use std::path::Path;
 
 use anyhow::Result;
-use waterfill_checkpoint::delta::{self, Coders, DeltaSummary};
+use waterfill_checkpoint::delta::{self, Coders, DeltaSummary, LeftOut};
 use waterfill_checkpoint::pack::OnBytes;
-use waterfill_pipeline::{Console, Context, DeltaOutput, lossy_delta};
+use waterfill_pipeline::{Console, Context, DeltaOutput, Mode, lossy_delta};
 use waterfill_quantize::find_factors;
 use waterfill_store::{Progress, Store};
 
@@ -22,7 +22,16 @@ pub fn execute(arguments: &Arguments, base: &Path, fine_tune: &Path, out: &Path,
     let text = format!(
         "{out}: {delta} of {whole} bytes, {share:.2} %, {bits:.3} bits for each of {elements} elements; {tensors}"
     );
-    show(arguments, &text, "delta")
+    match arguments.mode() {
+        Mode::Json => println!("{}", serde_json::json!({"delta": text, "left_out": s.left_out})),
+        _ => show(arguments, &(text + &left_out(&s.left_out)), "delta")?,
+    }
+    Ok(())
+}
+
+/// A line for each thing that the delta does not keep.
+fn left_out(all: &[LeftOut]) -> String {
+    all.iter().map(|LeftOut { name, reason }| format!("\nleft out: {name}, {reason}")).collect()
 }
 
 /// Writes a delta with loss, at the one goal of a configuration.
@@ -43,7 +52,7 @@ pub fn execute_lossy(
 
 /// Restores a fine-tune.
 pub fn execute_apply(arguments: &Arguments, base: &Path, dir: &Path, out: &Path, console: &Console) -> Result<()> {
-    let s = in_parts("apply", dir, console, |on_bytes| Ok(delta::apply(base, dir, out, on_bytes)?))?;
+    let s = in_parts("apply", delta::bytes_of(base)?, console, |on_bytes| Ok(delta::apply(base, dir, out, on_bytes)?))?;
     console.finish("");
     show(arguments, &format!("{}: {} bytes, digests match", out.display(), s.fine_tune), "applied")
 }
@@ -51,13 +60,14 @@ pub fn execute_apply(arguments: &Arguments, base: &Path, dir: &Path, out: &Path,
 /// Writes the changes of the directory `fine_tune` from `base` into `out`.
 pub fn write_delta(base: &Path, fine_tune: &Path, out: &Path, console: &Console) -> Result<DeltaSummary> {
     let coders = Coders { factors: Some(&find_factors), ..Coders::default() };
-    in_parts("delta", fine_tune, console, |on_bytes| Ok(delta::delta_with(base, fine_tune, out, &coders, on_bytes)?))
+    // Coded, and read back.
+    let bytes = 2 * delta::bytes_of(fine_tune)?;
+    in_parts("delta", bytes, console, |on_bytes| Ok(delta::delta_with(base, fine_tune, out, &coders, on_bytes)?))
 }
 
-/// Progress over the bytes of a directory.
-fn in_parts<T>(name: &str, dir: &Path, console: &Console, work: impl FnOnce(OnBytes) -> Result<T>) -> Result<T> {
-    let files = std::fs::read_dir(dir).into_iter().flatten().flatten();
-    console.start(name, files.filter_map(|f| Some(f.metadata().ok()?.len())).sum());
+/// Progress over bytes.
+fn in_parts<T>(name: &str, bytes: u64, console: &Console, work: impl FnOnce(OnBytes) -> Result<T>) -> Result<T> {
+    console.start(name, bytes);
     work(&|bytes| console.advance(bytes))
 }
 
@@ -65,7 +75,15 @@ fn in_parts<T>(name: &str, dir: &Path, console: &Console, work: impl FnOnce(OnBy
 fn render_lossy(d: &DeltaOutput) -> String {
     format!(
         "{} bytes, {:.3} bits for each weight; {}\n\
-         KL(fine-tune || restored) {:.2e} ± {:.2e}, of the base {:.2e}; perplexity {:.3} for {:.3}\n",
-        d.bytes, d.bits_per_weight, d.tensors, d.kl, d.kl_se, d.base_kl, d.perplexity[1], d.perplexity[0]
+         KL(fine-tune || restored) {:.2e} ± {:.2e}, of the base {:.2e}; perplexity {:.3} for {:.3}{}\n",
+        d.bytes,
+        d.bits_per_weight,
+        d.tensors,
+        d.kl,
+        d.kl_se,
+        d.base_kl,
+        d.perplexity[1],
+        d.perplexity[0],
+        left_out(&d.left_out)
     )
 }

@@ -4,13 +4,13 @@ use std::path::Path;
 
 use serde::Serialize;
 use waterfill_checkpoint::QualityPrefix;
-use waterfill_checkpoint::delta::Counts;
+use waterfill_checkpoint::delta::{Counts, LeftOut};
+use waterfill_checkpoint::writer::copy_directory;
 use waterfill_codec::BitsPerWeight;
 
 use crate::context::Context;
 use crate::engine::Engine;
 use crate::error::{PipelineError, Result};
-use crate::stages::delta::copy;
 use crate::stages::{Allocate, Calibration, DeltaBase, DeltaSummary, Evaluation, LossyDelta, Measure, Subject};
 
 /// A delta with loss, and its loss.
@@ -24,6 +24,8 @@ pub struct DeltaOutput {
     pub bits_per_weight: f64,
     /// Tensors by how they are coded.
     pub tensors: Counts,
+    /// What the fine-tune's directory has and the delta does not.
+    pub left_out: Vec<LeftOut>,
     /// KL(fine-tune || restored), nats per token.
     pub kl: f64,
     /// Standard error of `kl` over sequences.
@@ -60,12 +62,13 @@ pub fn lossy_delta(context: &Context, base: &Path, out: &Path) -> Result<DeltaOu
     };
     let restored = text(&made)?;
     let unchanged = text(&engine.make(&DeltaBase { base })?)?;
-    copy(&made.path("delta"), out)?;
+    copy_directory(&made.path("delta"), out)?;
     Ok(DeltaOutput {
         lambda: summary.lambda,
         bytes: summary.bytes,
         bits_per_weight: BitsPerWeight::of_bytes(summary.bytes, context.model.checkpoint().weights()).0,
         tensors: summary.tensors,
+        left_out: summary.left_out,
         kl: restored.kl.mean,
         kl_se: restored.kl.se,
         base_kl: unchanged.kl.mean,

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use waterfill_allocate::Allocation;
-use waterfill_checkpoint::delta::{self, Coders, Counts};
+use waterfill_checkpoint::delta::{self, Coders, Counts, LeftOut};
 use waterfill_checkpoint::{Checkpoint, CheckpointError, TensorError};
 use waterfill_quantize::{EncodeError, code_delta, find_factors};
 use waterfill_store::{Identity, Progress, Work};
@@ -18,7 +18,7 @@ use crate::results::{AllocationSummary, write_json};
 use crate::stage::{ArtifactRef, Estimate, Stage};
 
 /// Version of both artifacts; raised when deltas change.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 
 /// `summary.json` of a delta.
 #[derive(Serialize, Deserialize)]
@@ -29,6 +29,8 @@ pub(crate) struct DeltaSummary {
     pub bytes: u64,
     /// Tensors by how they are coded.
     pub tensors: Counts,
+    /// What the fine-tune's directory has and the delta does not.
+    pub left_out: Vec<LeftOut>,
 }
 
 /// `delta/` from a base to the context's model, a fine-tune, and `checkpoint/`, which it restores.
@@ -44,7 +46,10 @@ impl Stage for LossyDelta<'_> {
     }
 
     fn identity(&self, context: &Context) -> Result<Identity> {
-        let inputs = [("allocate", self.allocation.digest()), ("base", Checkpoint::open(self.base)?.digest()?)];
+        // All files are kept, also those that make no difference to the model.
+        let files = delta::digest_of_files(context.model.checkpoint().dir())?;
+        let base = delta::digest_of_files(self.base)?;
+        let inputs = [("allocate", self.allocation.digest()), ("base", base), ("files", files)];
         let mut identity = context.identity("delta", VERSION, &inputs, settings(context));
         self.calibration.identify(&mut identity);
         Ok(identity)
@@ -75,11 +80,12 @@ impl Stage for LossyDelta<'_> {
         };
         let dir = work.path("delta");
         let coders = Coders { lossy: &lossy, factors: Some(&find_factors) };
-        let delta::DeltaSummary { delta: bytes, tensors, .. } =
+        let delta::DeltaSummary { delta: bytes, tensors, left_out, .. } =
             delta::delta_with(self.base, source.dir(), &dir, &coders, &|_| {})?;
         delta::apply(self.base, &dir, &work.path("checkpoint"), &|_| {})?;
         let allocation: AllocationSummary = self.allocation.read("summary.json")?;
-        write_json(&work.path("summary.json"), &DeltaSummary { lambda: allocation.lambda, bytes, tensors })
+        let lambda = allocation.lambda;
+        write_json(&work.path("summary.json"), &DeltaSummary { lambda, bytes, tensors, left_out })
     }
 }
 
@@ -107,8 +113,8 @@ impl Stage for DeltaBase<'_> {
     }
 }
 
-/// Copies the files of a directory.
-pub(crate) fn copy(from: &Path, to: &Path) -> Result<()> {
+/// Copies the files directly in a directory.
+fn copy(from: &Path, to: &Path) -> Result<()> {
     std::fs::create_dir_all(to).map_err(PipelineError::io(to))?;
     for entry in std::fs::read_dir(from).map_err(PipelineError::io(from))? {
         let path = entry.map_err(PipelineError::io(from))?.path();

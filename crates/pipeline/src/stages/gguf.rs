@@ -239,12 +239,11 @@ fn write_decoded(context: &Context, work: &Work) -> Result<()> {
         let values = permute_rows(&file.values(&name.gguf)?, width, name.permuted, true);
         let blob = blobs.path().join(i.to_string());
         let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
-        std::fs::write(&blob, &bytes).map_err(PipelineError::io(&blob))?;
         entries.push(Entry {
             name: info.name.clone(),
             shape: info.shape.clone(),
             plain: Some(Element::F32),
-            data: writer::Data::File(blob),
+            data: writer::Data::keep(blob, &bytes)?,
             bytes: bytes.len() as u64,
         });
     }

@@ -214,11 +214,13 @@ impl WritePacked<'_> {
         let entries = in_groups(&sizes, coding_memory(), |i| -> Result<Vec<Entry>> {
             let info = infos[i];
             let blob = |part: &str, bytes: Vec<u8>| {
-                work.file(&format!("tensor-{i}{part}"), |path| Ok::<(), PipelineError>(write_file(path, &bytes)?))
+                let file =
+                    work.file(&format!("tensor-{i}{part}"), |path| Ok::<(), PipelineError>(write_file(path, &bytes)?))?;
+                Ok::<_, PipelineError>(Data::checked(file, &bytes))
             };
             context.console.advance(1);
             let (Some(scheme), &[rows, cols]) = (schemes.get(info.name.as_str()), info.shape.as_slice()) else {
-                let data = Data::File(blob("", checkpoint.read_raw(&info.name)?)?);
+                let data = blob("", checkpoint.read_raw(&info.name)?)?;
                 let (name, shape, plain) = (info.name.clone(), info.shape.clone(), Some(info.element));
                 return Ok(vec![Entry { name, shape, plain, data, bytes: info.bytes }]);
             };
@@ -248,13 +250,12 @@ impl WritePacked<'_> {
             };
             let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
             let blob = blobs.path().join(i.to_string());
-            std::fs::write(&blob, &bytes).map_err(PipelineError::io(&blob))?;
             entries.push(Entry {
                 name: info.name.clone(),
                 shape: info.shape.clone(),
                 plain: Some(Element::F32),
                 bytes: bytes.len() as u64,
-                data: Data::File(blob),
+                data: Data::keep(blob, &bytes)?,
             });
         }
         Ok(write_checkpoint(source.dir(), &dense, &entries, false)?)

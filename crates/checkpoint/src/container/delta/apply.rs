@@ -6,9 +6,9 @@ use crate::container::delta::base::Base;
 use crate::container::delta::list::{Entry, FileKind, List, NAME};
 use crate::container::delta::{DeltaSummary, coded, open, paths};
 use crate::container::frame::OnBytes;
-use crate::container::whole::{digest_of, each_part, write_directory, write_new};
 use crate::error::{AtPath, CheckpointError, FileError, Result};
 use crate::read_back::read_back;
+use crate::whole::{digest_of, each_part, write_directory, write_new};
 
 /// True if a directory is a delta.
 pub fn is_delta(dir: &Path) -> bool {

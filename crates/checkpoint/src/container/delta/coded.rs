@@ -16,8 +16,8 @@ use crate::container::delta::base::Beside;
 use crate::container::delta::tensor::{Coders, Counts, Tensor};
 use crate::container::frame::{Frame, Framed, OnBytes};
 use crate::container::source::{Piece, Source, pieces_of};
-use crate::container::whole::write_new;
 use crate::error::{AtPath, CheckpointError, FileError, Result, TensorError};
+use crate::whole::write_new;
 
 const FRAME: Frame = Frame { magic: *b"WFDL", version: 1, kind: "delta" };
 /// Largest head, before it is coded.

@@ -11,9 +11,9 @@ use crate::container::frame::OnBytes;
 use crate::container::names::{check_name, check_names};
 use crate::container::source::Source;
 use crate::container::tree::Tree;
-use crate::container::whole::{digest_of, each_part, write_directory, write_new};
 use crate::error::{AtPath, CheckpointError, FileError, Result};
 use crate::read_back::read_back;
+use crate::whole::{digest_of, each_part, write_directory, write_new};
 
 /// Writes the delta of the directory `fine_tune` from the directory `base` into `out`, which appears when everything has
 /// been read back. `on_bytes` counts the bytes of coded files twice, coded and read back.

@@ -25,8 +25,8 @@ pub use tensor::{Coders, Counts, Lossy};
 use crate::container::source::Source;
 pub use crate::container::tree::LeftOut;
 use crate::container::tree::Tree;
-use crate::container::whole::digest_of;
 use crate::error::Result;
+use crate::whole::digest_of;
 
 /// Sizes of a delta.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]

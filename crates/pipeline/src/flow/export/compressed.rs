@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use waterfill_allocate::Sharing;
+use waterfill_checkpoint::writer::copy_file;
 use waterfill_checkpoint::{Checkpoint, QualityPrefix, TensorInfo};
 use waterfill_codec::{BitsPerWeight, Lambda};
 use waterfill_export::{Candidate, Chosen, ExportError, Scheme, choose};
@@ -59,7 +60,7 @@ pub fn export_compressed(context: &Context, out: Option<&Path>) -> Result<Export
             std::fs::create_dir_all(&to).map_err(PipelineError::io(&to))?;
             for entry in std::fs::read_dir(&dir).map_err(PipelineError::io(&dir))? {
                 let entry = entry.map_err(PipelineError::io(&dir))?;
-                std::fs::copy(entry.path(), to.join(entry.file_name())).map_err(PipelineError::io(&to))?;
+                copy_file(&entry.path(), &to.join(entry.file_name()))?;
             }
             dir = to;
         }

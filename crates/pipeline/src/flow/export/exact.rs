@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::Serialize;
-use waterfill_checkpoint::writer::{Data, Entry, write_checkpoint, write_file};
+use waterfill_checkpoint::writer::{Data, Entry, write_checkpoint, write_directory};
 use waterfill_checkpoint::{Checkpoint, QualityPrefix, Storage, TensorInfo, element_of};
 use waterfill_codec::{BitsPerWeight, CodedTensor};
 use waterfill_export::{ExportError, Scheme, Stored, describe, exact, read_values};
@@ -76,17 +76,18 @@ pub fn export_exact(from: &Path, to: &Path, console: &Console) -> Result<Exporte
     }
     let plain = tensors.iter().map(|t| t.info.name.as_str()).filter(|name| is_linear(name));
     let plain: Vec<&str> = plain.filter(|name| !schemes.contains_key(name)).collect();
-    std::fs::create_dir_all(to).map_err(PipelineError::io(to))?;
     let mut types: BTreeMap<String, u64> = BTreeMap::new();
     for tensor in &tensors {
         *types.entry(tensor.scheme.map_or("plain".into(), Scheme::name)).or_default() += tensor.info.weights();
     }
     let entries: Vec<Entry> = tensors.into_iter().flat_map(|t| t.entries).collect();
-    write_checkpoint(from, to, &entries, false)?;
-    describe(to, &schemes, plain.into_iter())?;
-    let written = Checkpoint::open(to)?;
-    schemes.iter().try_for_each(|(name, scheme)| same(&source, &written, name, *scheme))?;
-    let bytes = written.bytes();
+    let bytes = write_directory(to, |place| -> Result<u64> {
+        write_checkpoint(from, place, &entries, false)?;
+        describe(place, &schemes, plain.into_iter())?;
+        let written = Checkpoint::open(place)?;
+        schemes.iter().try_for_each(|(name, scheme)| same(&source, &written, name, *scheme))?;
+        Ok(written.bytes())
+    })?;
     Ok(Exported { bytes, bits_per_weight: BitsPerWeight::of_bytes(bytes, source.weights()).0, types })
 }
 
@@ -120,9 +121,7 @@ fn write_blobs<'a>(
     blobs: &Path,
 ) -> Result<Written<'a>> {
     let blob = |part: &str, bytes: Vec<u8>| {
-        let path = blobs.join(format!("{}{part}", info.name));
-        write_file(&path, &bytes)?;
-        Ok::<_, PipelineError>(path)
+        Ok::<_, PipelineError>(Data::keep(blobs.join(format!("{}{part}", info.name)), &bytes)?)
     };
     if let Some(stored) = stored {
         return Ok(Written { info, scheme: Some(stored.scheme), entries: stored.entries(&info.name, blob)? });
@@ -136,7 +135,7 @@ fn write_blobs<'a>(
         _ => (info.element, source.read_raw(&name)?),
     };
     let bytes = values.len() as u64;
-    let entry = Entry { name, shape, plain: Some(plain), data: Data::File(blob("", values)?), bytes };
+    let entry = Entry { name, shape, plain: Some(plain), data: blob("", values)?, bytes };
     Ok(Written { info, scheme: None, entries: vec![entry] })
 }
 

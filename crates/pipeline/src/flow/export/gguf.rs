@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use waterfill_checkpoint::QualityPrefix;
+use waterfill_checkpoint::writer::copy_file;
 use waterfill_codec::{BitsPerWeight, Lambda};
 use waterfill_export::{Candidate, Chosen, ExportError, GgufType, choose, head_bytes};
 
@@ -44,7 +45,7 @@ pub fn export_gguf(context: &Context, out: Option<&Path>) -> Result<ExportOutput
             let name = format!("{}-{:.2}bpw", context.config.name, bits.0);
             for (path, ending) in [(&mut file, "gguf"), (&mut recipe, "recipe.txt")] {
                 let to = out.join(format!("{name}.{ending}"));
-                std::fs::copy(&*path, &to).map_err(PipelineError::io(&to))?;
+                copy_file(path, &to)?;
                 *path = to;
             }
         }

@@ -5,6 +5,8 @@ use std::io::{BufWriter, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
+use tempfile::NamedTempFile;
+
 use crate::error::{AtPath, CheckpointError, FileError, Result};
 use crate::read_back::read_back;
 
@@ -27,12 +29,16 @@ pub(crate) fn write_whole(
     check: impl FnOnce(&Path) -> Result<()>,
 ) -> Result<()> {
     refuse_existing(to)?;
-    // The rights of a temporary file would be its owner's alone; these are as for any other file.
-    let rights = Permissions::from_mode(0o666);
-    let file = tempfile::Builder::new().prefix(PREFIX).permissions(rights).tempfile_in(parent(to)).at(to)?;
+    let file = unfinished(to)?;
     write_file(file.as_file(), to, write)?;
     read_back(to, file.path(), || check(file.path()))?;
     file.persist_noclobber(to).map(drop).map_err(|e| e.error).at(to)
+}
+
+/// A file next to `to`, with the rights of any other file: a temporary file's would be its owner's alone.
+fn unfinished(to: &Path) -> Result<NamedTempFile> {
+    let rights = Permissions::from_mode(0o666);
+    tempfile::Builder::new().prefix(PREFIX).permissions(rights).tempfile_in(parent(to)).at(to)
 }
 
 /// Writes a file of a directory that is not whole.
@@ -61,9 +67,52 @@ pub(crate) fn each_part(path: &Path, sink: &mut dyn FnMut(&[u8]) -> Result<()>) 
     }
 }
 
+/// Copies a file, which appears when it has been read back, in the place of an older one.
+///
+/// # Errors
+/// Files that cannot be read or written, and bytes that do not come back.
+pub fn copy_file(from: &Path, to: &Path) -> Result<()> {
+    let (file, mut digest) = (unfinished(to)?, blake3::Hasher::new());
+    write_file(file.as_file(), to, |out| {
+        each_part(from, &mut |part| {
+            digest.update(part);
+            out.write_all(part).at(to)
+        })
+    })?;
+    read_back(to, file.path(), || match digest_of(file.path())? == digest.finalize().to_hex().as_str() {
+        true => Ok(()),
+        false => Err(CheckpointError::file(file.path(), FileError::Written)),
+    })?;
+    file.persist(to).map(drop).map_err(|e| e.error).at(to)
+}
+
+/// Copies a directory with its folders, which appears when all files have been read back.
+///
+/// # Errors
+/// As [`copy_file`], and as [`write_directory`].
+pub fn copy_directory(from: &Path, to: &Path) -> Result<()> {
+    write_directory(to, |place| copy_files(from, place))
+}
+
+fn copy_files(from: &Path, to: &Path) -> Result<()> {
+    std::fs::create_dir_all(to).at(to)?;
+    for entry in std::fs::read_dir(from).at(from)? {
+        let path = entry.at(from)?.path();
+        let to = to.join(path.file_name().unwrap_or_default());
+        if path.is_dir() { copy_files(&path, &to)? } else { copy_file(&path, &to)? }
+    }
+    Ok(())
+}
+
 /// Makes a directory that appears under its name when `make`, which gets its place until then, has filled it; of a
 /// failure nothing is left.
-pub(crate) fn write_directory<T>(to: &Path, make: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
+///
+/// # Errors
+/// A name that is taken; those of `make` and of the file system.
+pub fn write_directory<T, E: From<CheckpointError>>(
+    to: &Path,
+    make: impl FnOnce(&Path) -> std::result::Result<T, E>,
+) -> std::result::Result<T, E> {
     refuse_existing(to)?;
     let folder = parent(to);
     std::fs::create_dir_all(folder).at(folder)?;
