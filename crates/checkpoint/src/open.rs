@@ -162,12 +162,12 @@ impl Checkpoint {
         for (name, info) in tensors {
             let (begin, end) = info.data_offsets;
             let offset = start + begin as u64;
-            let mut head = [0; 16];
+            let mut head = [0; CODED_HEAD];
             let candidate = mark.is_some() && info.dtype == Element::U8 && end - begin >= head.len();
             if candidate {
                 file.read_exact_at(&mut head, offset).at(&path)?;
             }
-            let coded = candidate && head[..4] == MAGIC;
+            let coded = candidate && looks_coded(&head);
             let side = |at: usize| u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]) as usize;
             entries.push(TensorInfo {
                 storage: if coded { Storage::Coded } else { Storage::Plain },
@@ -193,6 +193,14 @@ impl Checkpoint {
         self.shards.push(Shard { path, file, bytes: size, mark, names, layer: false });
         Ok(())
     }
+}
+
+/// Bytes that a coded tensor has at the least.
+const CODED_HEAD: usize = 16;
+
+/// True if bytes in a compressed shard are taken for a coded tensor.
+pub(crate) fn looks_coded(bytes: &[u8]) -> bool {
+    bytes.len() >= CODED_HEAD && bytes[..4] == MAGIC
 }
 
 /// True if `config.json` says that the shards are compressed; false without one.

@@ -199,3 +199,24 @@ fn layers_that_do_not_fit_are_refused_by_name() {
     let names = |n| Checkpoint::open_prefix(dir.path(), QualityPrefix::Layers(n));
     assert!(names(0).is_err() && names(9).unwrap().quality_layers() == LAYERS);
 }
+
+#[test]
+fn layers_that_cannot_be_read_are_refused_when_they_are_written() {
+    let coded = coded(64, 33, 0.0);
+    let refused = |layer: Vec<Entry>, expected: &str| {
+        let [from, dir] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+        std::fs::write(from.path().join("config.json"), "{}").unwrap();
+        write_checkpoint(from.path(), dir.path(), &[entry("b", (64, 33), coded[0].clone())], true).unwrap();
+        let message = write_quality_layers(dir.path(), &[layer]).unwrap_err().to_string();
+        assert!(message.contains(expected), "{message}");
+    };
+    let mut damaged = coded[1].clone();
+    *damaged.last_mut().unwrap() ^= 1;
+    let layer = |name: &str, bytes: &Vec<u8>| entry(name, (64, 33), bytes.clone());
+    refused(vec![layer("b", &damaged)], "not written, since it does not come back");
+    refused(vec![layer("b", &coded[2])], "not written, since it does not come back");
+    refused(vec![layer("b", &vec![7; 64])], "does not begin as a coded tensor does");
+    refused(vec![layer("c", &coded[1])], "is not in the base");
+    refused(vec![layer("b", &coded[1]), layer("b", &coded[1])], "tensor b: is given twice");
+    refused(vec![layer("__metadata__", &coded[1])], "metadata");
+}

@@ -142,3 +142,50 @@ fn small_heads_that_declare_much_are_refused() {
         assert!(message.contains("head"), "{message}");
     }
 }
+
+/// A file with this header and data.
+fn raw(header: &str, data: &[u8]) -> Vec<u8> {
+    [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), data].concat()
+}
+
+#[test]
+fn odd_headers_come_back_or_are_refused_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let [plain, packed, back] = ["a.safetensors", "a.wfp", "b"].map(|name| dir.path().join(name));
+    let try_one = |bytes: &[u8]| -> Result<(), String> {
+        std::fs::write(&plain, bytes).unwrap();
+        pack(&plain, &packed, &|_| {}).map_err(|e| e.to_string())?;
+        unpack(&packed, &back, &|_| {}).unwrap();
+        assert_eq!(std::fs::read(&back).unwrap(), bytes);
+        [&packed, &back].into_iter().for_each(|path| std::fs::remove_file(path).unwrap());
+        Ok(())
+    };
+    let one = |name: &str, dtype: &str, shape: &str, bytes: usize| {
+        let name = serde_json::to_string(name).unwrap();
+        let header = format!(r#"{{{name}:{{"dtype":"{dtype}","shape":{shape},"data_offsets":[0,{bytes}]}}}}"#);
+        raw(&header, &vec![3; bytes])
+    };
+    for name in ["", "..", "/etc/passwd", "a/b", "a\\b", "\u{0}\u{1}\u{7f}\n", "\u{fc}\u{1f984}", "\u{202e}x", " "] {
+        try_one(&one(name, "F32", "[10,60]", 2400)).unwrap();
+    }
+    try_one(&raw("{}", b"")).unwrap();
+    try_one(&raw("  {} \n ", b"")).unwrap();
+    try_one(&raw(r#"{"__metadata__":{"":"\u0000","b":"x"}}"#, b"")).unwrap();
+    try_one(&one("zero", "F32", "[0,3]", 0)).unwrap();
+    try_one(&one("scalar", "F64", "[]", 8)).unwrap();
+    // Two tensors without bytes at one place.
+    let empty = r#""dtype":"F16","shape":[0],"data_offsets":[0,0]"#;
+    try_one(&raw(&format!("{{\"x\":{{{empty}}},\"y\":{{{empty}}}}}"), b"")).unwrap();
+    for (bytes, expected) in [
+        (one("x", "F3", "[1]", 8), "F3"),
+        (one("x", "F32", "[3]", 8), "header"),
+        (one("x", "F32", "[18446744073709551615,18446744073709551615]", 8), "header"),
+        (raw("[]", b""), "header"),
+        (raw("{}", b"more"), "14 bytes"),
+        (raw("{\"\u{fc}", b""), "header"),
+    ] {
+        let message = try_one(&bytes).unwrap_err();
+        assert!(message.contains("a.safetensors") && message.contains(expected), "{message}");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "{message}");
+    }
+}

@@ -4,7 +4,7 @@ mod common;
 
 use std::path::Path;
 
-use common::Place;
+use common::{Place, files};
 
 #[test]
 fn a_fine_tune_is_a_delta_of_its_base() {
@@ -19,7 +19,8 @@ fn a_fine_tune_is_a_delta_of_its_base() {
     let read = |dir: &Path| std::fs::read(dir.join("model.safetensors")).unwrap();
     assert_eq!(read(&place.path("again")), read(Path::new(tuned)));
     let size = |path: std::path::PathBuf| path.metadata().unwrap().len();
-    let (small, large) = (size(place.path("delta/model.safetensors.wfd")), size(place.path("again/model.safetensors")));
+    let (small, large) =
+        (size(place.path("delta/coded/model.safetensors.wfd")), size(place.path("again/model.safetensors")));
     assert!(small * 2 < large, "{small} of {large} bytes");
     assert!(place.ok(&["verify", "delta", "--base", base]).contains("match their digests"));
     assert!(place.fails(&["verify", "delta"]).contains("--base"));
@@ -61,4 +62,48 @@ fn a_delta_with_loss_is_smaller_and_says_what_it_loses() {
     place.write("two.yaml", &config("[1e-9, 1e-8]"));
     assert!(place.fails(&["delta", &base, &tuned, "--out", "y", "--lossy", "two.yaml"]).contains("one size"));
     assert!(place.fails(&["delta", &base, &tuned, "--out", "1e-10", "--lossy", "l.yaml"]).contains("exists"));
+}
+
+/// Folders, dotfiles and the format's own names come back; what is left out is said, and only then.
+#[test]
+fn the_whole_directory_of_a_fine_tune_comes_back() {
+    let place = Place::new();
+    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../calibration-data").canonicalize().unwrap();
+    let base = data.join("tiny").display().to_string();
+    std::fs::create_dir_all(place.path("tuned/original/.cache")).unwrap();
+    for entry in std::fs::read_dir(data.join("tiny-letters")).unwrap().map(|e| e.unwrap()) {
+        std::fs::copy(entry.path(), place.path("tuned").join(entry.file_name())).unwrap();
+    }
+    std::fs::copy(data.join("tiny/model.safetensors"), place.path("tuned/original/model.safetensors")).unwrap();
+    place.write("tuned/.gitattributes", "*.safetensors filter=lfs");
+    place.write("tuned/delta.json", "{}");
+    place.write("tuned/original/.cache/x", "");
+    let told = place.ok(&["delta", &base, "tuned", "--out", "plain"]);
+    assert!(!told.contains("left out"), "{told}");
+    let all = files(&place.path("tuned"));
+    std::fs::create_dir(place.path("tuned/.git")).unwrap();
+    place.write("tuned/.git/config", "x");
+    std::os::unix::fs::symlink("original", place.path("tuned/link")).unwrap();
+    let told = place.ok(&["delta", &base, "tuned", "--out", "told"]);
+    assert!(told.contains("\nleft out: .git, ") && told.contains("\nleft out: link, a link to a directory"), "{told}");
+    let found = place.json(&["delta", &base, "tuned", "--out", "tuned/inside"]);
+    assert!(found["delta"].as_str().unwrap().contains("bits for each of"), "{found}");
+    let names: Vec<&str> = found["left_out"].as_array().unwrap().iter().map(|l| l["name"].as_str().unwrap()).collect();
+    assert_eq!(names, [".git", "link"], "{found}");
+    for delta in ["plain", "told", "tuned/inside"] {
+        assert!(place.ok(&["verify", delta, "--base", &base]).contains("match their digests"));
+        place.ok(&["apply", &base, delta, "--out", "back"]);
+        assert_eq!(files(&place.path("back")), all, "{delta}");
+        std::fs::remove_dir_all(place.path("back")).unwrap();
+    }
+    place.write("tuned/original/a\\b", "x");
+    let message = place.fails(&["delta", &base, "tuned", "--out", "refused"]);
+    assert!(message.contains("a\\\\b") && message.contains("backslash"), "{message}");
+    place.write("plain/stored/.gitattributes", "damaged");
+    let message = place.fails(&["apply", &base, "plain", "--out", "refused"]);
+    assert!(message.contains("stored/.gitattributes") && message.contains("digest"), "{message}");
+    let left = std::fs::read_dir(place.path("")).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
+    let mut left: Vec<String> = left.collect();
+    left.sort();
+    assert_eq!(left, ["plain", "told", "tuned"], "nothing unfinished is left");
 }

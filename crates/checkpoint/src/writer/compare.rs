@@ -7,7 +7,7 @@ use waterfill_codec::CodedTensor;
 use waterfill_codec::syntax::header::check_of;
 
 use crate::error::{CheckpointError, FileError, Result, TensorError};
-use crate::open::Checkpoint;
+use crate::open::{Checkpoint, looks_coded};
 use crate::parallel::decode_parallel;
 use crate::types::{Element, Storage, TensorInfo};
 use crate::writer::entry::Entry;
@@ -25,6 +25,17 @@ pub(super) fn check_tensor_names(dir: &Path, entries: &[Entry]) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Refuses plain bytes for a compressed shard that readers would take for a coded tensor.
+pub(super) fn check_plain(path: &Path, entry: &Entry, bytes: &[u8]) -> Result<()> {
+    match entry.plain == Some(Element::U8) && looks_coded(bytes) {
+        true => {
+            let reason = TensorError::Storage { found: Storage::Coded, expected: Storage::Plain };
+            Err(CheckpointError::tensor(path, &entry.name, reason))
+        }
+        false => Ok(()),
+    }
 }
 
 /// Reads the shards in `dir` and compares them with the entries that they were written from, and with checks of the
@@ -98,4 +109,86 @@ pub(super) fn compare_layers(dir: &Path, layers: &[Vec<Entry>], checks: &[Vec<u6
     // Each tensor once, with all its layers.
     let refined = written.tensors.values().filter(|info| !info.refinements.is_empty());
     refined.map(|info| written.layered(info)?.decode(true)).try_for_each(|decoded| decoded.map(drop))
+}
+
+#[cfg(test)]
+mod tests {
+    use waterfill_codec::{Dtype, Elements, encode_lossless};
+
+    use super::*;
+    use crate::read_back::tests::{damaging, flip};
+    use crate::writer::{Data, write_checkpoint, write_file, write_shards};
+
+    fn entry(name: &str, plain: Option<Element>, shape: &[usize], bytes: Vec<u8>) -> Entry<'static> {
+        let length = bytes.len() as u64;
+        let data = Data::Made(Box::new(move || bytes.clone()));
+        Entry { name: name.into(), shape: shape.to_vec(), plain, data, bytes: length }
+    }
+
+    /// A coded matrix of 40 x 100 f32.
+    fn coded() -> Vec<u8> {
+        let values: Vec<u8> = (0..4000).flat_map(|i| ((i % 77) as f32).to_le_bytes()).collect();
+        encode_lossless(&Elements { dtype: Dtype::F32, rows: 40, cols: 100, period: 1 }, &values).unwrap()
+    }
+
+    fn written(entries: &[Entry], compressed: bool) -> Result<tempfile::TempDir> {
+        let [from, to] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+        std::fs::write(from.path().join("config.json"), "{}").unwrap();
+        write_checkpoint(from.path(), to.path(), entries, compressed).map(|()| to)
+    }
+
+    #[test]
+    fn shards_that_are_damaged_while_they_are_written_are_refused() {
+        let entries = || [entry("a", None, &[40, 100], coded()), entry("b", Some(Element::F32), &[2], vec![1; 8])];
+        written(&entries(), true).unwrap();
+        for share in [0.05, 0.6, 0.999] {
+            let damage = move |path: &Path| {
+                if path.is_dir() {
+                    flip(&path.join("model.safetensors"), share)
+                }
+            };
+            let message = damaging(damage, || written(&entries(), true)).unwrap_err().to_string();
+            assert!(message.contains("not written, since it does not come back"), "{message}");
+        }
+        // A plain shard has no digests of its own.
+        let dir = tempfile::tempdir().unwrap();
+        let damage = |path: &Path| {
+            if path.is_dir() {
+                flip(&path.join("model.safetensors"), 0.999)
+            }
+        };
+        let message = damaging(damage, || write_shards(dir.path(), &entries()[1..])).unwrap_err().to_string();
+        assert!(message.contains("tensor b: has other bytes than were written"), "{message}");
+        let path = dir.path().join("x.json");
+        let message = damaging(|path| flip(path, 0.0), || write_file(&path, b"{}")).unwrap_err().to_string();
+        assert!(message.contains("x.json: not written"), "{message}");
+        // Bytes that wait in a file.
+        let waiting = Data::keep(path.clone(), &[1; 8]).unwrap();
+        flip(&path, 0.5);
+        let late = Entry { data: waiting, ..entry("b", Some(Element::F32), &[2], vec![]) };
+        let message = write_shards(dir.path(), &[Entry { bytes: 8, ..late }]).unwrap_err().to_string();
+        assert!(message.contains("x.json: has other bytes"), "{message}");
+    }
+
+    #[test]
+    fn tensors_that_a_reader_would_take_for_others_are_refused() {
+        let plain = |name: &str| entry(name, Some(Element::U8), &[40], vec![7; 40]);
+        let refused = |entries: &[Entry], expected: &str| {
+            let message = written(entries, true).unwrap_err().to_string();
+            assert!(message.contains(expected), "{message}");
+        };
+        refused(&[plain("x"), plain("y"), plain("x")], "tensor x: is given twice");
+        refused(&[plain("__metadata__")], "tensor __metadata__: has the name of the safetensors header");
+        let disguised = entry("x", Some(Element::U8), &[coded().len()], coded());
+        refused(&[disguised], "tensor x: is read as Coded, Plain was written");
+        refused(&[entry("x", None, &[40], vec![7; 40])], "does not");
+        refused(&[entry("x", None, &[4, 1000], coded())], "tensor x: shape [40, 100]");
+        let mut damaged = coded();
+        *damaged.last_mut().unwrap() ^= 1;
+        refused(&[entry("x", None, &[40, 100], damaged)], "tensor x");
+        for name in ["", "..", "/", "a/b", "\u{fc}\u{0}\n\"\\", "\u{1f984}"] {
+            let dir = written(&[plain(name), entry("coded", None, &[40, 100], coded())], true).unwrap();
+            assert_eq!(Checkpoint::open(dir.path()).unwrap().read_raw(name).unwrap(), [7; 40], "{name:?}");
+        }
+    }
 }

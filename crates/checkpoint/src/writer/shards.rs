@@ -14,7 +14,7 @@ use crate::error::{AtPath, CheckpointError, FileError, Result};
 use crate::read_back::read_back;
 use crate::shard_mark::{ShardMark, VERSION, file_check, hex_check};
 use crate::types::{Element, INDEX, MARK_KEY, QUANT_METHOD};
-use crate::writer::compare::{check_tensor_names, compare_shards};
+use crate::writer::compare::{check_plain, check_tensor_names, compare_shards};
 use crate::writer::entry::Entry;
 
 /// Files next to the shards that make a directory loadable by other software.
@@ -129,7 +129,11 @@ fn write_shard(path: &Path, entries: &[&Entry], files: Option<&BTreeMap<String, 
     let metadata = match files {
         Some(files) => {
             let plain = entries.iter().filter(|e| e.plain.is_some());
-            let check = |e: &&Entry| Ok((e.name.clone(), hex_check(&e.read()?)));
+            let check = |e: &&Entry| {
+                let bytes = e.read()?;
+                check_plain(path, e, &bytes)?;
+                Ok((e.name.clone(), hex_check(&bytes)))
+            };
             let plain = plain.map(check).collect::<Result<BTreeMap<String, String>>>()?;
             let mark = ShardMark::blank(plain.into_values().collect(), files);
             HashMap::from([(MARK_KEY.to_string(), serde_json::to_string(&mark).expect("plain data"))])

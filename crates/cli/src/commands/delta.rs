@@ -52,6 +52,7 @@ pub fn execute_lossy(
 
 /// Restores a fine-tune.
 pub fn execute_apply(arguments: &Arguments, base: &Path, dir: &Path, out: &Path, console: &Console) -> Result<()> {
+    // A fine-tune is about as large as its base.
     let s = in_parts("apply", delta::bytes_of(base)?, console, |on_bytes| Ok(delta::apply(base, dir, out, on_bytes)?))?;
     console.finish("");
     show(arguments, &format!("{}: {} bytes, digests match", out.display(), s.fine_tune), "applied")

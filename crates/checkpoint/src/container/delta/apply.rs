@@ -3,8 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use crate::container::delta::base::Base;
+use crate::container::delta::coded;
+use crate::container::delta::files::{DeltaSummary, open, paths};
 use crate::container::delta::list::{Entry, FileKind, List, NAME};
-use crate::container::delta::{DeltaSummary, coded, open, paths};
 use crate::container::frame::OnBytes;
 use crate::error::{AtPath, CheckpointError, FileError, Result};
 use crate::read_back::read_back;

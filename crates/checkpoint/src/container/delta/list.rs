@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::container::delta::is_safetensors;
+use crate::container::delta::files::is_safetensors;
 use crate::container::names::check_names;
 use crate::error::{AtPath, CheckpointError, FileError, Result};
 

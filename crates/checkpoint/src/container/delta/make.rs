@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use crate::container::delta::base::Base;
+use crate::container::delta::coded;
+use crate::container::delta::files::{DeltaSummary, is_safetensors, open, paths};
 use crate::container::delta::list::{Entry, FileKind, List, NAME, VERSION};
 use crate::container::delta::tensor::Coders;
-use crate::container::delta::{DeltaSummary, coded, is_safetensors, open, paths};
 use crate::container::frame::OnBytes;
 use crate::container::names::{check_name, check_names};
 use crate::container::source::Source;
@@ -159,5 +160,47 @@ impl Maker<'_> {
             list.base.insert(needed.into(), digest_of(&self.base.join(needed))?);
         }
         Ok(Entry { kind: FileKind::Delta, bytes: source.size, digest })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::read_back::tests::{damaging, flip};
+
+    #[test]
+    fn a_delta_that_is_damaged_while_it_is_written_gets_no_name() {
+        let place = tempfile::tempdir().unwrap();
+        let [base, tuned, out] = ["base", "tuned", "delta"].map(|name| place.path().join(name));
+        for (dir, step) in [(&base, 1), (&tuned, 2)] {
+            std::fs::create_dir(dir).unwrap();
+            let values: Vec<u8> =
+                (0..4000).flat_map(|i| ((i % 77 * (1 + i / 100 % step)) as f32).to_le_bytes()).collect();
+            let view = safetensors::tensor::TensorView::new(safetensors::Dtype::F32, vec![40, 100], &values).unwrap();
+            safetensors::serialize_to_file([("w", view)], None, &dir.join("a.safetensors")).unwrap();
+            std::fs::write(dir.join("b"), step.to_string()).unwrap();
+        }
+        for (file, share) in [("a.safetensors.wfd", 0.1), ("a.safetensors.wfd", 0.95), ("b", 0.0), ("delta.json", 0.2)]
+        {
+            let damage = move |path: &Path| {
+                if path.ends_with(file) {
+                    flip(path, share)
+                }
+            };
+            let message = damaging(damage, || delta(&base, &tuned, &out, &|_| {})).unwrap_err().to_string();
+            assert!(message.contains("not written, since it does not come back"), "{message}");
+            assert_eq!(std::fs::read_dir(place.path()).unwrap().count(), 2, "{message}");
+        }
+        delta(&base, &tuned, &out, &|_| {}).unwrap();
+        let restored = place.path().join("restored");
+        let damage = |path: &Path| {
+            if path.ends_with("b") {
+                flip(path, 0.0)
+            }
+        };
+        let apply = || crate::delta::apply(&base, &out, &restored, &|_| {});
+        assert!(damaging(damage, apply).unwrap_err().to_string().contains("does not match its digest"));
+        assert!(!restored.exists());
+        apply().unwrap();
     }
 }

@@ -9,69 +9,15 @@ mod apply;
 mod base;
 mod coded;
 mod factors;
+mod files;
 mod list;
 mod make;
 mod tensor;
 
-use std::path::{Path, PathBuf};
-
-use serde::Serialize;
-
 pub use apply::{apply, is_delta, verify};
 pub use factors::Factors;
+pub use files::{DeltaSummary, bytes_of, digest_of_files};
 pub use make::{delta, delta_with};
 pub use tensor::{Coders, Counts, Lossy};
 
-use crate::container::source::Source;
 pub use crate::container::tree::LeftOut;
-use crate::container::tree::Tree;
-use crate::error::Result;
-use crate::whole::digest_of;
-
-/// Sizes of a delta.
-#[derive(Debug, Clone, Default, PartialEq, Serialize)]
-pub struct DeltaSummary {
-    /// Bytes of the fine-tune's files.
-    #[serde(rename = "tuned")]
-    pub fine_tune: u64,
-    /// Bytes of the delta.
-    pub delta: u64,
-    /// Elements of its tensors.
-    pub elements: u64,
-    /// Its tensors by how they are stored.
-    pub tensors: Counts,
-    /// What the fine-tune's directory has and the delta does not.
-    pub left_out: Vec<LeftOut>,
-}
-
-/// Bytes of all files that a delta of the directory `dir` would keep.
-///
-/// # Errors
-/// Directories that cannot be read, and names that are not UTF-8.
-pub fn bytes_of(dir: &Path) -> Result<u64> {
-    Tree::walk(dir)?.bytes(dir)
-}
-
-/// Digest of names and bytes of all files that a delta of the directory `dir` would keep.
-///
-/// # Errors
-/// As [`bytes_of`], and files that cannot be read.
-pub fn digest_of_files(dir: &Path) -> Result<String> {
-    let mut hasher = blake3::Hasher::new();
-    for name in Tree::walk(dir)?.names {
-        hasher.update(format!("{name}\n{}\n", digest_of(&dir.join(&name))?).as_bytes());
-    }
-    Ok(hasher.finalize().to_hex().to_string())
-}
-
-fn is_safetensors(name: &str) -> bool {
-    name.ends_with(".safetensors")
-}
-
-fn paths(dir: &Path, names: &[String]) -> Vec<PathBuf> {
-    names.iter().map(|name| dir.join(name)).collect()
-}
-
-fn open(paths: &[PathBuf]) -> Result<Vec<Source<'_>>> {
-    paths.iter().map(|path| Source::open(path)).collect()
-}
