@@ -1,10 +1,11 @@
 //! Candidates and allocations on disk, as named arrays in safetensors files.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype as Element, TensorView};
+use waterfill_checkpoint::writer::write_tensors;
 use waterfill_codec::{Dtype, Format, Lambda, TensorPlan, TilePlan};
 use waterfill_quadratic::LossWeights;
 
@@ -72,8 +73,7 @@ impl Blobs {
         let views = self.arrays.iter().map(|(name, (element, shape, bytes))| {
             (name.as_str(), TensorView::new(*element, shape.clone(), bytes).expect("shape fits the bytes"))
         });
-        safetensors::serialize_to_file(views, None::<HashMap<String, String>>, &self.path)
-            .map_err(|e| failed(&self.path, e.to_string()))
+        Ok(write_tensors(&self.path, views, None)?)
     }
 
     fn get(&self, name: &str, element: Element) -> Result<&[u8]> {

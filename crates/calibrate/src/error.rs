@@ -13,6 +13,9 @@ pub enum CalibrateError {
     /// The model or its data.
     #[error(transparent)]
     Model(#[from] ModelError),
+    /// A safetensors file.
+    #[error(transparent)]
+    Checkpoint(#[from] waterfill_checkpoint::CheckpointError),
     /// The store.
     #[error(transparent)]
     Artifact(#[from] waterfill_store::ArtifactError),

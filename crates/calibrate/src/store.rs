@@ -1,13 +1,13 @@
 //! Sensitivities on disk: one safetensors file a block with tensors named `<weight>|<statistic>`, and next to it
 //! `moments-<file>` with Hessians and gradient covariances, which are far larger and read on their own.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use ndarray::{Array1, Array2};
-use safetensors::SafeTensorError;
 use safetensors::tensor::{Dtype, TensorView};
 use waterfill_checkpoint::SafetensorsFile;
+use waterfill_checkpoint::writer::write_tensors;
 use waterfill_model::{ModelError, TensorRole};
 use waterfill_quadratic::{GradientCovariance, Hessian, SymmetricBlocks};
 use waterfill_store::Work;
@@ -200,10 +200,7 @@ fn save(path: &Path, tensors: &[Named]) -> Result<()> {
         .iter()
         .map(|(n, t, s, b)| (n.as_str(), TensorView::new(*t, s.clone(), b).expect("shape fits the bytes")))
         .collect();
-    safetensors::serialize_to_file(views, None::<HashMap<String, String>>, path).map_err(|e| match e {
-        SafeTensorError::IoError(source) => CalibrateError::Io { path: path.to_path_buf(), source },
-        other => failed(path)(other.to_string()),
-    })
+    Ok(write_tensors(path, views, None)?)
 }
 
 /// Collects files and writes the index.

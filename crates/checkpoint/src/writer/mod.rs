@@ -9,4 +9,4 @@ pub use crate::quality_layers::quality_layer_name;
 pub use crate::whole::{copy_directory, copy_file, write_directory};
 pub use entry::{Data, Entry};
 pub use layers::write_quality_layers;
-pub use shards::{SHARD_BYTES, write_checkpoint, write_companions, write_file, write_shards};
+pub use shards::{SHARD_BYTES, write_checkpoint, write_companions, write_file, write_shards, write_tensors};

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};
+use std::fmt::Display;
 use std::fs::File;
 use std::path::Path;
 
@@ -141,14 +142,7 @@ fn write_shard(path: &Path, entries: &[&Entry], files: Option<&BTreeMap<String, 
         None => HashMap::from([("format".to_string(), "pt".to_string())]),
     };
     let views = blobs.iter().map(|b| (b.entry.name.as_str(), b));
-    // The library makes files for their owner alone; these are for whoever may read the others.
-    let permissions = File::create(path).and_then(|f| Ok(f.metadata()?.permissions()));
-    let permissions = permissions.at(path)?;
-    safetensors::serialize_to_file(views, Some(metadata), path).map_err(|e| match e {
-        SafeTensorError::IoError(source) => CheckpointError::Io { path: path.to_path_buf(), source },
-        error => CheckpointError::file(path, FileError::Write { error }),
-    })?;
-    std::fs::set_permissions(path, permissions).at(path)?;
+    write_tensors(path, views, Some(metadata))?;
     if let Some(error) = blobs.iter().find_map(|b| b.failed.take()) {
         return Err(error);
     }
@@ -157,6 +151,24 @@ fn write_shard(path: &Path, entries: &[&Entry], files: Option<&BTreeMap<String, 
     }
     File::open(path).and_then(|f| f.sync_all()).at(path)?;
     Ok(blobs.iter().map(|b| b.check.get()).collect())
+}
+
+/// Writes a safetensors file.
+///
+/// # Errors
+/// As the file system and the safetensors library say.
+pub fn write_tensors<N: AsRef<str> + Ord + Display, V: View>(
+    path: &Path,
+    tensors: impl IntoIterator<Item = (N, V)>,
+    metadata: Option<HashMap<String, String>>,
+) -> Result<()> {
+    // The library makes files for their owner alone; these are for whoever may read the others.
+    let permissions = File::create(path).and_then(|f| Ok(f.metadata()?.permissions())).at(path)?;
+    safetensors::serialize_to_file(tensors, metadata, path).map_err(|e| match e {
+        SafeTensorError::IoError(source) => CheckpointError::Io { path: path.to_path_buf(), source },
+        error => CheckpointError::file(path, FileError::Write { error }),
+    })?;
+    std::fs::set_permissions(path, permissions).at(path)
 }
 
 /// Copies tokenizer files and `config.json` from `from`; with `compressed`, the configuration names

@@ -5,6 +5,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use waterfill_allocate::Allocation;
 use waterfill_checkpoint::delta::{self, Coders, Counts, LeftOut};
+use waterfill_checkpoint::writer::copy_file;
 use waterfill_checkpoint::{Checkpoint, CheckpointError, TensorError};
 use waterfill_quantize::{EncodeError, code_delta, find_factors};
 use waterfill_store::{Identity, Progress, Work};
@@ -120,7 +121,7 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
         let path = entry.map_err(PipelineError::io(from))?.path();
         if path.is_file() {
             let target = to.join(path.file_name().unwrap_or_default());
-            std::fs::copy(&path, &target).map_err(PipelineError::io(&target))?;
+            copy_file(&path, &target)?;
         }
     }
     Ok(())
