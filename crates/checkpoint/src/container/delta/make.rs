@@ -1,7 +1,8 @@
 //! Making a delta.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::container::delta::base::Base;
 use crate::container::delta::coded;
@@ -48,7 +49,8 @@ pub fn delta_with(
     let sources = open(&shard_paths)?;
     let known = Base::new(&shards, &sources, VERSION);
     write_directory(out, |dir| {
-        let maker = Maker { base, base_files: &base_files, known: &known, fine_tune, out, dir };
+        let digests = RefCell::default();
+        let maker = Maker { base, base_files: &base_files, known: &known, digests, fine_tune, out, dir };
         let mut summary = maker.write(&files, coders, on_bytes)?;
         summary.left_out = files.left_out.clone();
         Ok(summary)
@@ -60,6 +62,8 @@ struct Maker<'a> {
     base: &'a Path,
     base_files: &'a Tree,
     known: &'a Base<'a>,
+    /// Checkpoints are large: each file of the two directories is read for its digest once.
+    digests: RefCell<BTreeMap<PathBuf, String>>,
     fine_tune: &'a Path,
     /// In messages.
     out: &'a Path,
@@ -68,6 +72,15 @@ struct Maker<'a> {
 }
 
 impl Maker<'_> {
+    fn digest(&self, path: &Path) -> Result<String> {
+        if let Some(known) = self.digests.borrow().get(path) {
+            return Ok(known.clone());
+        }
+        let digest = digest_of(path)?;
+        self.digests.borrow_mut().insert(path.into(), digest.clone());
+        Ok(digest)
+    }
+
     fn write(&self, files: &Tree, coders: &Coders, on_bytes: OnBytes) -> Result<DeltaSummary> {
         let mut list = List { version: VERSION, base: BTreeMap::new(), files: BTreeMap::new() };
         let mut summary = DeltaSummary::default();
@@ -101,9 +114,9 @@ impl Maker<'_> {
         if !alike {
             return Ok(None);
         }
-        let digest = digest_of(&own)?;
+        let digest = self.digest(&own)?;
         let entry = |digest| Entry { kind: FileKind::Same, bytes, digest };
-        Ok((digest_of(&other)? == digest).then(|| entry(digest)))
+        Ok((self.digest(&other)? == digest).then(|| entry(digest)))
     }
 
     /// Copies a file.
@@ -139,7 +152,7 @@ impl Maker<'_> {
         let to = list.path(self.dir, FileKind::Delta, name);
         let beside = self.known.beside(name);
         let written = coded::write(&beside, &source, &to, coders, on_bytes)?;
-        let original = digest_of(&path)?;
+        let original = self.digest(&path)?;
         let digest = read_back(self.out, &to, || {
             let digest = written.read_back(&beside, &to, on_bytes)?;
             // With loss the restored file is not the fine-tune's.
@@ -150,14 +163,8 @@ impl Maker<'_> {
         })?;
         summary.tensors += written.counts;
         summary.elements += source.elements;
-        for needed in written
-            .needs
-            .into_iter()
-            .map(|n| self.known.name(n))
-            .filter(|n| !list.base.contains_key(*n))
-            .collect::<Vec<_>>()
-        {
-            list.base.insert(needed.into(), digest_of(&self.base.join(needed))?);
+        for needed in written.needs.into_iter().map(|n| self.known.name(n)) {
+            list.base.insert(needed.into(), self.digest(&self.base.join(needed))?);
         }
         Ok(Entry { kind: FileKind::Delta, bytes: source.size, digest })
     }
