@@ -142,7 +142,7 @@ impl From<CheckpointError> for Failure {
     fn from(error: CheckpointError) -> Self {
         let status = match &error {
             CheckpointError::Io { .. } => WfStatus::Io,
-            CheckpointError::File { .. } => WfStatus::File,
+            CheckpointError::File { .. } | CheckpointError::ReadBack { .. } => WfStatus::File,
             CheckpointError::Tensor { .. } => WfStatus::Tensor,
             CheckpointError::Codec { .. } => WfStatus::Damaged,
             CheckpointError::Cancelled => WfStatus::Cancelled,
