@@ -6,8 +6,9 @@ use waterfill_codec::{Dtype, TILE, TensorPlan, TilePlan, scale};
 
 use crate::information::Information;
 
-/// Largest row or column index, quarter octaves: three octaves either way.
-const MAX_SCALE: f64 = 12.0;
+/// Largest row or column index, quarter octaves: twelve octaves either way. Channels that a model has scaled (by norms, or for
+/// smoothness) lie six octaves and more from the others.
+const MAX_SCALE: f64 = 48.0;
 
 /// Scale vectors that a matrix has next to the steps of its tiles, each only where it pays for its entries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,7 +63,7 @@ pub(crate) fn plan_scales(info: &Information, weights: &[f32], dtype: Dtype, vec
 }
 
 /// Scale vector with steps proportional to `1 / sqrt(information)` around its geometric mean, quarter octaves, clamped to
-/// three octaves either way: reverse water-filling (Cover & Thomas, 10.3.3) for components that are all above the water.
+/// twelve octaves either way: reverse water-filling (Cover & Thomas, 10.3.3) for components that are all above the water.
 ///
 /// `information` is the Fisher information of each row (or column), `others` the number of weights in it. Empty when the
 /// gain, `1/2 log2(arithmetic mean / geometric mean)` bits a weight, does not pay for the entries.
@@ -90,7 +91,7 @@ mod tests {
         // Dead rows take nothing from the others.
         let some_dead: Vec<f64> = information.iter().copied().chain([0.0; 8]).collect();
         let scales = water_fill(&some_dead, 1000);
-        assert_eq!((scales[0], scales[1], scales[70]), (4, -4, 12));
+        assert_eq!((scales[0], scales[1], scales[70]), (4, -4, 48));
         assert!(water_fill(&[0.0; 8], 1000).is_empty());
     }
 }

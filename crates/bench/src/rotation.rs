@@ -209,7 +209,7 @@ fn code(
 /// Files that cannot be read, and calibrations without full Hessians and gradient covariances.
 pub fn bench_rotation(checkpoint: &Path, calibration: &Path, allocation: &Path) -> Result<RotationBench, BenchError> {
     let source = Checkpoint::open(checkpoint)?;
-    let sensitivities = Sensitivities::open(calibration)?;
+    let sensitivities = Sensitivities::open(calibration)?.damped(Some(0.0));
     let allocation = Allocation::open(allocation)?;
     let one = |name: &String| -> Result<Option<(String, f64, f64, RotationCost)>, BenchError> {
         let moments = [sensitivities.hessian(name)?, sensitivities.gradient_covariance(name)?];

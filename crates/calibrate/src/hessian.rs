@@ -5,7 +5,13 @@ use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
 use waterfill_quadratic::CORRELATION_ONE;
 
+use crate::parts::PartSums;
 use crate::settings::{HessianSettings, HessianWeighting};
+
+/// By how much damping is larger than what other parts of the same text ask for. Inputs that a coded layer gets are those of
+/// coded layers before it, and text that is read later is of other kinds. Measured (`docs/decisions/shrinkage.md`): 3 costs
+/// nothing on the calibration's kind of text, and takes a sixth of the KL on another.
+const ELSEWHERE: f64 = 3.0;
 
 /// Rows of a panel, which is one task.
 const PANEL: usize = 512;
@@ -42,6 +48,10 @@ pub(crate) struct HessianSums {
     weighting: HessianWeighting,
     /// sum_t w_t.
     weight: f64,
+    /// sum_t w_t^2.
+    weight_squared: f64,
+    /// Sums by part of the text, of some columns.
+    parts: PartSums,
 }
 
 impl HessianSums {
@@ -58,25 +68,33 @@ impl HessianSums {
         });
         let panels: Vec<(Panel, Vec<f32>)> = panels.collect();
         let there = vec![None; panels.len()];
-        Some(Self { panels, there, blocks, weighting: settings.weighting, weight: 0.0 })
+        let parts = PartSums::new(width, side);
+        let (weight, weight_squared) = (0.0, 0.0);
+        Some(Self { panels, there, blocks, weighting: settings.weighting, weight, weight_squared, parts })
     }
 
-    /// Adds the tokens of a batch: `input` `[tokens, width]`, `g_total` their gradient energies
-    /// `[tokens, 1]`. Panels are tasks, so results do not depend on the number of threads.
-    pub fn add(&mut self, input: &Tensor, g_total: &Tensor) -> candle_core::Result<()> {
-        self.add_where(input, g_total, !input.device().is_cpu())
+    /// Adds the tokens of a batch, which is in `part` of the text: `input` `[tokens, width]`, `g_total` their gradient
+    /// energies `[tokens, 1]`. Panels are tasks, so results do not depend on the number of threads.
+    pub fn add(&mut self, part: usize, input: &Tensor, g_total: &Tensor) -> candle_core::Result<()> {
+        self.add_where(part, input, g_total, !input.device().is_cpu())
     }
 
     /// As [`HessianSums::add`]; sums stay with `input` where `stay`.
-    fn add_where(&mut self, input: &Tensor, g_total: &Tensor, stay: bool) -> candle_core::Result<()> {
+    fn add_where(&mut self, part: usize, input: &Tensor, g_total: &Tensor, stay: bool) -> candle_core::Result<()> {
         let weighted = match self.weighting {
             HessianWeighting::Plain => input.clone(),
             HessianWeighting::Gradient => input.broadcast_mul(&g_total.sqrt()?)?,
         };
-        self.weight += match self.weighting {
-            HessianWeighting::Plain => input.dim(0)? as f64,
-            HessianWeighting::Gradient => g_total.sum_all()?.to_dtype(DType::F64)?.to_scalar::<f64>()?,
+        let (weight, squared) = match self.weighting {
+            HessianWeighting::Plain => (input.dim(0)? as f64, input.dim(0)? as f64),
+            HessianWeighting::Gradient => {
+                let weights: Vec<f64> = g_total.to_dtype(DType::F64)?.flatten_all()?.to_vec1()?;
+                (weights.iter().sum::<f64>(), weights.iter().map(|w| w * w).sum::<f64>())
+            }
         };
+        self.weight += weight;
+        self.weight_squared += squared;
+        self.parts.add(part, &weighted, weight)?;
         let transposed = weighted.t()?;
         self.panels.par_iter_mut().zip(&mut self.there).try_for_each(|((panel, sums), there)| {
             let rows = transposed.narrow(0, panel.first, panel.rows_end - panel.first)?;
@@ -118,6 +136,8 @@ impl HessianSums {
     /// Hands over all sums as bytes, for a state.
     pub fn write(&self, sink: &mut dyn FnMut(&[u8]) -> std::io::Result<()>) -> std::io::Result<()> {
         sink(&self.weight.to_le_bytes())?;
+        sink(&self.weight_squared.to_le_bytes())?;
+        self.parts.write(sink)?;
         for (panel, sums) in &self.panels {
             for row in sums.chunks_exact(panel.width()) {
                 sink(&row.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>())?;
@@ -128,10 +148,13 @@ impl HessianSums {
 
     /// Reads what [`HessianSums::write`] wrote into sums of the same shape; `None` where bytes end early.
     pub fn read(&mut self, bytes: &mut &[u8]) -> Option<()> {
-        let (weight, rest) = bytes.split_first_chunk::<8>()?;
-        self.weight = f64::from_le_bytes(*weight);
+        for value in [&mut self.weight, &mut self.weight_squared] {
+            let (own, rest) = bytes.split_first_chunk::<8>()?;
+            *value = f64::from_le_bytes(*own);
+            *bytes = rest;
+        }
+        self.parts.read(bytes)?;
         self.there.fill(None);
-        *bytes = rest;
         for (_, sums) in &mut self.panels {
             let (values, rest) = bytes.split_at_checked(4 * sums.len())?;
             *bytes = rest;
@@ -139,6 +162,18 @@ impl HessianSums {
             sums.iter_mut().zip(values).for_each(|(sum, v)| *sum = v);
         }
         Some(())
+    }
+
+    /// Tokens that count: `(Σ w)² / Σ w²` (Kish 1965).
+    pub fn effective_tokens(&self) -> f64 {
+        if self.weight_squared > 0.0 { self.weight * self.weight / self.weight_squared } else { 0.0 }
+    }
+
+    /// Damping chosen from the parts of the text, times [`ELSEWHERE`]; with one part, columns of a block over tokens that
+    /// count.
+    pub fn damping(&self) -> f64 {
+        let columns_per_token = self.parts.width() as f64 / self.effective_tokens().max(1.0);
+        self.parts.damping().map_or(columns_per_token, |chosen| chosen * ELSEWHERE)
     }
 
     /// Means: the diagonals of all blocks, and the correlations above them, row by row.
@@ -200,7 +235,7 @@ mod tests {
             let mut hessian = HessianSums::new(width, settings).unwrap();
             for n in 0..3 {
                 let (input, energy) = batch(n);
-                hessian.add_where(&input, &energy, stay).unwrap();
+                hessian.add_where(n, &input, &energy, stay).unwrap();
                 hessian.settle().unwrap();
                 if interrupted {
                     let mut bytes = Vec::new();
@@ -238,7 +273,7 @@ mod tests {
                 let values = x[rows.start * width..rows.end * width].to_vec();
                 let input = Tensor::from_vec(values, (tokens, width), &Device::Cpu).unwrap();
                 let g = Tensor::from_vec(energy[rows].to_vec(), (tokens, 1), &Device::Cpu).unwrap();
-                hessian.add(&input, &g).unwrap();
+                hessian.add(part, &input, &g).unwrap();
             }
             // A state comes back.
             let mut bytes = Vec::new();

@@ -30,6 +30,7 @@ mod error;
 mod head;
 mod hessian;
 mod lookup;
+mod parts;
 mod plan;
 mod settings;
 mod statistics;
@@ -39,6 +40,8 @@ mod totals;
 
 pub use error::{CalibrateError, Result};
 pub use head::head_bytes;
-pub use settings::{CalibrateSettings, CalibrateSummary, HessianKind, HessianSettings, HessianWeighting, Labels};
+pub use settings::{
+    CalibrateSettings, CalibrateSummary, HessianKind, HessianSettings, HessianWeighting, Labels, Shrinkage,
+};
 pub use store::{Sensitivities, Sensitivity};
 pub use sweep::{block_file, calibrate};

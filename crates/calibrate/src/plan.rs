@@ -4,6 +4,7 @@ use waterfill_model::{Projection, Windows};
 
 use crate::error::{CalibrateError, Result};
 use crate::hessian::HessianSums;
+use crate::parts::PARTS;
 use crate::settings::{CalibrateSettings, HessianWeighting};
 use crate::statistics::Sums;
 use crate::store::Entry;
@@ -15,6 +16,8 @@ pub(crate) struct Plan<'a> {
     /// Index of the first sequence of each batch.
     pub first: Vec<usize>,
     pub fold: Vec<usize>,
+    /// Part of the text that each batch is in, for what is fitted to some parts and judged by others.
+    pub part: Vec<usize>,
     /// Tokens of each fold.
     pub tokens: Vec<f64>,
 }
@@ -25,8 +28,10 @@ impl<'a> Plan<'a> {
         if folds > sequences {
             return Err(CalibrateError::Folds { folds, sequences });
         }
-        let per_batch = (settings.batch_tokens / windows.context).max(1);
-        let mut plan = Self { windows, batches: vec![], first: vec![], fold: vec![], tokens: vec![0.0; folds] };
+        // A batch is in one part of the text.
+        let per_batch = (settings.batch_tokens / windows.context).min(sequences / PARTS).max(1);
+        let mut plan =
+            Self { windows, batches: vec![], first: vec![], fold: vec![], part: vec![], tokens: vec![0.0; folds] };
         for fold in 0..folds {
             let range = fold * sequences / folds..(fold + 1) * sequences / folds;
             plan.tokens[fold] = (range.len() * windows.context) as f64;
@@ -37,6 +42,8 @@ impl<'a> Plan<'a> {
                 plan.fold.push(fold);
             }
         }
+        let batches = plan.batches.len();
+        plan.part = (0..batches).map(|b| b * PARTS / batches).collect();
         Ok(plan)
     }
 

@@ -1,5 +1,7 @@
 //! Settings and figures of a calibration.
 
+use std::collections::BTreeMap;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -85,4 +87,17 @@ pub struct CalibrateSummary {
     pub tokens: u64,
     /// Mean negative log-likelihood of the calibration text, nats per token.
     pub nll: f64,
+    /// By weight, how much its Hessian is believed; empty without Hessians.
+    pub hessians: BTreeMap<String, Shrinkage>,
+    /// The same of its output-gradient covariance.
+    pub gradient_covariances: BTreeMap<String, Shrinkage>,
+}
+
+/// How much the correlations of a matrix of second moments are believed.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Shrinkage {
+    /// Added to the diagonal, in units of each of its entries; chosen from parts of the text.
+    pub damping: f64,
+    /// `(Σ w)² / Σ w²` over the weights `w` of tokens (Kish 1965), for each row of the matrix.
+    pub effective_tokens_per_column: f64,
 }

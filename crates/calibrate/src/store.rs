@@ -14,6 +14,7 @@ use waterfill_store::Work;
 
 use crate::error::{CalibrateError, Result};
 use crate::hessian::HessianSums;
+use crate::settings::Shrinkage;
 use crate::statistics::Sums;
 
 const INDEX: &str = "index.json";
@@ -23,6 +24,9 @@ const OUTPUT: &str = "output_moment";
 const CORRELATIONS: &str = "_correlations";
 const LOOKUP: &str = "lookup_row_fisher";
 const SIDE: &str = "_side";
+/// Suffixes of the chosen damping, and of the tokens that count.
+const DAMPING: &str = "_damping";
+const TOKENS: &str = "_effective_tokens";
 /// Prefix of the files with Hessians.
 const MOMENTS: &str = "moments-";
 
@@ -57,6 +61,8 @@ pub struct Sensitivities {
     dir: PathBuf,
     /// File of every weight.
     files: BTreeMap<String, String>,
+    /// Damping of all matrices; none for the chosen ones.
+    damping: Option<f64>,
 }
 
 fn failed(path: &Path) -> impl Fn(String) -> CalibrateError + '_ {
@@ -72,7 +78,13 @@ impl Sensitivities {
         let path = dir.join(INDEX);
         let text = std::fs::read_to_string(&path).map_err(|e| failed(&path)(e.to_string()))?;
         let files = serde_json::from_str(&text).map_err(|e| failed(&path)(e.to_string()))?;
-        Ok(Self { dir: dir.to_path_buf(), files })
+        Ok(Self { dir: dir.to_path_buf(), files, damping: None })
+    }
+
+    /// With one damping for all matrices, in units of each column's own diagonal, where one is given; the one that was
+    /// chosen for each from the calibration else.
+    pub fn damped(self, damping: Option<f64>) -> Self {
+        Self { damping, ..self }
     }
 
     /// Names of all weights.
@@ -117,7 +129,7 @@ impl Sensitivities {
         })
     }
 
-    /// Hessian `[in, in]` of a linear layer's input; `None` when only the diagonal was kept.
+    /// Hessian `[in, in]` of a linear layer's input, its correlations shrunk by the damping; `None` when only the diagonal was kept.
     ///
     /// # Errors
     /// As [`Sensitivities::read`].
@@ -130,13 +142,49 @@ impl Sensitivities {
         }
     }
 
-    /// Covariance `[out, out]` of a linear layer's output gradient, tokens weighted by the energy of the input; `None`
+    /// Covariance `[out, out]` of a linear layer's output gradient, tokens weighted by the energy of the input,
+    /// its correlations shrunk by the damping; `None`
     /// where none was kept.
     ///
     /// # Errors
     /// As [`Sensitivities::read`].
     pub fn gradient_covariance(&self, name: &str) -> Result<Option<GradientCovariance>> {
         self.matrix(name, name, OUTPUT)
+    }
+
+    /// How much the Hessian of each weight that holds one is believed.
+    ///
+    /// # Errors
+    /// As [`Sensitivities::read`].
+    pub fn hessian_shrinkage(&self) -> Result<BTreeMap<String, Shrinkage>> {
+        self.shrinkage(INPUT)
+    }
+
+    /// How much the output-gradient covariance of each weight that has one is believed.
+    ///
+    /// # Errors
+    /// As [`Sensitivities::read`].
+    pub fn gradient_shrinkage(&self) -> Result<BTreeMap<String, Shrinkage>> {
+        self.shrinkage(OUTPUT)
+    }
+
+    fn shrinkage(&self, part: &str) -> Result<BTreeMap<String, Shrinkage>> {
+        let mut found = BTreeMap::new();
+        for name in self.names() {
+            let path = self.path(name, MOMENTS)?;
+            if !path.exists() {
+                continue;
+            }
+            let file = SafetensorsFile::open(&path).map_err(ModelError::from)?;
+            if !file.contains(&format!("{name}|{part}{DAMPING}")) {
+                continue;
+            }
+            let side = scalar(&file, &format!("{name}|{part}{SIDE}"))?;
+            let damping = self.damping.map_or_else(|| scalar(&file, &format!("{name}|{part}{DAMPING}")), Ok)?;
+            let effective_tokens_per_column = scalar(&file, &format!("{name}|{part}{TOKENS}"))? / side.max(1.0);
+            found.insert(name.to_string(), Shrinkage { damping, effective_tokens_per_column });
+        }
+        Ok(found)
     }
 
     /// The matrix `part` that is stored under `holder` in the file of `name`.
@@ -151,12 +199,16 @@ impl Sensitivities {
             return Ok(None);
         }
         let (_, diagonal) = values(&file, &format!("{holder}|{part}"))?;
-        let (_, side) = values(&file, &format!("{holder}|{part}{SIDE}"))?;
+        let side = scalar(&file, &format!("{holder}|{part}{SIDE}"))? as usize;
         let (_, bytes) = file.read(&correlations, Dtype::I16).map_err(ModelError::from)?;
-        let values = bytes.chunks_exact(2).map(|b| i16::from_le_bytes([b[0], b[1]])).collect();
+        let stored = bytes.chunks_exact(2).map(|b| i16::from_le_bytes([b[0], b[1]])).collect();
         let diagonal = diagonal.into_iter().map(|v| v as f32).collect();
-        let side = side.first().map_or(0, |&s| s as usize);
-        let matrix = SymmetricBlocks::new(diagonal, side, values);
+        let matrix = SymmetricBlocks::new(diagonal, side, stored);
+        let damping = match self.damping {
+            Some(damping) => damping,
+            None => scalar(&file, &format!("{holder}|{part}{DAMPING}"))?,
+        };
+        let matrix = matrix.map(|m| m.shrunk(damping));
         matrix.map(Some).ok_or_else(|| failed(&path)(format!("{holder}: correlations do not fit the diagonal")))
     }
 
@@ -173,6 +225,11 @@ impl Sensitivities {
 fn values(file: &SafetensorsFile, name: &str) -> Result<(Vec<usize>, Vec<f64>)> {
     let (shape, values) = file.read_f32(name).map_err(ModelError::from)?;
     Ok((shape.to_vec(), values.into_iter().map(f64::from).collect()))
+}
+
+/// The one value of a statistic.
+fn scalar(file: &SafetensorsFile, name: &str) -> Result<f64> {
+    Ok(values(file, name)?.1.first().copied().unwrap_or(0.0))
 }
 
 /// Accumulated sums of one weight, ready to be written.
@@ -259,6 +316,8 @@ impl Writer<'_> {
                 let correlations = correlations.iter().flat_map(|v| v.to_le_bytes()).collect();
                 let name = |of: &str| format!("{}|{part}{of}", entry.name);
                 moments.push((name(""), Dtype::F32, vec![width], f32s(&diagonal)));
+                moments.push((name(DAMPING), Dtype::F32, vec![1], f32s(&[kept.damping() as f32])));
+                moments.push((name(TOKENS), Dtype::F32, vec![1], f32s(&[kept.effective_tokens() as f32])));
                 moments.push((name(SIDE), Dtype::F32, vec![1], f32s(&[side.min(width) as f32])));
                 moments.push((name(CORRELATIONS), Dtype::I16, vec![count], correlations));
             }

@@ -14,7 +14,7 @@ use crate::lookup::add_lookup;
 use crate::plan::{Plan, holds_hessian};
 use crate::settings::{CalibrateSettings, CalibrateSummary, HessianKind, HessianSettings, HessianWeighting};
 use crate::statistics::Sums;
-use crate::store::{Entry, Writer};
+use crate::store::{Entry, Sensitivities, Writer};
 use crate::totals::Totals;
 
 /// Computes sensitivities of all weights; `work` gets one file a block, and an index.
@@ -64,7 +64,9 @@ pub fn calibrate(
     writer.write("embedding.safetensors", &[entry])?;
     writer.finish()?;
     let tokens = plan.tokens.iter().sum::<f64>();
-    Ok(CalibrateSummary { tokens: tokens as u64, nll: nll / tokens })
+    let written = Sensitivities::open(work.out())?;
+    let (hessians, gradient_covariances) = (written.hessian_shrinkage()?, written.gradient_shrinkage()?);
+    Ok(CalibrateSummary { tokens: tokens as u64, nll: nll / tokens, hessians, gradient_covariances })
 }
 
 /// File and unit with the sensitivities of a block.
@@ -189,7 +191,7 @@ impl Pass<'_> {
             self.phase(HEAD, &[([config.vocab, config.hidden], true)], None, bytes, batch, |totals, b, result| {
                 totals.sums[0][plan.fold[b]].add(&result.sums);
                 if let Some(hessian) = &mut totals.hessians[0] {
-                    hessian.add(&result.input, &result.energy)?;
+                    hessian.add(plan.part[b], &result.input, &result.energy)?;
                 }
                 totals.nll += result.nll;
                 Ok(())
@@ -237,10 +239,10 @@ impl Pass<'_> {
             for (i, (sums, kept, output)) in traces.into_iter().enumerate() {
                 totals.sums[i][plan.fold[b]].add(&sums);
                 if let (Some(hessian), Some((input, energy))) = (&mut totals.hessians[i], kept) {
-                    hessian.add(&input, &energy)?;
+                    hessian.add(plan.part[b], &input, &energy)?;
                 }
                 if let (Some(covariance), Some((gradient, energy))) = (&mut totals.covariances[i], output) {
-                    covariance.add(&gradient, &energy)?;
+                    covariance.add(plan.part[b], &gradient, &energy)?;
                 }
             }
             Ok(())

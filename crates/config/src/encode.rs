@@ -22,8 +22,9 @@ pub struct Encode {
     pub without: Vec<Tool>,
     /// Whether the error of each column is fed back into the columns after it (LDLQ).
     pub feedback: bool,
-    /// Share of the mean of H's diagonal that is added to its diagonal before H is factored.
-    pub damping: f64,
+    /// Added to H and to the gradient covariance, in units of each entry of the diagonal, which shrinks correlations; chosen
+    /// for each matrix from the calibration if absent.
+    pub damping: Option<f64>,
     /// States of the trellis, a power of two from 4 to 256; 0 quantizes without a trellis. The preset decides if absent.
     pub states: Option<usize>,
     /// Share of lambda by which levels are chosen for their rate (RDOQ).
@@ -59,7 +60,7 @@ impl Default for Encode {
             with: vec![],
             without: vec![],
             feedback: true,
-            damping: 0.03,
+            damping: None,
             states: None,
             rounding: 0.3,
             sequential: None,

@@ -36,7 +36,7 @@ pub(crate) fn problems(config: &Config) -> Vec<Problem> {
         range("evaluate.long_context.sequences", long.sequences as f64, 1.0, 1e9);
         range("evaluate.long_context.bands", long.bands as f64, 1.0, 20.0);
     }
-    range("encode.damping", config.encode.damping, 0.0, 100.0);
+    range("encode.damping", config.encode.damping.unwrap_or(0.0), 0.0, 1e6);
     range("encode.rounding", config.encode.rounding.into(), 0.0, 10.0);
     if let Some(sequential) = config.encode.sequential {
         range("encode.sequential.steps", sequential.steps as f64, 1.0, 1e6);

@@ -35,10 +35,12 @@ mod curvature;
 mod damping;
 mod ldl;
 mod loss;
+mod shrinkage;
 mod weights;
 
 pub use curvature::{CORRELATION_ONE, Curvature, GradientCovariance, Hessian, SymmetricBlocks};
 pub use damping::{Damping, add_error_penalty};
 pub use ldl::LdlFactor;
 pub use loss::QuadraticLoss;
+pub use shrinkage::{Part, choose_damping};
 pub use weights::{FisherSums, LossWeights};

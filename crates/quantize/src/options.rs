@@ -32,8 +32,6 @@ pub struct ErrorFeedback {
     pub sensitivities: Sensitivities,
     /// Those of other tokens, by which losses are predicted: feedback fits its own.
     pub held_out: Option<Sensitivities>,
-    /// Share of the mean of a Hessian's diagonal that is added to it, see [`waterfill_quadratic::Damping`].
-    pub damping: f64,
     /// The trellis that levels are a path through; none rounds every level alone.
     pub trellis: Option<Trellis>,
     /// Lambda that levels are chosen by, as a share of the allocation's.
@@ -53,7 +51,8 @@ impl EncodeOptions {
             rounding: feedback.rounding,
             allow_int8: self.allow_int8,
             allow_lossless: self.allow_lossless,
-            damping: feedback.damping,
+            // Their damping is in the sensitivities.
+            damping: 0.0,
             error_penalty: if last { 0.0 } else { feedback.error_penalty },
             sparse: false,
         }

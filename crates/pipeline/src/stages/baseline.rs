@@ -43,7 +43,7 @@ impl Stage for Baseline<'_> {
             BaselineMethod::Absmax => quantize::Baseline::Absmax,
             BaselineMethod::Fp8 => quantize::Baseline::Fp8,
             BaselineMethod::Gptq => {
-                let sensitivities = Sensitivities::open(self.calibration.dir())?;
+                let sensitivities = Sensitivities::open(self.calibration.dir())?.damped(Some(0.0));
                 quantize::Baseline::Gptq { group: settings.group, sensitivities }
             }
         };

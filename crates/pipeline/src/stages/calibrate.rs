@@ -1,9 +1,9 @@
 //! Calibration: sensitivities of all weights on one part of the text.
 
 use waterfill_calibrate as calibrate;
-use waterfill_calibrate::{HessianKind, HessianWeighting};
+use waterfill_calibrate::{CalibrateSummary, HessianKind, HessianWeighting, Shrinkage};
 use waterfill_model::{Projection, Windows};
-use waterfill_store::{Identity, Work};
+use waterfill_store::{Identity, Progress, Work};
 
 use crate::context::Context;
 use crate::device_memory::attention_scores;
@@ -14,7 +14,11 @@ use crate::results::write_json;
 use crate::stage::{ArtifactRef, BatchMemory, Estimate, Stage};
 
 /// Version of the artifact; raised when results change.
-const VERSION: u32 = 6;
+const VERSION: u32 = 7;
+/// Figures of a calibration.
+const SUMMARY: &str = "summary.json";
+/// Effective tokens a column below which a run says so.
+const FEW: f64 = 2.0;
 
 /// Part of the calibration text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,6 +45,11 @@ impl Calibration {
     /// Makes both, the second where losses are predicted on held-out text.
     pub fn make(engine: &Engine) -> Result<Self> {
         let fitted = engine.make(&Calibrate { fold: Fold::Fitted })?;
+        if let Some(summary) = fitted.known::<CalibrateSummary>(SUMMARY)?
+            && let Some(warning) = too_few_tokens(&summary)
+        {
+            engine.context().console.note(&warning);
+        }
         let held_out = match engine.context().predicts_held_out() {
             true => Some(engine.make(&Calibrate { fold: Fold::HeldOut })?),
             false => None,
@@ -152,8 +161,22 @@ impl Stage for Calibrate {
         };
         let windows = self.windows(context)?;
         let summary = calibrate::calibrate(&context.model, windows, &settings, work, context.console)?;
-        write_json(&work.path("summary.json"), &summary)
+        write_json(&work.path(SUMMARY), &summary)
     }
+}
+
+/// A warning where Hessians rest on few tokens.
+fn too_few_tokens(summary: &CalibrateSummary) -> Option<String> {
+    let per_column = |(name, s): (&String, &Shrinkage)| (s.effective_tokens_per_column, name.clone());
+    let mut few: Vec<(f64, String)> = summary.hessians.iter().map(per_column).filter(|(t, _)| *t < FEW).collect();
+    few.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let (least, name) = few.first()?;
+    Some(format!(
+        "calibration: {} of {} Hessians have fewer than {FEW} tokens that count for each column, the fewest {least:.2} ({name}); \
+         their correlations are believed less, more text of more kinds would help",
+        few.len(),
+        summary.hessians.len()
+    ))
 }
 
 /// Bytes of a block's second moments while they are summed.

@@ -99,11 +99,11 @@ impl Stage for Encode<'_> {
 /// Options of tensor coding.
 pub(crate) fn options(context: &Context, calibration: &Calibration) -> Result<EncodeOptions> {
     let e = &context.config.encode;
+    let open = |a: &ArtifactRef| -> Result<Sensitivities> { Ok(Sensitivities::open(a.dir())?.damped(e.damping)) };
     let feedback = match e.feedback {
         true => Some(ErrorFeedback {
-            sensitivities: Sensitivities::open(calibration.fitted.dir())?,
-            held_out: calibration.held_out.as_ref().map(|a| Sensitivities::open(a.dir())).transpose()?,
-            damping: e.damping,
+            sensitivities: open(&calibration.fitted)?,
+            held_out: calibration.held_out.as_ref().map(open).transpose()?,
             trellis: e.trellis(),
             rounding: e.rounding,
             error_penalty: e.quality_layers.as_ref().map_or(0.0, QualityLayers::error_penalty),

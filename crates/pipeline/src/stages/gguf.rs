@@ -91,7 +91,12 @@ impl Stage for MeasureGguf<'_> {
 
     fn identity(&self, context: &Context) -> Result<Identity> {
         let inputs = [("measure", self.measured.digest())];
-        let mut identity = context.identity("measure-gguf", VERSION, &inputs, serde_json::Value::Null);
+        let mut identity = context.identity(
+            "measure-gguf",
+            VERSION,
+            &inputs,
+            serde_json::json!({"damping": context.config.encode.damping}),
+        );
         self.calibration.identify(&mut identity);
         Ok(identity)
     }
@@ -107,7 +112,8 @@ impl Stage for MeasureGguf<'_> {
 
     fn run(&self, context: &Context, work: &Work) -> Result<()> {
         let files: BTreeMap<String, _> = candidate_files(self.measured)?.into_iter().collect();
-        let predicting = Sensitivities::open(self.calibration.predicting().dir())?;
+        let predicting =
+            Sensitivities::open(self.calibration.predicting().dir())?.damped(context.config.encode.damping);
         let weights = context.model.weights();
         context.console.start("measure-gguf", weights.len() as u64);
         let sizes: Vec<u64> = weights.iter().map(|(_, [rows, cols])| (32 * rows * cols) as u64).collect();

@@ -51,7 +51,7 @@ impl Stage for Measure<'_> {
         let (a, e) = (&context.config.allocate, &context.config.encode);
         let floats: Vec<_> = formats(context).iter().filter(|f| f.minifloat().is_some()).map(|f| f.name()).collect();
         let settings = serde_json::json!({
-            "feedback": e.feedback.then_some(e.damping), "fold_rule": a.fold_rule, "granularity": a.granularity,
+            "feedback": e.feedback, "damping": e.damping, "fold_rule": a.fold_rule, "granularity": a.granularity,
             "sensitivity_floor": a.sensitivity_floor, "float_formats": floats,
         });
         Ok(context.identity("measure", VERSION, &[("calibrate", self.calibration.digest())], settings))
@@ -77,7 +77,7 @@ impl Stage for Measure<'_> {
     fn run(&self, context: &Context, work: &Work) -> Result<()> {
         let (a, e) = (&context.config.allocate, &context.config.encode);
         let (of_linears, of_others) = a.granularity.scales();
-        let sensitivities = Sensitivities::open(self.calibration.dir())?;
+        let sensitivities = Sensitivities::open(self.calibration.dir())?.damped(e.damping);
         let summary: CalibrateSummary = self.calibration.read("summary.json")?;
         let weights = context.model.weights();
         let checkpoint = context.model.checkpoint();
@@ -99,7 +99,7 @@ impl Stage for Measure<'_> {
                 let dtype = checkpoint.dtype(name)?;
                 let unseen = if name == EMBEDDING { 0.5 / summary.tokens as f64 } else { 0.0 };
                 let hessian = if e.feedback { sensitivities.hessian(name)? } else { None };
-                let damping = Damping { uniform: e.damping, lookup: sensitivity.lookup_share(), levels: &[] };
+                let damping = Damping { uniform: 0.0, lookup: sensitivity.lookup_share(), levels: &[] };
                 let ldl = hessian.map(|h| LdlFactor::new(&h, &damping));
                 let linear = is_linear(name);
                 let rules = allocate::MeasureOptions {

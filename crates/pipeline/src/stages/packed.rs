@@ -68,7 +68,7 @@ impl Material {
         let e = &context.config.encode;
         let loss_weights = TensorCandidates::read(&files.get(name).cloned().unwrap_or_default())?.loss_weights;
         let hessian = sensitivities.hessian(name)?;
-        let damping = Damping { uniform: e.damping, lookup: loss_weights.lookup_share(), levels: &[] };
+        let damping = Damping { uniform: 0.0, lookup: loss_weights.lookup_share(), levels: &[] };
         let factor = match (&hessian, e.feedback) {
             (Some(hessian), true) => LdlFactor::new(hessian, &damping),
             _ => LdlFactor::diagonal(loss_weights.cols.clone()),
@@ -117,7 +117,7 @@ impl Stage for MeasurePacked<'_> {
 
     fn identity(&self, context: &Context) -> Result<Identity> {
         let e = &context.config.encode;
-        let settings = json!({"damping": e.feedback.then_some(e.damping)});
+        let settings = json!({"feedback": e.feedback, "damping": e.damping});
         let inputs = [("measure", self.measured.digest())];
         let mut identity = context.identity("measure-packed", VERSION, &inputs, settings);
         self.calibration.identify(&mut identity);
@@ -136,8 +136,9 @@ impl Stage for MeasurePacked<'_> {
     fn run(&self, context: &Context, work: &Work) -> Result<()> {
         let linears = linears(context);
         let files: BTreeMap<String, PathBuf> = candidate_files(self.measured)?.into_iter().collect();
-        let fitted = Sensitivities::open(self.calibration.fitted.dir())?;
-        let predicting = Sensitivities::open(self.calibration.predicting().dir())?;
+        let fitted = Sensitivities::open(self.calibration.fitted.dir())?.damped(context.config.encode.damping);
+        let predicting =
+            Sensitivities::open(self.calibration.predicting().dir())?.damped(context.config.encode.damping);
         context.console.start("measure-packed", linears.len() as u64);
         let sizes: Vec<u64> =
             linears.iter().map(|(_, [rows, cols])| (16 * (rows * cols + rows * rows + cols * cols)) as u64).collect();
@@ -202,7 +203,7 @@ impl WritePacked<'_> {
         let dir = work.path("model");
         std::fs::create_dir(&dir).map_err(PipelineError::io(&dir))?;
         let files: BTreeMap<String, PathBuf> = candidate_files(self.measured)?.into_iter().collect();
-        let sensitivities = Sensitivities::open(self.calibration.dir())?;
+        let sensitivities = Sensitivities::open(self.calibration.dir())?.damped(context.config.encode.damping);
         let checkpoint = context.model.checkpoint();
         let infos: Vec<&TensorInfo> = checkpoint.tensors().collect();
         context.console.start("packed", infos.len() as u64);
@@ -270,7 +271,7 @@ impl Stage for WritePacked<'_> {
     fn identity(&self, context: &Context) -> Result<Identity> {
         let e = &context.config.encode;
         let named: BTreeMap<&str, String> = self.schemes().iter().map(|(name, s)| (*name, s.name())).collect();
-        let settings = json!({"schemes": named, "damping": e.feedback.then_some(e.damping)});
+        let settings = json!({"schemes": named, "feedback": e.feedback, "damping": e.damping});
         let inputs = [("calibrate", self.calibration.digest()), ("measure", self.measured.digest())];
         Ok(context.identity("packed", VERSION, &inputs, settings))
     }

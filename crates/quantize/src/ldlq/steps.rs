@@ -157,7 +157,7 @@ fn alive(loss_weights: &[f32]) -> Vec<f64> {
     loss_weights.iter().map(|&v| f64::from(v).max(1e-6 * mean).max(f64::MIN_POSITIVE)).collect()
 }
 
-/// Weights left to the steps of tiles by row and column scales, which end at three octaves.
+/// Weights left to the steps of tiles by row and column scales, which end at twelve octaves.
 struct LeftToTiles {
     rows: Vec<f64>,
     cols: Vec<f64>,
