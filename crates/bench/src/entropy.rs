@@ -52,7 +52,7 @@ pub fn bench_entropy(checkpoint: &Path) -> waterfill_checkpoint::Result<EntropyB
         let failed = |source| waterfill_checkpoint::CheckpointError::Codec {
             path: checkpoint.dir().to_path_buf(),
             tensor: info.name.clone(),
-            source,
+            source: Box::new(source),
         };
         let tensor = CodedTensor::parse(&bytes).map_err(failed)?;
         for n in 0..tensor.slices() {

@@ -126,7 +126,7 @@ impl Checkpoint {
     /// Error of the codec in a tensor's base layer.
     pub(crate) fn codec_error(&self, info: &TensorInfo) -> impl Fn(CodecError) -> CheckpointError + Copy + Sync {
         let (path, tensor) = (&self.shards[info.shard].path, &info.name);
-        move |source| CheckpointError::Codec { path: path.clone(), tensor: tensor.clone(), source }
+        move |source| CheckpointError::Codec { path: path.clone(), tensor: tensor.clone(), source: Box::new(source) }
     }
 
     /// Error of a tensor in its base shard.

@@ -210,7 +210,7 @@ impl Layered<'_> {
     /// Error of layer `n`, 0 being the base.
     pub fn failed(&self, n: usize) -> impl Fn(CodecError) -> CheckpointError + Sync + use<> {
         let (path, tensor) = (self.raw[n].0.clone(), self.name.to_string());
-        move |source| CheckpointError::Codec { path: path.clone(), tensor: tensor.clone(), source }
+        move |source| CheckpointError::Codec { path: path.clone(), tensor: tensor.clone(), source: Box::new(source) }
     }
 
     /// Parses the layers, each completed by the one before.

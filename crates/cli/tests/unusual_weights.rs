@@ -17,6 +17,11 @@ fn pipeline(rest: &str) -> String {
     )
 }
 
+/// What is done to the bytes of a matrix, given its columns.
+type Edit<'a> = &'a dyn Fn(&mut [u8], usize);
+/// A tensor, without `model.layers.` and `.weight`, and what is done to it.
+type Change<'a> = (&'a str, Edit<'a>);
+
 /// bf16 pattern of a value, cut.
 fn pattern(value: f32) -> [u8; 2] {
     let [_, _, low, high] = value.to_le_bytes();
@@ -24,7 +29,7 @@ fn pattern(value: f32) -> [u8; 2] {
 }
 
 /// The embedded model in `model`, with `change` made to the bytes and the columns of some of its matrices.
-fn model(place: &Place, changes: &[(&str, &dyn Fn(&mut [u8], usize))]) {
+fn model(place: &Place, changes: &[Change<'_>]) {
     let to = place.path("model");
     std::fs::create_dir(&to).unwrap();
     for entry in std::fs::read_dir(Path::new(DATA).join("tiny")).unwrap() {
@@ -130,7 +135,7 @@ fn columns(factor: f32) -> impl Fn(&mut [u8], usize) {
 #[test]
 fn scaled_channels_change_nothing() {
     let (up, down) = (columns(64.0), columns(1.0 / 64.0));
-    let mut changes: Vec<(String, &dyn Fn(&mut [u8], usize))> = Vec::new();
+    let mut changes: Vec<(String, Edit<'_>)> = Vec::new();
     for layer in 0..6 {
         for norm in ["input_layernorm", "post_attention_layernorm"] {
             changes.push((format!("{layer}.{norm}"), &up));
@@ -139,8 +144,8 @@ fn scaled_channels_change_nothing() {
             changes.push((format!("{layer}.{linear}"), &down));
         }
     }
-    let changes: Vec<(&str, &dyn Fn(&mut [u8], usize))> = changes.iter().map(|(name, f)| (name.as_str(), *f)).collect();
-    let figures = |changes: &[(&str, &dyn Fn(&mut [u8], usize))]| {
+    let changes: Vec<Change<'_>> = changes.iter().map(|(name, f)| (name.as_str(), *f)).collect();
+    let figures = |changes: &[Change<'_>]| {
         let place = Place::new();
         model(&place, changes);
         let text = pipeline("allocate: {lambdas: [1e-9, 3e-10, 1e-10, 3e-11]}\nencode: {preset: fast}\n");
@@ -163,7 +168,7 @@ fn scaled_channels_change_nothing() {
 #[test]
 fn dead_channels_do_not_make_a_matrix_larger() {
     let matrix = "model.layers.1.mlp.down_proj.weight";
-    let bytes = |changes: &[(&str, &dyn Fn(&mut [u8], usize))]| {
+    let bytes = |changes: &[Change<'_>]| {
         let place = Place::new();
         model(&place, changes);
         let text = pipeline("allocate: {lambdas: [1e-9]}\nencode: {preset: fast}\n");

@@ -256,7 +256,8 @@ impl<'a> Packed<'a> {
                 computed => Err(wrong(TensorError::StoredCheck { found: record.check, computed })),
             };
         }
-        let failed = |source| CheckpointError::Codec { path: self.path.into(), tensor: self.name(n), source };
+        let failed =
+            |source| CheckpointError::Codec { path: self.path.into(), tensor: self.name(n), source: Box::new(source) };
         let coded = CodedTensor::parse(&stored).map_err(failed)?;
         let length = coded.bytes(coded.header().rows) as u64;
         if length != record.bytes {

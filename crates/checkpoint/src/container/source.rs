@@ -91,7 +91,11 @@ impl<'a> Source<'a> {
     /// Record, stored bytes and original bytes of a piece.
     pub(crate) fn code(&self, piece: &Piece) -> Result<(Record, Vec<u8>, Vec<u8>)> {
         let bytes = self.read(piece)?;
-        let failed = |source| CheckpointError::Codec { path: self.path.into(), tensor: piece.name.clone(), source };
+        let failed = |source| CheckpointError::Codec {
+            path: self.path.into(),
+            tensor: piece.name.clone(),
+            source: Box::new(source),
+        };
         let mut best: Option<Vec<u8>> = None;
         if let Some(elements) = piece.elements.filter(|_| bytes.len() >= LEAST_BYTES) {
             best = Some(encode_lossless(&elements, &bytes).map_err(failed)?);

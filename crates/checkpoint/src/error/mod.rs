@@ -50,7 +50,7 @@ pub enum CheckpointError {
         /// Name of the tensor.
         tensor: String,
         /// The codec's error.
-        source: CodecError,
+        source: Box<CodecError>,
     },
     /// What was just written cannot be read back.
     #[error("{path}: not written, since it does not come back: {error}")]

@@ -159,7 +159,7 @@ fn inspect_checkpoint(checkpoint: &Checkpoint) -> Result<String> {
         let failed = |source| waterfill_checkpoint::CheckpointError::Codec {
             path: checkpoint.dir().to_path_buf(),
             tensor: info.name.clone(),
-            source,
+            source: Box::new(source),
         };
         let coded = CodedTensor::parse(&raw).map_err(failed)?;
         let slices: u64 = coded.header().slices.iter().map(|s| u64::from(s.0)).sum();

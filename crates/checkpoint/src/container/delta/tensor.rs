@@ -173,8 +173,11 @@ impl Tensor {
         };
         let mut best = (alone, vec![stored]);
         if let (Some(before), Some(dtype)) = (before, dtype_of(piece).filter(|d| d.is_weight())) {
-            let failed =
-                |error| CheckpointError::Codec { path: source.path.into(), tensor: piece.name.clone(), source: error };
+            let failed = |error| CheckpointError::Codec {
+                path: source.path.into(),
+                tensor: piece.name.clone(),
+                source: Box::new(error),
+            };
             let length = |parts: &[Vec<u8>]| parts.iter().map(Vec::len).sum::<usize>();
             let streams = encode_difference(dtype, &before, &bytes).map_err(failed)?;
             if length(&streams) < length(&best.1) {
@@ -200,7 +203,8 @@ impl Tensor {
 
     /// The tensor from its `bytes` in the delta file `from`.
     pub fn restore(&self, base: &Beside, piece: &Piece, bytes: Vec<u8>, from: &Path) -> Result<Vec<u8>> {
-        let failed = |source| CheckpointError::Codec { path: from.into(), tensor: piece.name.clone(), source };
+        let failed =
+            |source| CheckpointError::Codec { path: from.into(), tensor: piece.name.clone(), source: Box::new(source) };
         let damaged = |reason| CheckpointError::tensor(from, &piece.name, reason);
         let before = || base.read(piece)?.ok_or_else(|| damaged(TensorError::NoCounterpart));
         let weights = || dtype_of(piece).filter(|d| d.is_weight()).ok_or_else(|| damaged(TensorError::NotWeights));

@@ -101,7 +101,11 @@ fn stored(source: &Checkpoint, info: &TensorInfo) -> Result<Option<Stored>> {
     }
     let raw = source.read_raw(&info.name)?;
     let path = source.dir().to_path_buf();
-    let failed = |source| waterfill_checkpoint::CheckpointError::Codec { path, tensor: info.name.clone(), source };
+    let failed = |source| waterfill_checkpoint::CheckpointError::Codec {
+        path,
+        tensor: info.name.clone(),
+        source: Box::new(source),
+    };
     let coded = CodedTensor::parse(&raw).map_err(failed)?;
     let advice = "allocate.granularity tensor, channel or group:32, group:64, group:128 allocates what it can hold";
     exact(&coded).map_err(|reason| refused(format!("{} {reason}; {advice}", info.name)))
