@@ -23,7 +23,9 @@ pub(crate) struct PartSums {
 impl PartSums {
     /// Zeros for inputs of `width` with diagonal blocks of `side`.
     pub fn new(width: usize, side: usize) -> Self {
-        let start = width.div_ceil(side.max(1)) / 2 * side;
+        // The last block may be smaller than the others, and would want less damping than they do.
+        let whole = width / side.max(1);
+        let start = (width.div_ceil(side.max(1)) / 2).min(whole.saturating_sub(1)) * side;
         let own = side.min(width - start);
         let sampled = own.div_ceil(PARTS).max(SAMPLED).min(own);
         let columns: Vec<u32> = (0..sampled).map(|n| (start + n * own / sampled) as u32).collect();
@@ -78,5 +80,19 @@ impl PartSums {
             *bytes = rest;
         }
         Some(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_sample_is_of_a_whole_block() {
+        for (width, side, expected) in [(1536, 1024, 1024), (33, 32, 32), (172, 32, 32), (64, 64, 64), (40, 64, 40)] {
+            let sums = PartSums::new(width, side);
+            assert_eq!(sums.width(), expected, "{width} in blocks of {side}");
+            assert!(sums.columns.is_sorted() && sums.columns.iter().all(|&c| (c as usize) < width));
+        }
     }
 }

@@ -32,7 +32,9 @@ pub(crate) fn write_whole(
     let file = unfinished(to)?;
     write_file(file.as_file(), to, write)?;
     read_back(to, file.path(), || check(file.path()))?;
-    file.persist_noclobber(to).map(drop).map_err(|e| e.error).at(to)
+    file.persist_noclobber(to).map(drop).map_err(|e| e.error).at(to)?;
+    // The original may be deleted next: the name must survive a power failure too.
+    sync(parent(to))
 }
 
 /// A file next to `to`, with the rights of any other file: a temporary file's would be its owner's alone.
@@ -83,7 +85,8 @@ pub fn copy_file(from: &Path, to: &Path) -> Result<()> {
         true => Ok(()),
         false => Err(CheckpointError::file(file.path(), FileError::Written)),
     })?;
-    file.persist(to).map(drop).map_err(|e| e.error).at(to)
+    file.persist(to).map(drop).map_err(|e| e.error).at(to)?;
+    sync(parent(to))
 }
 
 /// Copies a directory with its folders, which appears when all files have been read back.
