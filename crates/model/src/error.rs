@@ -16,7 +16,7 @@ pub enum ModelError {
     /// The configuration asks for something this program does not have.
     #[error("{path}: {reason}")]
     Unsupported {
-        /// `config.json` or `tokenizer.json`.
+        /// `config.json`, a file of the tokenizer or the chat template.
         path: PathBuf,
         /// The value found and those supported.
         reason: String,
@@ -27,6 +27,14 @@ pub enum ModelError {
         /// The file.
         path: PathBuf,
         /// The value found and the one expected.
+        reason: String,
+    },
+    /// The chat template refuses the messages, as those for models that know no system prompt do.
+    #[error("{path}: the chat template refuses a conversation: {reason}")]
+    Conversation {
+        /// The file of the template.
+        path: PathBuf,
+        /// Line and text that the template gives.
         reason: String,
     },
     /// A gradient did not reach a weight.
