@@ -31,8 +31,8 @@ pub(crate) struct Information {
 }
 
 impl Information {
-    /// `unseen` is the share of the matrix' information that is added to every row, as if half a token more had occurred
-    /// (Krichevsky & Trofimov 1981): errors in rows of tokens that did not occur are not free.
+    /// `unseen` is the share of the matrix' information that is added to every row: errors in rows of tokens that did not
+    /// occur are not free.
     pub fn new(sensitivity: &Sensitivity, rule: FoldRule, unseen: f64) -> Self {
         let (rows, cols) = (sensitivity.row_fisher.len(), sensitivity.col_fisher.len());
         let across = cols.div_ceil(TILE);

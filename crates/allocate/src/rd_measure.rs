@@ -31,8 +31,8 @@ pub struct MeasureOptions<'a> {
     pub fold_rule: FoldRule,
     /// Scale vectors of the matrix.
     pub scale_vectors: ScaleVectors,
-    /// Share of the matrix' information that each embedding row has without having occurred, 0 of other matrices:
-    /// half a token over all tokens (Krichevsky & Trofimov 1981).
+    /// Share of the matrix' information that is added to every row: rows of tokens that calibration has not seen are not
+    /// free. 0 of matrices whose rows are not tokens.
     pub unseen: f64,
     /// Multiplies all losses, see [`crate::sensitivity_floor`].
     pub loss_factor: f64,
