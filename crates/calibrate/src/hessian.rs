@@ -7,6 +7,7 @@ use waterfill_quadratic::CORRELATION_ONE;
 
 use crate::parts::PartSums;
 use crate::settings::{HessianSettings, HessianWeighting};
+use crate::token_weights::Weights;
 
 /// By how much damping is larger than what other parts of the same text ask for. Inputs that a coded layer gets are those of
 /// coded layers before it, and text that is read later is of other kinds. Measured (`docs/decisions/shrinkage.md`): 3 costs
@@ -50,6 +51,8 @@ pub(crate) struct HessianSums {
     weight: f64,
     /// sum_t w_t^2.
     weight_squared: f64,
+    /// Mean weights, for tokens whose weight is not known.
+    weights: Weights,
     /// Sums by part of the text, of some columns.
     parts: PartSums,
 }
@@ -69,32 +72,75 @@ impl HessianSums {
         let panels: Vec<(Panel, Vec<f32>)> = panels.collect();
         let there = vec![None; panels.len()];
         let parts = PartSums::new(width, side);
-        let (weight, weight_squared) = (0.0, 0.0);
-        Some(Self { panels, there, blocks, weighting: settings.weighting, weight, weight_squared, parts })
+        let (weight, weight_squared, weights) = (0.0, 0.0, Weights::default());
+        Some(Self { panels, there, blocks, weighting: settings.weighting, weight, weight_squared, weights, parts })
     }
 
     /// Adds the tokens of a batch, which is in `part` of the text: `input` `[tokens, width]`, `g_total` their gradient
-    /// energies `[tokens, 1]`. Panels are tasks, so results do not depend on the number of threads.
-    pub fn add(&mut self, part: usize, input: &Tensor, g_total: &Tensor) -> candle_core::Result<()> {
-        self.add_where(part, input, g_total, !input.device().is_cpu())
+    /// energies `[tokens, 1]`, in sequences of `context`. Panels are tasks, so results do not depend on the number of threads.
+    pub fn add(&mut self, part: usize, input: &Tensor, g_total: &Tensor, context: usize) -> candle_core::Result<()> {
+        self.add_where(part, input, g_total, context, !input.device().is_cpu())
     }
 
     /// As [`HessianSums::add`]; sums stay with `input` where `stay`.
-    fn add_where(&mut self, part: usize, input: &Tensor, g_total: &Tensor, stay: bool) -> candle_core::Result<()> {
+    fn add_where(
+        &mut self,
+        part: usize,
+        input: &Tensor,
+        g_total: &Tensor,
+        context: usize,
+        stay: bool,
+    ) -> candle_core::Result<()> {
         let weighted = match self.weighting {
             HessianWeighting::Plain => input.clone(),
             HessianWeighting::Gradient => input.broadcast_mul(&g_total.sqrt()?)?,
         };
-        let (weight, squared) = match self.weighting {
+        let sums = match self.weighting {
             HessianWeighting::Plain => (input.dim(0)? as f64, input.dim(0)? as f64),
             HessianWeighting::Gradient => {
                 let weights: Vec<f64> = g_total.to_dtype(DType::F64)?.flatten_all()?.to_vec1()?;
+                self.weights.add(&weights, context);
                 (weights.iter().sum::<f64>(), weights.iter().map(|w| w * w).sum::<f64>())
             }
         };
+        self.add_weighted(part, &weighted, sums, stay)
+    }
+
+    /// How tokens count.
+    pub fn weighting(&self) -> HessianWeighting {
+        self.weighting
+    }
+
+    /// Mean weights of the tokens so far.
+    pub fn weights(&self) -> &Weights {
+        &self.weights
+    }
+
+    /// Adds other sums of the same shape, each token with `weight` times the weight that it has there.
+    pub fn add_scaled(&mut self, other: &Self, weight: f64) -> candle_core::Result<()> {
+        self.weight += weight * other.weight;
+        self.weight_squared += weight * weight * other.weight_squared;
+        self.parts.add_scaled(&other.parts, weight);
+        self.settle()?;
+        self.there.fill(None);
+        let factor = weight as f32;
+        self.panels.par_iter_mut().zip(&other.panels).for_each(|((_, sums), (_, others))| {
+            sums.iter_mut().zip(others).for_each(|(sum, other)| *sum += factor * other);
+        });
+        Ok(())
+    }
+
+    /// Adds inputs times the roots of their weights, with the sums of these weights and of their squares.
+    pub fn add_weighted(
+        &mut self,
+        part: usize,
+        weighted: &Tensor,
+        (weight, squared): (f64, f64),
+        stay: bool,
+    ) -> candle_core::Result<()> {
         self.weight += weight;
         self.weight_squared += squared;
-        self.parts.add(part, &weighted, weight)?;
+        self.parts.add(part, weighted, weight)?;
         let transposed = weighted.t()?;
         self.panels.par_iter_mut().zip(&mut self.there).try_for_each(|((panel, sums), there)| {
             let rows = transposed.narrow(0, panel.first, panel.rows_end - panel.first)?;
@@ -137,6 +183,7 @@ impl HessianSums {
     pub fn write(&self, sink: &mut dyn FnMut(&[u8]) -> std::io::Result<()>) -> std::io::Result<()> {
         sink(&self.weight.to_le_bytes())?;
         sink(&self.weight_squared.to_le_bytes())?;
+        self.weights.clone().values().into_iter().try_for_each(|value| sink(&value.to_le_bytes()))?;
         self.parts.write(sink)?;
         for (panel, sums) in &self.panels {
             for row in sums.chunks_exact(panel.width()) {
@@ -148,7 +195,7 @@ impl HessianSums {
 
     /// Reads what [`HessianSums::write`] wrote into sums of the same shape; `None` where bytes end early.
     pub fn read(&mut self, bytes: &mut &[u8]) -> Option<()> {
-        for value in [&mut self.weight, &mut self.weight_squared] {
+        for value in [&mut self.weight, &mut self.weight_squared].into_iter().chain(self.weights.values()) {
             let (own, rest) = bytes.split_first_chunk::<8>()?;
             *value = f64::from_le_bytes(*own);
             *bytes = rest;
@@ -235,7 +282,7 @@ mod tests {
             let mut hessian = HessianSums::new(width, settings).unwrap();
             for n in 0..3 {
                 let (input, energy) = batch(n);
-                hessian.add_where(n, &input, &energy, stay).unwrap();
+                hessian.add_where(n, &input, &energy, tokens, stay).unwrap();
                 hessian.settle().unwrap();
                 if interrupted {
                     let mut bytes = Vec::new();
@@ -273,7 +320,7 @@ mod tests {
                 let values = x[rows.start * width..rows.end * width].to_vec();
                 let input = Tensor::from_vec(values, (tokens, width), &Device::Cpu).unwrap();
                 let g = Tensor::from_vec(energy[rows].to_vec(), (tokens, 1), &Device::Cpu).unwrap();
-                hessian.add(part, &input, &g).unwrap();
+                hessian.add(part, &input, &g, tokens).unwrap();
             }
             // A state comes back.
             let mut bytes = Vec::new();

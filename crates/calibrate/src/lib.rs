@@ -27,6 +27,8 @@
 //! ```
 
 mod error;
+mod forward;
+mod further;
 mod head;
 mod hessian;
 mod lookup;
@@ -36,10 +38,12 @@ mod settings;
 mod statistics;
 mod store;
 mod sweep;
+mod token_weights;
 mod totals;
 
 pub use error::{CalibrateError, Result};
 pub use head::head_bytes;
+pub use parts::part_bytes;
 pub use settings::{
     CalibrateSettings, CalibrateSummary, HessianKind, HessianSettings, HessianWeighting, Labels, Shrinkage,
 };

@@ -20,6 +20,13 @@ pub(crate) struct PartSums {
     sums: Vec<(Vec<f32>, f64)>,
 }
 
+/// Bytes of the sums of an input of `width` with diagonal blocks of `side`.
+pub fn part_bytes(width: usize, side: usize) -> u64 {
+    let own = side.min(width);
+    let sampled = own.div_ceil(PARTS).max(SAMPLED).min(own) as u64;
+    PARTS as u64 * sampled * sampled * 4
+}
+
 impl PartSums {
     /// Zeros for inputs of `width` with diagonal blocks of `side`.
     pub fn new(width: usize, side: usize) -> Self {
@@ -48,6 +55,15 @@ impl PartSums {
         sums.iter_mut().zip(&product).for_each(|(sum, p)| *sum += p);
         *all += weight;
         Ok(())
+    }
+
+    /// Adds other sums of the same shape, each `weight` times.
+    pub fn add_scaled(&mut self, other: &Self, weight: f64) {
+        let factor = weight as f32;
+        for ((sums, all), (others, other_weight)) in self.sums.iter_mut().zip(&other.sums) {
+            sums.iter_mut().zip(others).for_each(|(sum, other)| *sum += factor * other);
+            *all += weight * other_weight;
+        }
     }
 
     /// The damping that suits text that it was not chosen on; `None` where only one part has tokens.

@@ -18,20 +18,34 @@ pub(crate) struct Plan<'a> {
     pub fold: Vec<usize>,
     /// Part of the text that each batch is in, for what is fitted to some parts and judged by others.
     pub part: Vec<usize>,
+    /// Batches that are read forward only, and the part of the text that each is in.
+    pub further: Vec<Vec<&'a [u32]>>,
+    pub further_part: Vec<usize>,
     /// Tokens of each fold.
     pub tokens: Vec<f64>,
 }
 
 impl<'a> Plan<'a> {
-    pub fn new(windows: &'a Windows, settings: &CalibrateSettings) -> Result<Self> {
+    pub fn new(windows: &'a Windows, further: &'a Windows, settings: &CalibrateSettings) -> Result<Self> {
         let (sequences, folds) = (windows.rows.len(), settings.folds.max(1));
         if folds > sequences {
             return Err(CalibrateError::Folds { folds, sequences });
         }
         // A batch is in one part of the text.
-        let per_batch = (settings.batch_tokens / windows.context).min(sequences / PARTS).max(1);
-        let mut plan =
-            Self { windows, batches: vec![], first: vec![], fold: vec![], part: vec![], tokens: vec![0.0; folds] };
+        let per_batch = |sequences: usize| (settings.batch_tokens / windows.context).min(sequences / PARTS).max(1);
+        let parts = |batches: usize| (0..batches).map(|b| b * PARTS / batches).collect();
+        let further = further.batches(per_batch(further.rows.len()) * windows.context);
+        let mut plan = Self {
+            windows,
+            batches: vec![],
+            first: vec![],
+            fold: vec![],
+            part: vec![],
+            further_part: parts(further.len()),
+            further,
+            tokens: vec![0.0; folds],
+        };
+        let per_batch = per_batch(sequences);
         for fold in 0..folds {
             let range = fold * sequences / folds..(fold + 1) * sequences / folds;
             plan.tokens[fold] = (range.len() * windows.context) as f64;
@@ -42,14 +56,18 @@ impl<'a> Plan<'a> {
                 plan.fold.push(fold);
             }
         }
-        let batches = plan.batches.len();
-        plan.part = (0..batches).map(|b| b * PARTS / batches).collect();
+        plan.part = parts(plan.batches.len());
         Ok(plan)
     }
 
     /// Tokens of the largest batch.
     pub fn batch_tokens(&self) -> usize {
         self.batches.iter().map(Vec::len).max().unwrap_or(0) * self.windows.context
+    }
+
+    /// Tokens of the largest batch that is read forward only.
+    pub fn further_tokens(&self) -> usize {
+        self.further.iter().map(Vec::len).max().unwrap_or(0) * self.windows.context
     }
 
     pub fn entry<'b>(

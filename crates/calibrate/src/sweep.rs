@@ -17,7 +17,8 @@ use crate::statistics::Sums;
 use crate::store::{Entry, Sensitivities, Writer};
 use crate::totals::Totals;
 
-/// Computes sensitivities of all weights; `work` gets one file a block, and an index.
+/// Computes sensitivities of all weights; `work` gets one file a block, and an index. Hessians also take the inputs of
+/// `further` windows, which are read forward only.
 ///
 /// Results depend on the settings and the windows, not on the number of threads or on
 /// interruptions: every batch is summed on its own and batches are added in order. Activations and
@@ -28,11 +29,12 @@ use crate::totals::Totals;
 pub fn calibrate(
     model: &Model,
     windows: &Windows,
+    further: &Windows,
     settings: &CalibrateSettings,
     work: &Work,
     progress: &dyn Progress,
 ) -> Result<CalibrateSummary> {
-    let plan = &Plan::new(windows, settings)?;
+    let plan = &Plan::new(windows, further, settings)?;
     let pass = Pass { model, plan, settings, work, progress };
     let layers = model.config.layers;
     let mut writer = Writer { work, files: BTreeMap::new() };
@@ -75,71 +77,48 @@ pub fn block_file(index: usize) -> String {
 }
 
 /// Runs `f` for batches in parallel, results in order.
-fn ordered<T: Send>(batches: Range<usize>, f: impl Fn(usize) -> Result<T> + Sync + Send) -> Result<Vec<T>> {
+pub(crate) fn ordered<T: Send>(batches: Range<usize>, f: impl Fn(usize) -> Result<T> + Sync + Send) -> Result<Vec<T>> {
     batches.into_par_iter().map(f).collect()
 }
 
 /// Units: the input of a block, and the gradient there, by block and batch.
-const INPUT: &str = "input";
+pub(crate) const INPUT: &str = "input";
 const GRADIENT: &str = "gradient";
-/// Unit that says that all inputs are there.
-const FORWARD: &str = "forward";
 /// Unit with the head's sums.
 const HEAD: &str = "head";
 
 /// Inputs of every step of the pass.
-struct Pass<'a> {
-    model: &'a Model,
-    plan: &'a Plan<'a>,
-    settings: &'a CalibrateSettings,
-    work: &'a Work,
-    progress: &'a dyn Progress,
+pub(crate) struct Pass<'a> {
+    pub model: &'a Model,
+    pub plan: &'a Plan<'a>,
+    pub settings: &'a CalibrateSettings,
+    pub work: &'a Work,
+    pub progress: &'a dyn Progress,
 }
 
 impl Pass<'_> {
-    fn keep(&self, kind: &str, block: usize, batch: usize, t: &Tensor) -> Result<()> {
+    pub fn keep(&self, kind: &str, block: usize, batch: usize, t: &Tensor) -> Result<()> {
         Ok(self.work.keep(&format!("{kind}-{block}-{batch}"), &pack(t)?)?)
     }
 
-    fn tensor(&self, kind: &str, block: usize, batch: usize) -> Result<Tensor> {
+    pub fn tensor(&self, kind: &str, block: usize, batch: usize) -> Result<Tensor> {
         let name = format!("{kind}-{block}-{batch}");
         let unit = self.work.unit(&name).and_then(|bytes| unpack(&bytes, self.model.device()));
-        unit.ok_or_else(|| CalibrateError::File {
+        unit.ok_or_else(|| self.damaged(&name))
+    }
+
+    /// A unit that cannot be used.
+    pub fn damaged(&self, name: &str) -> CalibrateError {
+        CalibrateError::File {
             path: self.work.out().with_file_name("units").join(name),
             reason: "is missing or damaged; remove this directory and start again".into(),
-        })
+        }
     }
 
-    /// Batches in groups that are computed side by side, each of which takes `bytes` for every batch.
-    fn groups(&self, first: usize, bytes: u64) -> impl Iterator<Item = Range<usize>> {
-        let (count, width) = (self.plan.batches.len(), side_by_side(self.model.device(), bytes));
+    /// Batches from `first` to `count` in groups that are computed side by side, each of which takes `bytes` for every batch.
+    pub fn groups(&self, first: usize, count: usize, bytes: u64) -> impl Iterator<Item = Range<usize>> {
+        let width = side_by_side(self.model.device(), bytes);
         (first..count).step_by(width).map(move |first| first..(first + width).min(count))
-    }
-
-    /// Inputs of all blocks, and the last one's output, become units.
-    fn forward(&self) -> Result<()> {
-        let (config, batches) = (&self.model.config, &self.plan.batches);
-        let layers = config.layers;
-        self.progress.start("forward", (layers * batches.len()) as u64);
-        if self.work.unit(FORWARD).is_some() {
-            self.progress.advance((layers * batches.len()) as u64);
-            return Ok(());
-        }
-        let embed = |b: usize, input: Tensor| self.keep(INPUT, 0, b, &input);
-        self.model.embed(batches, embed)?;
-        for index in 0..layers {
-            let block = self.model.block(index)?;
-            for group in self.groups(0, config.forward_bytes(self.plan.batch_tokens())) {
-                ordered(group, |b| {
-                    if !self.work.has_unit(&format!("{INPUT}-{}-{b}", index + 1)) {
-                        self.keep(INPUT, index + 1, b, &block.forward(&self.tensor(INPUT, index, b)?)?)?;
-                    }
-                    self.progress.advance(1);
-                    Ok(())
-                })?;
-            }
-        }
-        Ok(self.work.keep(FORWARD, &[])?)
     }
 
     /// Goes through the batches that `phase` has not done, some side by side, each of which takes
@@ -157,7 +136,7 @@ impl Pass<'_> {
         let mut totals = Totals::resume(self.work, phase, empty);
         self.progress.advance(totals.batches as u64);
         let mut pace = Pace::default();
-        for group in self.groups(totals.batches, bytes) {
+        for group in self.groups(totals.batches, self.plan.batches.len(), bytes) {
             for result in ordered(group, &batch)? {
                 let b = totals.batches;
                 fold(&mut totals, b, result)?;
@@ -191,13 +170,16 @@ impl Pass<'_> {
             self.phase(HEAD, &[([config.vocab, config.hidden], true)], None, bytes, batch, |totals, b, result| {
                 totals.sums[0][plan.fold[b]].add(&result.sums);
                 if let Some(hessian) = &mut totals.hessians[0] {
-                    hessian.add(plan.part[b], &result.input, &result.energy)?;
+                    hessian.add(plan.part[b], &result.input, &result.energy, plan.windows.context)?;
                 }
                 totals.nll += result.nll;
                 Ok(())
             })?;
         // Needed again at the very end, so this one is kept whatever it costs.
         totals.keep(self.work, HEAD)?;
+        if let (Some(hessian), Some(further)) = (&mut totals.hessians[0], self.further_sums(config.layers)?.head()) {
+            further.add_to(hessian)?;
+        }
         Ok(totals)
     }
 
@@ -235,24 +217,31 @@ impl Pass<'_> {
         let config = &self.model.config;
         let shapes = Projection::ALL.map(|p| (config.linear_shape(p), holds_hessian(p, settings)));
         let bytes = config.vjp_bytes(plan.batch_tokens());
-        let totals = self.phase(&phase, &shapes, covariance, bytes, batch, |totals, b, traces| {
+        let mut totals = self.phase(&phase, &shapes, covariance, bytes, batch, |totals, b, traces| {
             for (i, (sums, kept, output)) in traces.into_iter().enumerate() {
                 totals.sums[i][plan.fold[b]].add(&sums);
                 if let (Some(hessian), Some((input, energy))) = (&mut totals.hessians[i], kept) {
-                    hessian.add(plan.part[b], &input, &energy)?;
+                    hessian.add(plan.part[b], &input, &energy, plan.windows.context)?;
                 }
                 if let (Some(covariance), Some((gradient, energy))) = (&mut totals.covariances[i], output) {
-                    covariance.add(plan.part[b], &gradient, &energy)?;
+                    covariance.add(plan.part[b], &gradient, &energy, plan.windows.context)?;
                 }
             }
             Ok(())
         })?;
+        let further = self.further_sums(index)?;
+        for (projection, hessian) in Projection::ALL.into_iter().zip(&mut totals.hessians) {
+            if let (Some(hessian), Some(further)) = (hessian, further.of(projection)) {
+                further.add_to(hessian)?;
+            }
+        }
         let entry = |i: usize| Entry {
             gradient_covariance: totals.covariances[i].as_ref(),
             ..plan.entry(&names[i], &totals.sums[i], totals.hessians[i].as_ref(), settings)
         };
         writer.write(&file, &(0..names.len()).map(entry).collect::<Vec<Entry>>())?;
         self.work.forget(&phase);
+        self.forget_further(index);
         for b in 0..plan.batches.len() {
             self.work.forget(&format!("{INPUT}-{index}-{b}"));
             self.work.forget(&format!("{GRADIENT}-{}-{b}", index + 1));

@@ -28,6 +28,11 @@ fn windows(fixture: &Fixture, model: &Model, sequences: usize) -> Windows {
     Windows::cut((&[], &ids), 12, sequences, Layout::Spread, sizes, &fixture.calibration).unwrap()
 }
 
+/// No further text.
+fn none() -> Windows {
+    Windows { context: 12, rows: vec![] }
+}
+
 fn values(t: &Tensor) -> Vec<f64> {
     t.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1().unwrap()
 }
@@ -72,7 +77,7 @@ fn fisher_equals_direct_per_token_computation() {
         let model = Model::open(&fixture.model, &Device::Cpu).unwrap();
         let windows = windows(&fixture, &model, 4);
         let out = tempfile::tempdir().unwrap();
-        calibrate(&model, &windows, &settings(), &Work::begin(out.path()).unwrap(), &Silent).unwrap();
+        calibrate(&model, &windows, &none(), &settings(), &Work::begin(out.path()).unwrap(), &Silent).unwrap();
         let sensitivities = Sensitivities::open(&out.path().join("out")).unwrap().damped(Some(0.0));
 
         // All sequences at once, blocks chained by hand.
@@ -168,7 +173,7 @@ fn head_fisher_under_sampled_labels_is_in_closed_form() {
     let head = |seed| {
         let out = tempfile::tempdir().unwrap();
         let settings = CalibrateSettings { labels: Labels::Sampled, seed, ..settings() };
-        calibrate(&model, &windows, &settings, &Work::begin(out.path()).unwrap(), &Silent).unwrap();
+        calibrate(&model, &windows, &none(), &settings, &Work::begin(out.path()).unwrap(), &Silent).unwrap();
         let all = Sensitivities::open(&out.path().join("out")).unwrap().damped(Some(0.0));
         let vocab = model.config.vocab;
         (all.read("lm_head.weight", vocab, 32).unwrap(), all.read(EMBEDDING, vocab, 32).unwrap())
@@ -194,7 +199,7 @@ fn identical_output_at_one_and_two_threads() {
     let dir = tempfile::tempdir().unwrap();
     let fixture = generate(dir.path(), 9, &Shape::default()).unwrap();
     let model = Model::open(&fixture.model, &Device::Cpu).unwrap();
-    let windows = windows(&fixture, &model, 11);
+    let (windows, further) = windows(&fixture, &model, 20).split(9);
     for (kind, weighting) in
         [(HessianKind::Full, HessianWeighting::Plain), (HessianKind::BlockDiagonal, HessianWeighting::Gradient)]
     {
@@ -203,8 +208,10 @@ fn identical_output_at_one_and_two_threads() {
             let hessian = HessianSettings { kind, block: 24, weighting };
             let settings = CalibrateSettings { labels: Labels::Sampled, hessian, ..settings() };
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-            pool.install(|| calibrate(&model, &windows, &settings, &Work::begin(out.path()).unwrap(), &Silent))
-                .unwrap();
+            pool.install(|| {
+                calibrate(&model, &windows, &further, &settings, &Work::begin(out.path()).unwrap(), &Silent)
+            })
+            .unwrap();
             files(&out.path().join("out"))
         };
         assert!(run(1) == run(2), "{kind:?} {weighting:?}: bytes differ");
@@ -218,12 +225,12 @@ fn other_batches_give_the_same_up_to_rounding() {
     let fixture = generate(dir.path(), 9, &Shape::default()).unwrap();
     let model = Model::open(&fixture.model, &Device::Cpu).unwrap();
     // Batches end with the eight parts of the text.
-    let windows = windows(&fixture, &model, 24);
+    let (windows, further) = windows(&fixture, &model, 40).split(16);
     let run = |batch_tokens| {
         let out = tempfile::tempdir().unwrap();
         let settings = CalibrateSettings { labels: Labels::Sampled, batch_tokens, folds: 1, ..settings() };
         let work = Work::begin(out.path()).unwrap();
-        let summary = calibrate(&model, &windows, &settings, &work, &Silent).unwrap();
+        let summary = calibrate(&model, &windows, &further, &settings, &work, &Silent).unwrap();
         let all = Sensitivities::open(&out.path().join("out")).unwrap().damped(Some(0.0));
         let mut numbers = Vec::new();
         for (name, [rows, cols]) in model.weights() {
@@ -247,6 +254,42 @@ fn other_batches_give_the_same_up_to_rounding() {
     assert!(one.1.iter().zip(&all.1).any(|(a, b)| a.1 != b.1), "not one number differs: were there other batches?");
 }
 
+/// With tokens all alike it makes no difference which of them are read forward only; with tokens weighted by their
+/// gradients, further ones count as much as the mean, first ones of a sequence as the mean of first ones.
+#[test]
+fn further_text_counts_in_hessians() {
+    let dir = tempfile::tempdir().unwrap();
+    let fixture =
+        generate(dir.path(), 9, &Shape { hidden: 32, intermediate: 40, layers: 2, ..Shape::default() }).unwrap();
+    let model = Model::open(&fixture.model, &Device::Cpu).unwrap();
+    let all = windows(&fixture, &model, 24);
+    let (some, further) = all.clone().split(8);
+    let run = |windows: &Windows, further: &Windows, weighting| {
+        let out = tempfile::tempdir().unwrap();
+        let hessian = HessianSettings { kind: HessianKind::Full, block: 0, weighting };
+        let settings = CalibrateSettings { hessian, folds: 1, ..settings() };
+        let summary =
+            calibrate(&model, windows, further, &settings, &Work::begin(out.path()).unwrap(), &Silent).unwrap();
+        let found = Sensitivities::open(&out.path().join("out")).unwrap().damped(Some(0.0));
+        let block = |(name, _): (String, [usize; 2])| {
+            let hessian = found.hessian(&name).unwrap();
+            (name, hessian.map(|h| h.block(0).iter().map(|&v| f64::from(v)).collect::<Vec<f64>>()))
+        };
+        (summary, model.weights().into_iter().map(block).collect::<Vec<_>>())
+    };
+    let (parts, whole) = (run(&some, &further, HessianWeighting::Plain), run(&all, &none(), HessianWeighting::Plain));
+    for ((name, own), (_, other)) in parts.1.iter().zip(&whole.1) {
+        assert_eq!(own.is_some(), other.is_some());
+        own.iter().zip(other).for_each(|(own, other)| close(name, own, other));
+    }
+    let weighted = |further: &Windows| run(&some, further, HessianWeighting::Gradient).0.hessians;
+    let (without, with) = (weighted(&none()), weighted(&further));
+    for (name, alone) in &without {
+        let more = with[name].effective_tokens_per_column;
+        assert!(more > alone.effective_tokens_per_column, "{name}: {more} tokens after {alone:?}");
+    }
+}
+
 /// Progress that stops the process, as it were, at a unit.
 struct Until(std::sync::atomic::AtomicI64);
 
@@ -264,17 +307,18 @@ fn a_stopped_calibration_goes_on_to_the_same_bytes() {
     let shape = Shape { hidden: 32, intermediate: 40, layers: 2, ..Shape::default() };
     let fixture = generate(dir.path(), 9, &shape).unwrap();
     let model = Model::open(&fixture.model, &Device::Cpu).unwrap();
-    let windows = windows(&fixture, &model, 9);
+    let (windows, further) = windows(&fixture, &model, 14).split(5);
     let settings = CalibrateSettings { labels: Labels::Sampled, ..settings() };
     let whole = tempfile::tempdir().unwrap();
-    let summary = calibrate(&model, &windows, &settings, &Work::begin(whole.path()).unwrap(), &Silent).unwrap();
+    let summary =
+        calibrate(&model, &windows, &further, &settings, &Work::begin(whole.path()).unwrap(), &Silent).unwrap();
     let stopped = tempfile::tempdir().unwrap();
     let mut stops = 0;
     // Stop again and again, each time a little further.
     for units in 3.. {
         let work = Work::begin(stopped.path()).unwrap();
         let progress = Until(units.into());
-        let run = std::panic::AssertUnwindSafe(|| calibrate(&model, &windows, &settings, &work, &progress));
+        let run = std::panic::AssertUnwindSafe(|| calibrate(&model, &windows, &further, &settings, &work, &progress));
         match std::panic::catch_unwind(run) {
             Ok(done) => {
                 assert_eq!(done.unwrap(), summary);

@@ -33,8 +33,9 @@ pub struct Allocate {
     /// loss of erasing it: the quadratic model underrates saturated attention.
     #[serde(default = "default_sensitivity_floor")]
     pub sensitivity_floor: f64,
-    /// Groups of tensors that are compressed alone, to correct their predicted loss by the measured one.
-    #[serde(default)]
+    /// Noise as quantization leaves it, measured on held-out text of the calibration: in all tensors together, for
+    /// predictions of KL, and in groups of them alone, to correct the group's predicted loss by the measured one.
+    #[serde(default = "default_probes")]
     pub probes: Probes,
     /// Groups of tensors of each compressed checkpoint that are measured on held-out text, for a second allocation of
     /// the same bytes. The better one is kept, or a uniform allocation if that is better still.
@@ -56,9 +57,11 @@ pub struct Allocate {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Probes {
-    /// No groups: losses are taken as predicted.
+    /// Nothing: losses are taken as predicted.
     #[default]
     None,
+    /// All tensors together.
+    Together,
     /// All tensors of one role, such as `q_proj`.
     Roles,
     /// Every tensor by itself.
@@ -98,6 +101,9 @@ pub struct Floor {
 
 fn default_formats() -> Vec<FormatName> {
     [Format::Int4, Format::Int8, Format::Fp8, Format::Lossless].map(FormatName).into()
+}
+fn default_probes() -> Probes {
+    Probes::Together
 }
 fn default_sensitivity_floor() -> f64 {
     0.3

@@ -4,12 +4,17 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use waterfill_calibrate::{HessianKind, HessianWeighting, Labels};
 
+use crate::texts::TextEntry;
+
 /// How sensitivities are measured.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Calibrate {
-    /// A UTF-8 text file, or `fixture` for the generated one, or rows as in `evaluate.text`.
-    pub text: String,
+    /// A UTF-8 text file, or `fixture` for the generated one, or rows as in `evaluate.text`; or a list of such texts, each
+    /// with its share: `[{text: a.txt, share: 2}, {text: hf:OWNER/NAME:PATTERN}]`.
+    #[serde(serialize_with = "crate::texts::write", deserialize_with = "crate::texts::read")]
+    #[schemars(with = "crate::texts::Texts")]
+    pub text: Vec<TextEntry>,
     /// Text between two rows.
     #[serde(default = "default_join")]
     pub join: String,
@@ -22,9 +27,13 @@ pub struct Calibrate {
     /// Tokens in a sequence.
     #[serde(default = "default_context")]
     pub context: usize,
-    /// Number of sequences, spread evenly over the part.
+    /// Number of sequences, spread evenly over the part, whose gradients are taken.
     #[serde(default = "default_sequences")]
     pub sequences: usize,
+    /// Number of sequences for Hessians, at least `sequences`, which are among them; the others are read forward only, at
+    /// a third of the time. `sequences` if absent.
+    #[serde(default)]
+    pub hessian_sequences: Option<usize>,
     /// Tokens in a batch, at least one sequence. Smaller batches take less memory and round differently.
     #[serde(default = "default_batch_tokens")]
     pub batch_tokens: usize,
@@ -34,9 +43,10 @@ pub struct Calibrate {
     /// Labels of the loss.
     #[serde(default)]
     pub labels: Labels,
-    /// Number of further sequences, spread among the others, on which losses are predicted and measured.
+    /// Number of further sequences, spread among the others, on which predictions are checked. An eighth of all if absent, at
+    /// least four and at least two of each text.
     #[serde(default)]
-    pub held_out: usize,
+    pub held_out: Option<usize>,
     /// Number of folds: parts of the text whose sensitivities are kept apart.
     #[serde(default = "default_one")]
     pub folds: usize,
@@ -52,6 +62,19 @@ pub struct Calibrate {
     /// How much of the output-gradient covariance G = E[g g^T] is kept.
     #[serde(default)]
     pub gradient_covariance: HessianKind,
+}
+
+impl Calibrate {
+    /// Sequences on which predictions are checked.
+    pub fn held_out(&self) -> usize {
+        let all = self.hessian_sequences.unwrap_or(0).max(self.sequences);
+        self.held_out.unwrap_or_else(|| (all / 8).max(4).max(2 * self.text.len()))
+    }
+
+    /// Sequences that are read forward only.
+    pub fn further(&self) -> usize {
+        self.hessian_sequences.map_or(0, |all| all.saturating_sub(self.sequences))
+    }
 }
 
 pub(crate) fn default_join() -> String {

@@ -21,6 +21,7 @@ mod quality_layers;
 pub mod renamed;
 mod schema;
 mod sweep;
+mod texts;
 mod train;
 mod validate;
 
@@ -36,6 +37,7 @@ pub use load::load;
 pub use quality_layers::{LayerStructure, OptimizeFor, QualityLayers};
 pub use schema::{json_schema, train_schema};
 pub use sweep::{Sweep, SweepRun, SweepSection, load_sweep};
+pub use texts::TextEntry;
 pub use train::{LetterConfig, NetworkConfig, StyleName, TrainConfig, TrainSettings, WorldConfig, load_train};
 pub use validate::validate;
 

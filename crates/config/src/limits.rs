@@ -23,6 +23,14 @@ pub(crate) fn problems(config: &Config) -> Vec<Problem> {
         range(key, tokens as f64, 1.0, 1e7);
     }
     range("calibrate.sequences", c.sequences as f64, 1.0, 1e9);
+    let hessians = c.hessian_sequences.unwrap_or(c.sequences);
+    range("calibrate.hessian_sequences", hessians as f64, c.sequences as f64, 1e9);
+    for (i, text) in c.text.iter().enumerate() {
+        range(&format!("calibrate.text[{i}].share"), text.share, 1e-6, 1e6);
+        let [from, to] = text.part.unwrap_or([0.0, 1.0]);
+        range(&format!("calibrate.text[{i}].part[0]"), from, 0.0, 1.0);
+        range(&format!("calibrate.text[{i}].part[1]"), to, from, 1.0);
+    }
     range("calibrate.folds", c.folds as f64, 1.0, c.sequences as f64);
     range("calibrate.hessian_block", c.hessian_block as f64, 16.0, 8192.0);
     range("allocate.margin", a.margin, 0.0, 100.0);
@@ -42,7 +50,7 @@ pub(crate) fn problems(config: &Config) -> Vec<Problem> {
         range("encode.sequential.steps", sequential.steps as f64, 1.0, 1e6);
         range("encode.sequential.rate", sequential.rate, 1e-9, 1.0);
     }
-    range("calibrate.held_out", c.held_out as f64, 0.0, 1e6);
+    range("calibrate.held_out", c.held_out() as f64, 0.0, 1e6);
     for (i, &lambda) in a.lambdas.iter().enumerate() {
         range(&format!("allocate.lambdas[{i}]"), lambda, 1e-18, 1e3);
     }
@@ -98,9 +106,13 @@ pub(crate) fn problems(config: &Config) -> Vec<Problem> {
     if let (Some(tool), false) = (config.encode.with.iter().find(|t| t.is_experimental()), config.experimental) {
         require(false, &format!("encode.with has {}, which needs experimental: true", tool.name()));
     }
-    require(a.probes == Probes::None || c.held_out > 0, "allocate.probes needs calibrate.held_out of 1 or more");
+    require(
+        matches!(a.probes, Probes::None | Probes::Together) || c.held_out() > 0,
+        "allocate.probes needs calibrate.held_out of 1 or more",
+    );
     if a.closed_loop != Probes::None {
-        require(c.held_out > 0, "allocate.closed_loop needs calibrate.held_out of 1 or more");
+        require(c.held_out() > 0, "allocate.closed_loop needs calibrate.held_out of 1 or more");
+        require(a.closed_loop != Probes::Together, "allocate.closed_loop is together, expected roles or tensors");
         require(config.baseline.is_none(), "allocate.closed_loop is not for a baseline");
         require(config.encode.quality_layers.is_none(), "allocate.closed_loop is not for encode.quality_layers");
     }

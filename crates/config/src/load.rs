@@ -106,7 +106,7 @@ mod tests {
         write("base.yaml", GOOD);
         write("top.yaml", "include: [base.yaml]\ncalibrate: {sequences: 7}\n");
         let config = load(&dir.path().join("top.yaml"), &|_| {}).unwrap();
-        assert_eq!((config.calibrate.sequences, config.calibrate.text.as_str()), (7, "fixture"));
+        assert_eq!((config.calibrate.sequences, config.calibrate.text[0].text.as_str()), (7, "fixture"));
         write("loop.yaml", "include: [loop.yaml]\n");
         assert!(load(&dir.path().join("loop.yaml"), &|_| {}).unwrap_err().to_string().contains("include itself"));
     }

@@ -35,7 +35,7 @@ pub fn validate(path: &Path, note: Note) -> Result<String> {
 /// Dotted keys of a configuration's files, and the files.
 fn named_files(config: &Config) -> Vec<(&str, &str)> {
     let (c, e) = (&config.calibrate, &config.evaluate);
-    let mut files = vec![("calibrate.text", c.text.as_str())];
+    let mut files: Vec<(&str, &str)> = c.text.iter().map(|t| ("calibrate.text", t.text.as_str())).collect();
     files.extend(e.text.as_deref().map(|t| ("evaluate.text", t)));
     files.extend(e.tokens.as_deref().map(|t| ("evaluate.tokens", t)));
     files.extend(e.multiple_choice.as_ref().map(|m| ("evaluate.multiple_choice.path", m.path.as_str())));

@@ -9,6 +9,7 @@ mod choice;
 mod error;
 mod likelihood;
 mod other;
+mod probe;
 mod states;
 mod statistics;
 pub mod tasks;
@@ -19,6 +20,7 @@ pub use answering::Answering;
 pub use choice::{ChoiceResult, EvalInputs, QuestionResult, Share, evaluate_choices};
 pub use error::{EvaluateError, Result};
 pub use other::evaluate_other;
+pub use probe::{Errors, ProbeText, Probed, Variant, probe_text};
 pub use states::block_tokens;
 pub use statistics::{Estimate, rank_correlation, wilson};
 pub use text::{

@@ -81,7 +81,7 @@ pub(crate) fn final_states(
 }
 
 /// Keeps the next block's index, then each state with its length.
-fn keep(work: &Work, name: &str, next: usize, states: &[Tensor]) -> Result<()> {
+pub(crate) fn keep(work: &Work, name: &str, next: usize, states: &[Tensor]) -> Result<()> {
     let mut failed = None;
     work.keep_parts(name, |sink| {
         sink(&(next as u64).to_le_bytes())?;
@@ -99,7 +99,7 @@ fn keep(work: &Work, name: &str, next: usize, states: &[Tensor]) -> Result<()> {
     failed.map_or(Ok(()), |error| Err(error.into()))
 }
 
-fn parse(mut bytes: &[u8], count: usize, device: &Device) -> Option<(usize, Vec<Tensor>)> {
+pub(crate) fn parse(mut bytes: &[u8], count: usize, device: &Device) -> Option<(usize, Vec<Tensor>)> {
     let number = |bytes: &mut &[u8]| {
         let (head, rest) = bytes.split_first_chunk::<8>()?;
         *bytes = rest;

@@ -62,7 +62,7 @@ impl Sequences {
 
 /// Sums over the positions of one sequence.
 #[derive(Default, Clone, Copy)]
-struct Sums {
+pub(crate) struct Sums {
     nll: f64,
     original_nll: f64,
     kl: f64,
@@ -247,6 +247,21 @@ impl Sums {
 fn parse(bytes: &[u8], rows: usize, bands: usize) -> Option<Vec<Vec<Sums>>> {
     let row = |b: &[u8]| b.chunks_exact(32).map(Sums::parse).collect();
     (bytes.len() == 32 * bands * rows).then(|| bytes.chunks_exact(32 * bands).map(row).collect())
+}
+
+/// Sums of every sequence of batches, of a model against the original, from their states behind the last block.
+pub(crate) fn comparison(
+    windows: &Windows,
+    (original, reference): (&Head, &[Tensor]),
+    (head, states): (&Head, &[Tensor]),
+) -> Result<Vec<Vec<Sums>>> {
+    let own = |b: usize| Ok(reference[b].clone());
+    compare_block((windows, &[windows.context]), 0, (original, &own), Some((head, states)), states.len())
+}
+
+/// KL of every sequence of `positions` tokens, nats per token.
+pub(crate) fn sequence_kl(sums: &[Vec<Sums>], positions: usize) -> Vec<f64> {
+    sums.iter().map(|bands| bands[0].kl / positions as f64).collect()
 }
 
 /// Final states of a batch.

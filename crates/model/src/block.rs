@@ -115,6 +115,20 @@ impl Block {
         Ok(self.run(x, Operations::forward(x), &mut |_, _, y| Ok(y))?)
     }
 
+    /// As [`Block::forward`], with the input `[batch * tokens, in]` of each linear layer in the order of
+    /// [`Projection::ALL`].
+    ///
+    /// # Errors
+    /// As [`Block::forward`].
+    pub fn forward_traced(&self, x: &Tensor) -> Result<(Tensor, Vec<Tensor>)> {
+        let mut inputs = Vec::new();
+        let output = self.run(x, Operations::forward(x), &mut |_, input, y| {
+            inputs.push(input.flatten_to(1)?);
+            Ok(y)
+        })?;
+        Ok((output, inputs))
+    }
+
     /// As [`Block::forward`], with `attend` in place of attention among the tokens of `x`.
     pub(crate) fn attended(&self, x: &Tensor, attend: &mut Attend) -> CandleResult<Tensor> {
         let operations = Operations::forward(x);

@@ -79,6 +79,11 @@ impl Model {
         self.values.insert(name.into(), values);
     }
 
+    /// Takes back what [`Model::set_values`] set.
+    pub fn unset_values(&mut self, name: &str) {
+        self.values.remove(name);
+    }
+
     /// The checkpoint that a tensor is read from.
     fn source(&self, name: &str) -> &Checkpoint {
         match &self.replaced {

@@ -181,6 +181,19 @@ impl Windows {
         (others, apart)
     }
 
+    /// The rows of several texts, each text's spread evenly over the whole, and the text that each row is from.
+    pub fn interleave(context: usize, texts: Vec<Self>) -> (Self, Vec<usize>) {
+        let place = |i: usize, count: usize| (2 * i + 1) as f64 / count as f64;
+        let of_text = |(n, text): (usize, Self)| {
+            let count = text.rows.len();
+            text.rows.into_iter().enumerate().map(move |(i, row)| (place(i, count), n, row))
+        };
+        let mut all: Vec<(f64, usize, Vec<u32>)> = texts.into_iter().enumerate().flat_map(of_text).collect();
+        all.sort_by(|a, b| a.0.total_cmp(&b.0));
+        let (from, rows) = all.into_iter().map(|(_, text, row)| (text, row)).unzip();
+        (Self { context, rows }, from)
+    }
+
     /// Groups inputs into batches of about `tokens` tokens; the grouping depends on nothing else.
     pub fn batches(&self, tokens: usize) -> Vec<Vec<&[u32]>> {
         let per_batch = (tokens / self.context).max(1);

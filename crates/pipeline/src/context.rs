@@ -13,7 +13,7 @@ use waterfill_store::{Identity, Store};
 use crate::console::Console;
 use crate::error::Result;
 use crate::goal::Goal;
-use crate::sources::Source;
+use crate::sources::{CalibrationWindows, Source};
 
 /// A configuration with its model opened on a device.
 pub struct Context<'a> {
@@ -34,14 +34,6 @@ pub struct Context<'a> {
     model_digest: String,
     calibration_windows: OnceLock<CalibrationWindows>,
     eval_inputs: OnceLock<EvalInputs>,
-}
-
-/// Token windows for calibration, and those held out among them.
-pub struct CalibrationWindows {
-    /// Windows that sensitivities are measured on.
-    pub fitted: Windows,
-    /// Windows that losses are predicted and measured on.
-    pub held_out: Windows,
 }
 
 /// Everything that checkpoints are evaluated on.
@@ -110,8 +102,8 @@ impl<'a> Context<'a> {
         if let Some(windows) = self.calibration_windows.get() {
             return Ok(windows);
         }
-        let (fitted, held_out) = self.source.calibration(self.config, &self.model.config, self.console)?;
-        Ok(self.calibration_windows.get_or_init(|| CalibrationWindows { fitted, held_out }))
+        let windows = self.source.calibration(self.config, &self.model.config, self.console)?;
+        Ok(self.calibration_windows.get_or_init(|| windows))
     }
 
     /// All texts and questions of the evaluation; they are read once, before anything runs, so that mistakes show early.
@@ -133,11 +125,6 @@ impl<'a> Context<'a> {
         all.extend(inputs.iter().map(|(name, digest)| (name.to_string(), digest.clone())));
         let config = serde_json::to_value(config).expect("configurations are plain data");
         Identity { stage: stage.into(), version, inputs: all, config, seeds: BTreeMap::new() }
-    }
-
-    /// Whether losses are predicted on text that error feedback has not fitted.
-    pub(crate) fn predicts_held_out(&self) -> bool {
-        self.config.calibrate.held_out > 0 && self.config.encode.feedback && self.config.baseline.is_none()
     }
 
     /// All goals of the configuration, in its order.

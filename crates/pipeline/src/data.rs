@@ -1,10 +1,11 @@
-//! Texts in files of rows, and data on the hub.
+//! Texts and conversations in files of rows, and data on the hub.
 
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use waterfill_evaluate::tasks::records;
 use waterfill_hub::{HubId, Kind};
+use waterfill_model::Message;
 
 use crate::error::{PipelineError, Result};
 
@@ -68,6 +69,31 @@ pub(crate) fn read_text(files: &[PathBuf], rows: &Rows) -> Result<String> {
     }
 }
 
+/// Conversations of files' rows: their `messages`, else their `conversations`, which must be lists of messages. How
+/// rows are joined has no meaning here.
+pub(crate) fn read_chats(files: &[PathBuf], rows: &Rows) -> Result<Vec<Vec<Message>>> {
+    #[derive(Deserialize)]
+    struct Fields {
+        messages: Option<Vec<Message>>,
+        conversations: Option<Vec<Message>>,
+    }
+    #[derive(Deserialize)]
+    #[serde(try_from = "Fields")]
+    struct Row(Vec<Message>);
+    impl TryFrom<Fields> for Row {
+        type Error = &'static str;
+
+        fn try_from(fields: Fields) -> std::result::Result<Self, &'static str> {
+            let messages = fields.messages.or(fields.conversations);
+            messages
+                .map(Self)
+                .ok_or("has no conversation, expected messages or conversations: a list of {role, content}")
+        }
+    }
+    let rows_read: Vec<Row> = records(files, rows.most.unwrap_or(usize::MAX))?;
+    Ok(rows_read.into_iter().map(|Row(messages)| messages).collect())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -102,5 +128,28 @@ mod tests {
         assert_eq!(read(&[&ends], " ", None).unwrap(), "one\ntwo\nthree\n");
         let other = write("b.jsonl", "{\"txt\": \"one\"}");
         assert!(read(&[&other], " ", None).is_err_and(|e| e.to_string().contains("missing field `text`")));
+    }
+
+    #[test]
+    fn conversations_are_read_from_rows() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.jsonl");
+        let read = |text: &str, most| {
+            std::fs::write(&path, text).unwrap();
+            read_chats(std::slice::from_ref(&path), &Rows { join: "", most }).map_err(|e| e.to_string())
+        };
+        let message = |role: &str, content: &str| Message { role: role.into(), content: content.into() };
+        let rows = "{\"messages\": [{\"role\": \"user\", \"content\": \"Hi\"}], \"text\": \"x\"}\n\
+                    {\"conversations\": [{\"from\": \"human\", \"value\": \"a\"}, {\"from\": \"gpt\", \"value\": \"b\"}]}\n";
+        let all = read(rows, None).unwrap();
+        assert_eq!(all, [vec![message("user", "Hi")], vec![message("user", "a"), message("assistant", "b")]]);
+        assert_eq!(read(rows, Some(1)).unwrap(), all[..1]);
+        let fails = |text: &str, what: &str| {
+            let error = read(text, None).unwrap_err();
+            assert!(error.contains("a.jsonl: line 1: ") && error.contains(what), "{error}");
+        };
+        fails("{\"text\": \"one\"}", "has no conversation, expected messages or conversations");
+        fails("{\"messages\": \"one\"}", "invalid type: string \"one\", expected a sequence");
+        fails("{\"messages\": [{\"role\": \"user\"}]}", "a message has only role, expected texts role and content");
     }
 }

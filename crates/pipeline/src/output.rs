@@ -131,9 +131,16 @@ pub struct PointOutput {
     pub predicted_loss: f64,
     /// Loss of the decoded weights by the same quadratic model.
     pub decoded_loss: Option<f64>,
-    /// Expected KL of the decoded weights on text like the calibration's, nats per token: their predicted loss with the
-    /// corrections that probes found.
+    /// Predicted KL on text like the calibration's, nats per token: `predicted_loss` times what noise in the weights was
+    /// measured to lose over what was predicted for it.
     pub predicted_kl: Option<f64>,
+    /// The same for each text of the calibration.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub predicted: Vec<PredictedKl>,
+    /// The block where noise of such a loss begins to grow otherwise than the quadratic model has it: predictions mean
+    /// little then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub beyond_quadratic: Option<usize>,
     /// Numbers of tiles by coding tool, for each tensor role.
     pub usage: BTreeMap<String, Usage>,
     /// Directory of the compressed checkpoint.
@@ -145,6 +152,25 @@ pub struct PointOutput {
     /// All allocations of a closed loop; this point is the one that was kept.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub closed_loop: Vec<Attempt>,
+}
+
+/// KL that is predicted on one kind of text.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PredictedKl {
+    /// The text, as the configuration names it.
+    pub text: String,
+    /// Nats per token.
+    pub kl: f64,
+    /// 95 % interval of its mean over sequences.
+    pub interval: [f64; 2],
+}
+
+impl PredictedKl {
+    pub(crate) fn new(text: &str, kl: Estimate) -> Self {
+        const Z: f64 = 1.96;
+        let interval = [(kl.mean - Z * kl.se).max(0.0), kl.mean + Z * kl.se];
+        Self { text: text.into(), kl: kl.mean, interval }
+    }
 }
 
 /// Losses by which a compressed checkpoint was allocated.

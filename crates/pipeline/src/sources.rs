@@ -9,7 +9,7 @@ use waterfill_evaluate::tasks::{self, Items, Task};
 use waterfill_fixture::{Fixture, Shape, generate};
 use waterfill_hub::{Settings, fetch};
 use waterfill_model::tokens::{Layout, read_u16_tokens};
-use waterfill_model::{ModelConfig, Text, Windows};
+use waterfill_model::{ChatTemplate, ModelConfig, ModelError, Text, Windows};
 use waterfill_store::{Identity, Progress, Store};
 
 use crate::data::{self, Rows};
@@ -17,6 +17,18 @@ use crate::error::{PipelineError, Result};
 
 /// Word that stands for a part of the generated fixture.
 const FIXTURE: &str = "fixture";
+
+/// Token windows for calibration, each kind spread evenly over all texts.
+pub struct CalibrationWindows {
+    /// Windows that sensitivities are measured on.
+    pub fitted: Windows,
+    /// Further windows, of which Hessians take the inputs alone.
+    pub further: Windows,
+    /// Windows that losses are predicted and measured on.
+    pub held_out: Windows,
+    /// Which of the configuration's texts each held-out window is from.
+    pub held_out_texts: Vec<usize>,
+}
 
 /// A model directory, and the fixture it is part of, if any.
 pub struct Source {
@@ -67,22 +79,45 @@ impl Source {
         Ok(Self { dir: fixture.model.clone(), commit: None, fixture: Some(fixture), datasets: Mutex::default() })
     }
 
-    /// Windows for calibration, spread over its part of the text, and those held out among them.
+    /// Windows for calibration, by share from its texts, spread over the part of each.
     pub fn calibration(
         &self,
         config: &Config,
         model: &ModelConfig,
         progress: &dyn Progress,
-    ) -> Result<(Windows, Windows)> {
+    ) -> Result<CalibrationWindows> {
         let c = &config.calibrate;
-        let path = self.resolve(&c.text, |f| f.calibration.clone(), "calibrate.text")?;
-        let rows = Rows { join: &c.join, most: c.documents };
-        let (prefix, ids) = self.encode((&path, &rows), model.vocab, progress)?;
-        let sizes = (model.vocab, model.positions);
-        let wanted = c.sequences + c.held_out;
-        let all = Windows::cut((&prefix, part_of(&ids, c.part)), c.context, wanted, Layout::Spread, sizes, &path)?;
-        let apart = c.held_out * all.rows.len() / wanted;
-        Ok(all.split(apart))
+        let shares: Vec<f64> = c.text.iter().map(|text| text.share).collect();
+        let by_text = |count: usize| apportion(count, &shares);
+        let (fitted, further, held_out) = (by_text(c.sequences), by_text(c.further()), by_text(c.held_out()));
+        let mut parts: [Vec<Windows>; 3] = Default::default();
+        for (n, text) in c.text.iter().enumerate() {
+            let path = self.resolve(&text.text, |f| f.calibration.clone(), "calibrate.text")?;
+            let join = text.join.as_ref().unwrap_or(&c.join);
+            let rows = Rows { join, most: text.documents.or(c.documents) };
+            let (prefix, ids) = match text.chat {
+                true => self.tokens(&self.conversations(&path, &rows, progress)?, model.vocab)?,
+                false => self.encode((&path, &rows), model.vocab, progress)?,
+            };
+            let (ids, sizes) = (part_of(&ids, text.part.unwrap_or(c.part)), (model.vocab, model.positions));
+            let wanted = fitted[n] + further[n] + held_out[n];
+            if wanted == 0 {
+                let none = || Windows { context: c.context, rows: Vec::new() };
+                parts.iter_mut().for_each(|into| into.push(none()));
+                continue;
+            }
+            let all = Windows::cut((&prefix, ids), c.context, wanted, Layout::Spread, sizes, &path)?;
+            // A text that is too short has less of everything.
+            let found = all.rows.len();
+            let (others, apart) = all.split(held_out[n] * found / wanted);
+            let (own, more) = others.split(further[n] * found / wanted);
+            for (into, windows) in parts.iter_mut().zip([own, more, apart]) {
+                into.push(windows);
+            }
+        }
+        let [fitted, further, held_out] = parts.map(|texts| Windows::interleave(c.context, texts));
+        let (held_out, held_out_texts) = held_out;
+        Ok(CalibrationWindows { fitted: fitted.0, further: further.0, held_out, held_out_texts })
     }
 
     /// Windows for evaluation, from the start of its part of the text, for a model of a vocabulary and a number of
@@ -213,14 +248,48 @@ impl Source {
         vocab: usize,
         progress: &dyn Progress,
     ) -> Result<(Vec<u32>, Vec<u32>)> {
-        let text = self.text(path, rows, progress)?;
+        self.tokens(&self.text(path, rows, progress)?, vocab)
+    }
+
+    fn tokens(&self, text: &str, vocab: usize) -> Result<(Vec<u32>, Vec<u32>)> {
         let tokenizer = Text::open_sized(&self.dir, vocab)?;
-        Ok((tokenizer.prefix().to_vec(), tokenizer.encode(&text)?))
+        Ok((tokenizer.prefix().to_vec(), tokenizer.encode(text)?))
     }
 
     /// A text by its file or its name on the hub.
     fn text(&self, path: &Path, rows: &Rows, progress: &dyn Progress) -> Result<String> {
-        let files = match path.to_str().map(|p| data::on_hub(p, "text")).transpose()?.flatten() {
+        data::read_text(&self.files(path, progress)?, rows)
+    }
+
+    /// Conversations one after the other, as the model's own template writes them; those that it refuses are left out.
+    fn conversations(&self, path: &Path, rows: &Rows, progress: &dyn Progress) -> Result<String> {
+        let bad = |reason: String| PipelineError::Value { key: "calibrate.text".into(), reason };
+        let Some(template) = ChatTemplate::open(&self.dir)? else {
+            let dir = self.dir.display();
+            return Err(bad(format!("{}: chat is true, but {dir} has no chat template", path.display())));
+        };
+        let chats = data::read_chats(&self.files(path, progress)?, rows)?;
+        let mut text = String::new();
+        let mut refused = None;
+        for chat in &chats {
+            match template.render(chat) {
+                Ok(rendered) => text.push_str(template.without_bos(&rendered)),
+                Err(ModelError::Conversation { reason, .. }) => refused = Some(reason),
+                Err(other) => return Err(other.into()),
+            }
+        }
+        match refused {
+            Some(reason) if text.is_empty() => {
+                let found = format!("{}: the chat template refuses all {} conversations", path.display(), chats.len());
+                Err(bad(format!("{found}: {reason}")))
+            }
+            _ => Ok(text),
+        }
+    }
+
+    /// Files by their path or their name on the hub.
+    fn files(&self, path: &Path, progress: &dyn Progress) -> Result<Vec<PathBuf>> {
+        Ok(match path.to_str().map(|p| data::on_hub(p, "text")).transpose()?.flatten() {
             Some(asked) => {
                 let Some(pattern) = asked.pattern.clone() else {
                     let reason = format!("hf:{0} names no files; give some as hf:{0}:FOLDER/test-*.parquet", asked.id);
@@ -230,9 +299,20 @@ impl Source {
                 waterfill_store::matching_files(&self.dataset(&asked, &wanted, progress)?, &wanted[0])
             }
             None => vec![path.to_path_buf()],
-        };
-        data::read_text(&files, rows)
+        })
     }
+}
+
+/// Parts of `count` in proportion to shares, the largest remainders rounded up.
+fn apportion(count: usize, shares: &[f64]) -> Vec<usize> {
+    let total: f64 = shares.iter().sum();
+    let exact: Vec<f64> = shares.iter().map(|share| count as f64 * share / total).collect();
+    let mut parts: Vec<usize> = exact.iter().map(|part| part.floor() as usize).collect();
+    let left = count - parts.iter().sum::<usize>().min(count);
+    let mut order: Vec<usize> = (0..shares.len()).collect();
+    order.sort_by(|&a, &b| exact[b].fract().total_cmp(&exact[a].fract()));
+    order.iter().take(left).for_each(|&n| parts[n] += 1);
+    parts
 }
 
 /// The tokens between two shares of them, in order and of 0 to 1 as configurations are checked to have.
@@ -244,6 +324,15 @@ fn part_of(ids: &[u32], part: [f64; 2]) -> &[u32] {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sequences_are_divided_by_share() {
+        assert_eq!(apportion(16, &[1.0]), [16]);
+        assert_eq!(apportion(16, &[1.0, 1.0, 2.0]), [4, 4, 8]);
+        assert_eq!(apportion(7, &[1.0, 1.0, 1.0]), [3, 2, 2]);
+        assert_eq!(apportion(1, &[1.0, 3.0]), [0, 1]);
+        assert_eq!(apportion(0, &[1.0, 3.0]), [0, 0]);
+    }
 
     #[test]
     fn parts_of_a_text_meet_without_overlap() {

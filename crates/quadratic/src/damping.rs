@@ -2,6 +2,11 @@
 
 use ndarray::Array1;
 
+use crate::weights::LossWeights;
+
+/// Largest share of the mean loss weight that damps a row or a column by the water level.
+const MOST: f64 = 100.0;
+
 /// Factor by which damping grows while a matrix is not positive definite, and its least value then.
 const GROWTH: f64 = 10.0;
 const LEAST: f64 = 1e-6;
@@ -64,4 +69,27 @@ pub fn add_error_penalty(levels: &mut [f64], weights: &[f32], share: f64) {
     let mean = weights.iter().map(|&v| f64::from(v)).sum::<f64>() / weights.len().max(1) as f64;
     let mean = mean.max(f64::MIN_POSITIVE);
     levels.iter_mut().zip(weights).for_each(|(level, &v)| *level += share * f64::from(v) / mean);
+}
+
+/// Damping by the water level, for rows and for columns ([`Damping::levels`]): the loss of a weight at the water level, nats
+/// per token, over the loss that erasing an average weight of the row, or column, would cause if the row's own loss weight
+/// were the mean; at most 100. A source of finite variance is worth the same as damping by it.
+pub fn water_damping(weights: &[f32], loss_weights: &LossWeights, tile: usize, level: f64) -> (Vec<f64>, Vec<f64>) {
+    let (rows, cols) = (loss_weights.rows.len(), loss_weights.cols.len());
+    let across = cols.div_ceil(tile);
+    let (mut by_row, mut by_col) = (vec![0.0f64; rows], vec![0.0f64; cols]);
+    for (row, line) in weights.chunks_exact(cols).enumerate() {
+        let tiles = &loss_weights.tiles[row / tile * across..][..across];
+        for (col, w) in line.iter().enumerate() {
+            let square = w * w * tiles[col / tile];
+            by_row[row] += f64::from(square * loss_weights.cols[col]);
+            by_col[col] += f64::from(square * loss_weights.rows[row]);
+        }
+    }
+    let share = |sums: Vec<f64>, by: &[f32], others: usize| -> Vec<f64> {
+        let mean = by.iter().map(|&v| f64::from(v)).sum::<f64>() / by.len().max(1) as f64;
+        let of = |sum: f64| (level * others as f64 / (sum * mean).max(f64::MIN_POSITIVE)).min(MOST);
+        sums.into_iter().map(of).collect()
+    };
+    (share(by_row, &loss_weights.rows, cols), share(by_col, &loss_weights.cols, rows))
 }

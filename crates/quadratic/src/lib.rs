@@ -35,12 +35,14 @@ mod curvature;
 mod damping;
 mod ldl;
 mod loss;
+mod noise;
 mod shrinkage;
 mod weights;
 
 pub use curvature::{CORRELATION_ONE, Curvature, GradientCovariance, Hessian, SymmetricBlocks};
-pub use damping::{Damping, add_error_penalty};
+pub use damping::{Damping, add_error_penalty, water_damping};
 pub use ldl::LdlFactor;
 pub use loss::QuadraticLoss;
+pub use noise::shaped_noise;
 pub use shrinkage::{Part, choose_damping};
 pub use weights::{FisherSums, LossWeights};

@@ -36,7 +36,7 @@ pub fn code_delta(
         return Err(EncodeError::Layers { tensor: info.name.clone() });
     };
     let target = Target::read(source, allocation, info, None)?;
-    let (weight, curvature) = (&target.weight, feedback.predicting(&info.name)?);
+    let (weight, curvature) = (&target.weight, feedback.curvature(&info.name)?);
     let model = QuadraticLoss::new(&weight.loss_weights, TILE, curvature.get());
     let dtype = weight.plan.dtype;
     let loss = |bytes: Vec<u8>| {
@@ -49,7 +49,7 @@ pub fn code_delta(
     let alone = DeltaCandidate { loss: loss(decoded), coded: Lossy::Coded(alone) };
     let Some(base) = base else { return Ok(alone) };
     let before = TensorPlan::uniform(dtype, weight.plan.rows, weight.plan.cols, TilePlan::default());
-    let (own, settings) = (feedback.fitted(&info.name)?, options.ldlq(feedback, true));
+    let (own, settings) = (feedback.curvature(&info.name)?, options.ldlq(feedback, true));
     let cost = |given: &DeltaCandidate| weight.lambda.cost(Loss(given.loss), Rate(given.coded.bytes() as f64 * 8.0));
     let mut best = alone;
     let shape = [weight.plan.rows, weight.plan.cols];

@@ -23,7 +23,7 @@ pub(crate) fn refine(
     let Some(feedback) = &options.feedback else {
         return Err(EncodeError::Layers { tensor: info.name.clone() });
     };
-    let curvature = feedback.fitted(&info.name)?;
+    let curvature = feedback.curvature(&info.name)?;
     let raw = read_blobs(blobs)?;
     let chain = chain_of(&raw).map_err(failed(info))?;
     let (_, values) = decode_chain(&chain, |_| {}).map_err(failed(info))?;

@@ -30,8 +30,6 @@ pub struct EncodeOptions {
 pub struct ErrorFeedback {
     /// Hessians and gradient covariances that errors are fed back by.
     pub sensitivities: Sensitivities,
-    /// Those of other tokens, by which losses are predicted: feedback fits its own.
-    pub held_out: Option<Sensitivities>,
     /// The trellis that levels are a path through; none rounds every level alone.
     pub trellis: Option<Trellis>,
     /// Lambda that levels are chosen by, as a share of the allocation's.
@@ -80,13 +78,8 @@ impl TensorCurvature {
 }
 
 impl ErrorFeedback {
-    /// Curvature that errors of a tensor are fed back by.
-    pub(crate) fn fitted(&self, name: &str) -> Result<TensorCurvature> {
+    /// Curvature that errors of a tensor are fed back by, and its loss is predicted by.
+    pub(crate) fn curvature(&self, name: &str) -> Result<TensorCurvature> {
         TensorCurvature::read(&self.sensitivities, name)
-    }
-
-    /// Curvature that its loss is predicted by.
-    pub(crate) fn predicting(&self, name: &str) -> Result<TensorCurvature> {
-        TensorCurvature::read(self.held_out.as_ref().unwrap_or(&self.sensitivities), name)
     }
 }

@@ -53,7 +53,7 @@ pub(crate) fn code(
 ) -> Result<Vec<u8>> {
     let search = || encode_rdo(weight, weights, &options.tools, options.allow_int8).map_err(failed(info));
     let Some(feedback) = &options.feedback else { return search() };
-    let curvature = feedback.fitted(&info.name)?;
+    let curvature = feedback.curvature(&info.name)?;
     let settings = options.ldlq(feedback, last);
     let fed = encode_ldlq(weight, weights, curvature.get(), &settings).map_err(failed(info))?;
     // Rows that are looked up may be alike, which prediction knows to use and feedback does not; and where steps are fine,
@@ -100,7 +100,7 @@ pub(crate) fn read_back(
     options: &EncodeOptions,
     keep: bool,
 ) -> Result<EncodedStats> {
-    let curvature = options.feedback.as_ref().map(|f| f.predicting(&info.name)).transpose()?.unwrap_or_default();
+    let curvature = options.feedback.as_ref().map(|f| f.curvature(&info.name)).transpose()?.unwrap_or_default();
     let model = QuadraticLoss::new(&weight.loss_weights, TILE, curvature.get());
     let raw = read_blobs(blobs)?;
     let chain = chain_of(&raw).map_err(failed(info))?;

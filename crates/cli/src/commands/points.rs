@@ -1,7 +1,7 @@
 //! Points of runs as aligned columns.
 
 use waterfill_evaluate::{Band, Share};
-use waterfill_pipeline::{Attempt, BenchmarkOutput, PointOutput};
+use waterfill_pipeline::{Attempt, BenchmarkOutput, PointOutput, PredictedKl};
 
 /// Heads of the columns of [`cells`].
 pub const HEADS: [&str; 11] =
@@ -33,6 +33,23 @@ pub fn cells(p: &PointOutput) -> [String; 11] {
         fixed(p.top1.map(|v| v * 100.0), 2),
         fixed(p.accuracy.map(|v| v * 100.0), 1),
     ]
+}
+
+/// KL that is predicted on each text, and a warning where predictions mean little.
+pub fn predictions(point: &PointOutput) -> Vec<String> {
+    let one = |p: &PredictedKl| {
+        let [low, high] = p.interval;
+        format!("{:.2e} ({low:.1e} to {high:.1e}) on text like {}", p.kl, p.text)
+    };
+    let texts: Vec<String> = point.predicted.iter().map(one).collect();
+    let predicted = format!("lambda {:.2e}: predicted KL, 95 % intervals: {}", point.lambda, texts.join(", "));
+    let beyond = point.beyond_quadratic.map(|block| {
+        format!(
+            "lambda {:.2e}: errors of this size leave the quadratic model in layer {block}; trust the measured KL",
+            point.lambda
+        )
+    });
+    (!texts.is_empty()).then_some(predicted).into_iter().chain(beyond).collect()
 }
 
 /// All allocations of a closed loop.

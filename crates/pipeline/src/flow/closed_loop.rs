@@ -8,14 +8,14 @@ use waterfill_evaluate::{Estimate, SEQUENCES, Sequences, TextResult};
 use waterfill_quantize::EncodeSummary;
 
 use super::compress::{Compressed, Inputs, compress, encode_allocated};
-use super::probe::{groups, parts};
 use crate::engine::Engine;
 use crate::error::Result;
 use crate::goal::Goal;
 use crate::output::{Allocated, Attempt};
 use crate::results::AllocationSummary;
 use crate::stage::ArtifactRef;
-use crate::stages::{EvaluateHeldOut, EvaluatePart, LoopCorrections, UniformCorrections};
+use crate::stages::corrections::Groups;
+use crate::stages::{EvaluateHeldOut, EvaluatePart, LoopCorrections, UniformCorrections, groups};
 
 /// Artifacts of one allocation of a loop.
 #[derive(Clone)]
@@ -52,6 +52,11 @@ fn is_better(losses: &[f64], others: &[f64]) -> bool {
     let changes: Vec<f64> = losses.iter().zip(others).map(|(a, b)| a - b).collect();
     let change = Estimate::of(&changes);
     change.mean + change.se < 0.0
+}
+
+/// Evaluations of the original with each group compressed alone.
+fn parts(engine: &Engine, groups: &Groups, original: &ArtifactRef, encoded: &ArtifactRef) -> Result<Vec<ArtifactRef>> {
+    groups.iter().map(|(group, names)| engine.make(&EvaluatePart { group, names, original, encoded })).collect()
 }
 
 /// Compresses for a goal twice, and uniformly; the second and the uniform allocation have the first one's bytes. In a

@@ -13,7 +13,7 @@ use crate::goal::Goal;
 use crate::output::QualityLayers;
 use crate::results::AllocationSummary;
 use crate::stage::ArtifactRef;
-use crate::stages::{Allocate, Baseline, Calibration, Encode};
+use crate::stages::{Allocate, Baseline, Encode};
 
 /// Relative distance to a size at which the search ends.
 const TOLERANCE: f64 = 1e-3;
@@ -27,7 +27,8 @@ const ROUNDS: usize = 8;
 /// Artifacts that every goal starts from.
 #[derive(Clone)]
 pub(crate) struct Inputs {
-    pub calibration: Calibration,
+    /// Sensitivities.
+    pub calibration: ArtifactRef,
     /// Rate-distortion candidates; `None` for baselines.
     pub measured: Option<ArtifactRef>,
     /// Corrections of predicted losses.
@@ -78,22 +79,10 @@ impl Compressed {
     }
 }
 
-/// Allocates and encodes at a goal without quality layers.
-pub(super) fn encode_at(
-    engine: &Engine,
-    calibration: &Calibration,
-    (measured, corrections): (&ArtifactRef, Option<&ArtifactRef>),
-    goal: Goal,
-    sequential: Option<Sequential>,
-) -> Result<ArtifactRef> {
-    let allocation = engine.make(&Allocate { measured, corrections, goal })?;
-    encode_allocated(engine, calibration, &[allocation], sequential)
-}
-
 /// Encodes allocations, the base's first.
 pub(super) fn encode_allocated(
     engine: &Engine,
-    calibration: &Calibration,
+    calibration: &ArtifactRef,
     allocations: &[ArtifactRef],
     sequential: Option<Sequential>,
 ) -> Result<ArtifactRef> {
@@ -105,7 +94,7 @@ pub(super) fn encode_allocated(
 pub(crate) fn compress(engine: &Engine, inputs: &Inputs, goal: Goal) -> Result<Compressed> {
     let context = engine.context();
     if let Goal::Width(bits) = goal {
-        let encoded = engine.make(&Baseline { calibration: &inputs.calibration.fitted, bits })?;
+        let encoded = engine.make(&Baseline { calibration: &inputs.calibration, bits })?;
         return Ok(Compressed { allocated: None, encoded, wanted: None });
     }
     let measured = inputs.measured.as_ref().expect("only baselines need no candidates");

@@ -11,7 +11,7 @@ use waterfill_codec::BitsPerWeight;
 use crate::context::Context;
 use crate::engine::Engine;
 use crate::error::{PipelineError, Result};
-use crate::stages::{Allocate, Calibration, DeltaBase, DeltaSummary, Evaluation, LossyDelta, Measure, Subject};
+use crate::stages::{Allocate, DeltaBase, DeltaSummary, Evaluation, LossyDelta, Measure, Subject, calibrate};
 
 /// A delta with loss, and its loss.
 #[derive(Debug, Clone, Serialize)]
@@ -50,8 +50,8 @@ pub fn lossy_delta(context: &Context, base: &Path, out: &Path) -> Result<DeltaOu
         return Err(PipelineError::Goals { path: out.into(), found: goals.len() });
     };
     let engine = Engine::running(context);
-    let calibration = Calibration::make(&engine)?;
-    let measured = engine.make(&Measure { calibration: &calibration.fitted })?;
+    let calibration = calibrate(&engine)?;
+    let measured = engine.make(&Measure { calibration: &calibration })?;
     let allocation = engine.make(&Allocate { measured: &measured, corrections: None, goal })?;
     let made = engine.make(&LossyDelta { calibration: &calibration, allocation: &allocation, base })?;
     let summary: DeltaSummary = made.read("summary.json")?;

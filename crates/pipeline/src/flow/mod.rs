@@ -5,7 +5,6 @@ mod compress;
 mod delta;
 pub(crate) mod export;
 mod original;
-mod probe;
 mod run;
 mod training;
 

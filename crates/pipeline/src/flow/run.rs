@@ -10,16 +10,15 @@ use waterfill_quantize::EncodeSummary;
 
 use super::closed_loop::{AttemptRefs, close_loop};
 use super::compress::{CheckpointPrefix, Compressed, Inputs, compress, prefixes};
-use super::probe::probe;
 use crate::context::Context;
 use crate::engine::{Engine, PlannedStage};
 use crate::error::Result;
 use crate::goal::Goal;
-use crate::output::{Attempt, BaseOutput, BenchmarkOutput, PointOutput, QualityLayers, RunOutput, SCHEMA};
+use crate::output::{Attempt, BaseOutput, BenchmarkOutput, PointOutput, PredictedKl, QualityLayers, RunOutput, SCHEMA};
 use crate::results::{AllocationSummary, EvaluationResult};
 use crate::stage::ArtifactRef;
 use crate::stages::corrections::{CORRECTIONS, Corrections};
-use crate::stages::{Allocate, Calibration, EvaluateText, Evaluation, Measure, Subject};
+use crate::stages::{Allocate, EvaluateText, Evaluation, Measure, Subject, calibrate, probe};
 
 /// The last stage to run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -88,27 +87,25 @@ struct Flow {
 /// The flow of stages up to `until`.
 fn flow(engine: &Engine, until: Until) -> Result<Flow> {
     let context = engine.context();
-    let calibration = Calibration::make(engine)?;
-    let mut all = Flow {
-        calibration: calibration.fitted.clone(),
-        measured: None,
-        corrections: None,
-        base: None,
-        points: Vec::new(),
-    };
+    let calibration = calibrate(engine)?;
+    let mut all =
+        Flow { calibration: calibration.clone(), measured: None, corrections: None, base: None, points: Vec::new() };
     if until == Until::Calibrate {
         return Ok(all);
     }
     // Baselines need neither candidates nor allocations.
     if context.config.baseline.is_none() {
-        let measured = engine.make(&Measure { calibration: &calibration.fitted })?;
+        let measured = engine.make(&Measure { calibration: &calibration })?;
         all.corrections = probe(engine, &calibration, &measured)?;
         all.measured = Some(measured);
     }
     if until >= Until::Evaluate {
         all.base = Some(Evaluation::make(engine, Subject::Original)?);
     }
-    let inputs = Inputs { calibration, measured: all.measured.clone(), corrections: all.corrections.clone() };
+    // Predictions alone change no allocation.
+    let corrects = matches!(context.config.allocate.probes, Probes::Roles | Probes::Tensors);
+    let corrections = all.corrections.clone().filter(|_| corrects);
+    let inputs = Inputs { calibration, measured: all.measured.clone(), corrections };
     for goal in context.goals() {
         if let (Until::Allocate, Some(measured)) = (until, &inputs.measured) {
             let allocated = engine.make(&Allocate { measured, corrections: inputs.corrections.as_ref(), goal })?;
@@ -229,6 +226,15 @@ impl Point {
 
 impl PointArtifacts {
     fn output(&self, corrections: Option<&Corrections>) -> PointOutput {
+        // A prefix of quality layers has no allocation of its own.
+        let loss = match (&self.layers, &self.encoded) {
+            (Some(_), Some((_, sizes))) => sizes.loss,
+            _ => self.summary.predicted_loss,
+        };
+        let prediction = corrections.and_then(|c| c.prediction.as_ref()).filter(|p| loss > 0.0 && p.holds());
+        let overall = prediction.and_then(|p| Some(PredictedKl::new("all", p.expected(p.all?, loss))));
+        let predicted = prediction
+            .map(|p| p.texts.iter().map(|t| PredictedKl::new(&t.text, p.expected(t.ratio, loss))).collect::<Vec<_>>());
         let sizes = self.encoded.as_ref().map(|(_, sizes)| sizes);
         let text = self.evaluated.as_ref().map(|e| &e.text);
         let widened_bits = sizes.map_or(0.0, |s| s.widened_bits);
@@ -249,7 +255,9 @@ impl PointArtifacts {
             benchmarks: self.evaluated.as_ref().map(BenchmarkOutput::all).unwrap_or_default(),
             predicted_loss: self.summary.predicted_loss,
             decoded_loss: sizes.map(|s| s.loss),
-            predicted_kl: sizes.map(|s| corrections.map_or(s.loss, |c| c.expected(&s.losses))),
+            predicted_kl: overall.map(|p| p.kl),
+            predicted: predicted.unwrap_or_default(),
+            beyond_quadratic: prediction.and_then(|p| p.beyond(loss)),
             usage: sizes.map(|s| s.usage.clone()).unwrap_or_default(),
             checkpoint: self.encoded.as_ref().map(|(a, _)| a.path("checkpoint")),
             allocation: self.allocated.as_ref().map(|a| a.dir().to_path_buf()),

@@ -11,6 +11,7 @@ use crate::engine::Engine;
 use crate::error::Result;
 use crate::estimate::PROGRAM;
 use crate::results::write_json;
+use crate::sources::CalibrationWindows;
 use crate::stage::{ArtifactRef, BatchMemory, Estimate, Stage};
 
 /// Version of the artifact; raised when results change.
@@ -20,89 +21,36 @@ const SUMMARY: &str = "summary.json";
 /// Effective tokens a column below which a run says so.
 const FEW: f64 = 2.0;
 
-/// Part of the calibration text.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Fold {
-    /// The text that allocation and error feedback fit.
-    Fitted,
-    /// The text that losses are predicted on.
-    HeldOut,
-}
+/// Sensitivities of all weights on the calibration's text.
+pub(crate) struct Calibrate;
 
-/// Sensitivities on one part of the text.
-pub(crate) struct Calibrate {
-    pub fold: Fold,
-}
-
-/// Sensitivities that decide, and those of other tokens, by which losses are predicted.
-#[derive(Clone)]
-pub(crate) struct Calibration {
-    pub fitted: ArtifactRef,
-    pub held_out: Option<ArtifactRef>,
-}
-
-impl Calibration {
-    /// Makes both, the second where losses are predicted on held-out text.
-    pub fn make(engine: &Engine) -> Result<Self> {
-        let fitted = engine.make(&Calibrate { fold: Fold::Fitted })?;
-        if let Some(summary) = fitted.known::<CalibrateSummary>(SUMMARY)?
-            && let Some(warning) = too_few_tokens(&summary)
-        {
-            engine.context().console.note(&warning);
-        }
-        let held_out = match engine.context().predicts_held_out() {
-            true => Some(engine.make(&Calibrate { fold: Fold::HeldOut })?),
-            false => None,
-        };
-        Ok(Self { fitted, held_out })
+/// Makes the sensitivities that decide and predict, with a warning where they rest on few tokens.
+pub(crate) fn calibrate(engine: &Engine) -> Result<ArtifactRef> {
+    let made = engine.make(&Calibrate)?;
+    if let Some(summary) = made.known::<CalibrateSummary>(SUMMARY)?
+        && let Some(warning) = too_few_tokens(&summary)
+    {
+        engine.context().console.note(&warning);
     }
-
-    /// The artifact that losses are predicted by.
-    pub fn predicting(&self) -> &ArtifactRef {
-        self.held_out.as_ref().unwrap_or(&self.fitted)
-    }
-
-    /// Adds both digests to an identity.
-    pub fn identify(&self, identity: &mut Identity) {
-        identity.inputs.insert("calibrate".into(), self.fitted.digest());
-        identity.inputs.extend(self.held_out.iter().map(|a| ("held-out".to_string(), a.digest())));
-    }
-}
-
-impl Calibrate {
-    fn windows<'a>(&self, context: &'a Context) -> Result<&'a Windows> {
-        let windows = context.calibration_windows()?;
-        Ok(match self.fold {
-            Fold::Fitted => &windows.fitted,
-            Fold::HeldOut => &windows.held_out,
-        })
-    }
-
-    fn folds(&self, context: &Context) -> usize {
-        match self.fold {
-            Fold::Fitted => context.config.calibrate.folds,
-            Fold::HeldOut => 1,
-        }
-    }
+    Ok(made)
 }
 
 impl Stage for Calibrate {
     fn label(&self) -> String {
-        match self.fold {
-            Fold::Fitted => "calibrate".into(),
-            Fold::HeldOut => "calibrate on held-out text".into(),
-        }
+        "calibrate".into()
     }
 
     fn identity(&self, context: &Context) -> Result<Identity> {
-        let (c, windows) = (&context.config.calibrate, self.windows(context)?);
+        let c = &context.config.calibrate;
+        let CalibrationWindows { fitted, further, .. } = context.calibration_windows()?;
         // The text's path does not matter, its tokens do.
         let settings = serde_json::json!({
-            "context": windows.context, "labels": c.labels, "folds": self.folds(context), "hessian": c.hessian,
+            "context": fitted.context, "labels": c.labels, "folds": c.folds, "hessian": c.hessian,
             "hessian_block": c.hessian_block, "hessian_weighting": c.hessian_weighting,
             "gradient_covariance": c.gradient_covariance, "batch_tokens": c.batch_tokens, "device": context.device_kind,
         });
-        let mut identity = context.identity("calibrate", VERSION, &[("tokens", tokens_digest(windows))], settings);
+        let inputs = [("tokens", tokens_digest(fitted)), ("further-tokens", tokens_digest(further))];
+        let mut identity = context.identity("calibrate", VERSION, &inputs, settings);
         identity.seeds.insert("labels".into(), c.seed);
         Ok(identity)
     }
@@ -116,12 +64,15 @@ impl Stage for Calibrate {
         let forward = side(model.forward_bytes(tokens) + 2 * states);
         let backward = side(model.vjp_bytes(tokens) + 2 * states) + 2 * moments;
         let head = model.table_bytes() + side(calibrate::head_bytes(model.vocab, tokens) + 4 * states);
-        let all = c.sequences * c.context;
+        let [all, further] = [c.sequences, c.further()].map(|sequences| sequences * c.context);
         Estimate {
-            operations: all as f64 * context.model.checkpoint().weights() as f64 * 8.0,
+            operations: (all as f64 * 8.0 + further as f64 * 3.0) * context.model.checkpoint().weights() as f64,
             memory: PROGRAM + head.max(model.block_bytes() + forward.max(backward)),
             // States and gradients between blocks, and the moments, whose correlations take half of what their sums do.
-            disk: model.state_bytes(all) * (model.layers as u64 + 3) + moments / 2 * model.layers as u64,
+            // Of further text one state of each sequence, and its sums until they are added to the others.
+            disk: model.state_bytes(all) * (model.layers as u64 + 3)
+                + 2 * model.state_bytes(further)
+                + if further > 0 { moments } else { moments / 2 } * model.layers as u64,
         }
     }
 
@@ -150,7 +101,7 @@ impl Stage for Calibrate {
         let settings = calibrate::CalibrateSettings {
             labels: c.labels,
             seed: c.seed,
-            folds: self.folds(context),
+            folds: c.folds,
             hessian: calibrate::HessianSettings {
                 kind: c.hessian,
                 block: c.hessian_block,
@@ -159,8 +110,8 @@ impl Stage for Calibrate {
             gradient_covariance: c.gradient_covariance,
             batch_tokens: c.batch_tokens,
         };
-        let windows = self.windows(context)?;
-        let summary = calibrate::calibrate(&context.model, windows, &settings, work, context.console)?;
+        let CalibrationWindows { fitted, further, .. } = context.calibration_windows()?;
+        let summary = calibrate::calibrate(&context.model, fitted, further, &settings, work, context.console)?;
         write_json(&work.path(SUMMARY), &summary)
     }
 }
@@ -182,24 +133,19 @@ fn too_few_tokens(summary: &CalibrateSummary) -> Option<String> {
 /// Bytes of a block's second moments while they are summed.
 fn moment_bytes(context: &Context) -> u64 {
     let (model, c) = (&context.model.config, &context.config.calibrate);
-    let inputs = |projection: Projection| {
-        let width = model.linear_shape(projection)[1] as u64;
-        match c.hessian {
-            HessianKind::Full => width * (width + 512) / 2 * 4,
-            HessianKind::BlockDiagonal => width * c.hessian_block as u64 * 4,
+    let of = |width: u64, kind: HessianKind| {
+        let parts = |side: usize| calibrate::part_bytes(width as usize, side);
+        match kind {
+            HessianKind::Full => width * (width + 512) / 2 * 4 + parts(width as usize),
+            HessianKind::BlockDiagonal => width * c.hessian_block as u64 * 4 + parts(c.hessian_block),
             HessianKind::Diagonal => 0,
         }
     };
+    let inputs = |projection: Projection| of(model.linear_shape(projection)[1] as u64, c.hessian);
     // Plain ones are kept for four of the seven linear layers: the others have the same inputs.
     let plain = [Projection::Query, Projection::Output, Projection::Gate, Projection::Down];
     let kept: &[Projection] = if c.hessian_weighting == HessianWeighting::Plain { &plain } else { &Projection::ALL };
-    let outputs = |projection: Projection| match c.gradient_covariance {
-        HessianKind::Diagonal => 0,
-        _ => {
-            let rows = model.linear_shape(projection)[0] as u64;
-            rows * (rows + 512) / 2 * 4
-        }
-    };
+    let outputs = |projection: Projection| of(model.linear_shape(projection)[0] as u64, c.gradient_covariance);
     kept.iter().copied().map(inputs).sum::<u64>() + Projection::ALL.into_iter().map(outputs).sum::<u64>()
 }
 

@@ -1,5 +1,5 @@
-//! Corrections of predicted losses: by what groups of tensors lose when compressed alone, by what all lose together, and
-//! those of a uniform allocation.
+//! Corrections of predicted losses: by what groups of tensors lose when they alone have noise or are compressed, and those of
+//! a uniform allocation.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,6 +12,7 @@ use waterfill_store::{Identity, Work};
 
 use super::measure::candidate_files;
 use super::policy::{overhead, policy};
+use super::prediction::Prediction;
 use crate::context::Context;
 use crate::error::Result;
 use crate::estimate::PROGRAM;
@@ -21,11 +22,6 @@ use crate::stage::{ArtifactRef, Estimate, Stage};
 /// File of the corrections in their artifact.
 pub(crate) const CORRECTIONS: &str = "corrections.json";
 
-/// Name of all groups as one.
-pub(crate) const TOGETHER: &str = "together";
-
-/// Corrections by probes are kept within these factors.
-const PROBE_RANGE: (f64, f64) = (1.0, 8.0);
 /// Corrections in a closed loop are kept within these factors.
 const LOOP_RANGE: (f64, f64) = (0.25, 8.0);
 /// Lambda at which the factors of a uniform allocation are found; the allocation finds its own for its size.
@@ -51,11 +47,11 @@ pub(crate) struct Corrections {
     /// Lambda at which groups were compressed, nats per bit.
     pub lambda: f64,
     pub groups: Vec<GroupLoss>,
-    /// All tensors together, by growing loss, allocated by corrected losses: measured over predicted is the effect that
-    /// errors have on each other.
-    pub together: Vec<GroupLoss>,
     /// Factor of the predicted loss by tensor.
     pub corrections: BTreeMap<String, f64>,
+    /// How KL follows from the sum of losses that these factors correct; of probes alone.
+    #[serde(default)]
+    pub prediction: Option<Prediction>,
 }
 
 impl Corrections {
@@ -75,30 +71,7 @@ impl Corrections {
             corrections.extend(names.iter().map(|n| (n.clone(), ratio)));
             found.push(GroupLoss { group: group.clone(), predicted, measured: result.kl });
         }
-        Ok(Self { lambda, groups: found, together: Vec::new(), corrections })
-    }
-
-    /// Expected KL of decoded weights with these predicted losses: interpolated linearly between the logarithms of what
-    /// was measured together.
-    pub fn expected(&self, losses: &BTreeMap<String, f64>) -> f64 {
-        let loss = self.corrected(losses).max(f64::MIN_POSITIVE);
-        let ratio = |p: &GroupLoss| (p.measured.mean / p.predicted.max(f64::MIN_POSITIVE)).max(f64::MIN_POSITIVE).ln();
-        let (Some(first), Some(last)) = (self.together.first(), self.together.last()) else { return loss };
-        let between = self.together.windows(2).find(|pair| loss <= pair[1].predicted && loss >= pair[0].predicted);
-        let ratio = match between {
-            Some([a, b]) if b.predicted > a.predicted => {
-                let t = (loss / a.predicted).ln() / (b.predicted / a.predicted).ln();
-                ratio(a) + t * (ratio(b) - ratio(a))
-            }
-            _ if loss < first.predicted => ratio(first),
-            _ => ratio(last),
-        };
-        loss * ratio.exp()
-    }
-
-    /// Sum of predicted losses, each times its correction.
-    fn corrected(&self, losses: &BTreeMap<String, f64>) -> f64 {
-        losses.iter().map(|(name, loss)| loss * self.corrections.get(name).copied().unwrap_or(1.0)).sum()
+        Ok(Self { lambda, groups: found, corrections, prediction: None })
     }
 }
 
@@ -110,70 +83,6 @@ fn little() -> Estimate {
 fn of_parts(context: &Context, (stage, version): (&str, u32), parts: &[ArtifactRef]) -> Identity {
     let parts: Vec<String> = parts.iter().map(ArtifactRef::digest).collect();
     context.identity(stage, version, &[], serde_json::json!({"parts": parts}))
-}
-
-/// Corrections by what groups of tensors lose that are compressed alone.
-pub(crate) struct AloneCorrections<'a> {
-    pub lambda: f64,
-    pub groups: &'a Groups,
-    /// Evaluation of each group.
-    pub parts: &'a [ArtifactRef],
-    /// The checkpoint that the groups are from.
-    pub encoded: &'a ArtifactRef,
-}
-
-impl Stage for AloneCorrections<'_> {
-    fn label(&self) -> String {
-        "probe-alone".into()
-    }
-
-    fn identity(&self, context: &Context) -> Result<Identity> {
-        Ok(of_parts(context, ("probe-alone", 6), self.parts))
-    }
-
-    fn estimate(&self, _context: &Context) -> Estimate {
-        little()
-    }
-
-    fn run(&self, _context: &Context, work: &Work) -> Result<()> {
-        let summary: EncodeSummary = self.encoded.read("summary.json")?;
-        let found = Corrections::of(self.lambda, self.groups, self.parts, &summary.losses, PROBE_RANGE)?;
-        write_json(&work.path(CORRECTIONS), &found)
-    }
-}
-
-/// The corrections of groups alone, and what all tensors lose together at several lambdas.
-pub(crate) struct TogetherCorrections<'a> {
-    pub alone: &'a ArtifactRef,
-    /// Checkpoints, and the evaluation of each with all of its tensors.
-    pub whole: &'a [(ArtifactRef, ArtifactRef)],
-}
-
-impl Stage for TogetherCorrections<'_> {
-    fn label(&self) -> String {
-        "probe".into()
-    }
-
-    fn identity(&self, context: &Context) -> Result<Identity> {
-        let parts: Vec<ArtifactRef> = self.whole.iter().map(|(_, part)| part.clone()).collect();
-        Ok(of_parts(context, ("probe", 6), &parts))
-    }
-
-    fn estimate(&self, _context: &Context) -> Estimate {
-        little()
-    }
-
-    fn run(&self, _context: &Context, work: &Work) -> Result<()> {
-        let mut found: Corrections = self.alone.read(CORRECTIONS)?;
-        for (encoded, part) in self.whole {
-            let summary: EncodeSummary = encoded.read("summary.json")?;
-            let result: TextResult = part.read("result.json")?;
-            let predicted = found.corrected(&summary.losses);
-            found.together.push(GroupLoss { group: TOGETHER.into(), predicted, measured: result.kl });
-        }
-        found.together.sort_by(|a, b| a.predicted.total_cmp(&b.predicted));
-        write_json(&work.path(CORRECTIONS), &found)
-    }
 }
 
 /// Corrections by what groups of a first allocation's checkpoint lose.
@@ -240,39 +149,7 @@ impl Stage for UniformCorrections<'_> {
         let bits = BitsPerWeight((self.bytes as f64 * 8.0 - plain) / context.matrix_weights() as f64);
         let policy = policy(context)?;
         let corrections = allocate::uniform_corrections(bits, UNIFORM_LAMBDA, &files, checkpoint, &policy)?;
-        let (groups, together) = (Vec::new(), Vec::new());
-        let found = Corrections { lambda: UNIFORM_LAMBDA.0, groups, together, corrections };
+        let found = Corrections { lambda: UNIFORM_LAMBDA.0, groups: Vec::new(), corrections, prediction: None };
         write_json(&work.path(CORRECTIONS), &found)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn expected_loss_follows_losses_measured_together() {
-        let estimate = |mean: f64| Measured { mean, se: 0.0 };
-        let loss = |predicted: f64, ratio: f64| GroupLoss {
-            group: TOGETHER.into(),
-            predicted,
-            measured: estimate(predicted * ratio),
-        };
-        let found = Corrections {
-            lambda: 1e-9,
-            groups: vec![],
-            together: vec![loss(0.001, 1.0), loss(0.01, 2.0), loss(0.1, 2.0)],
-            corrections: [("v".to_string(), 4.0)].into(),
-        };
-        let expected = |q: f64, v: f64| found.expected(&[("q".to_string(), q), ("v".to_string(), v)].into());
-        for (q, v, wanted) in [
-            (0.0001, 0.0, 0.0001),
-            (0.0, 0.0025, 0.02),
-            (0.01, 0.0, 0.02),
-            (1.0, 0.0, 2.0),
-            (0.001 * 10f64.sqrt(), 0.0, 0.001 * 20f64.sqrt()),
-        ] {
-            assert!((expected(q, v) / wanted - 1.0).abs() < 1e-9, "{q} {v}: {}, not {wanted}", expected(q, v));
-        }
     }
 }

@@ -10,7 +10,6 @@ use waterfill_checkpoint::{Checkpoint, CheckpointError, TensorError};
 use waterfill_quantize::{EncodeError, code_delta, find_factors};
 use waterfill_store::{Identity, Progress, Work};
 
-use super::calibrate::Calibration;
 use super::encode::{options, settings};
 use crate::context::Context;
 use crate::error::{PipelineError, Result};
@@ -36,7 +35,7 @@ pub(crate) struct DeltaSummary {
 
 /// `delta/` from a base to the context's model, a fine-tune, and `checkpoint/`, which it restores.
 pub(crate) struct LossyDelta<'a> {
-    pub calibration: &'a Calibration,
+    pub calibration: &'a ArtifactRef,
     pub allocation: &'a ArtifactRef,
     pub base: &'a Path,
 }
@@ -52,7 +51,7 @@ impl Stage for LossyDelta<'_> {
         let base = delta::digest_of_files(self.base)?;
         let inputs = [("allocate", self.allocation.digest()), ("base", base), ("files", files)];
         let mut identity = context.identity("delta", VERSION, &inputs, settings(context));
-        self.calibration.identify(&mut identity);
+        identity.inputs.insert("calibrate".into(), self.calibration.digest());
         Ok(identity)
     }
 

@@ -9,7 +9,6 @@ use waterfill_quantize::{EncodeOptions, ErrorFeedback, encode, encode_bytes};
 use waterfill_sequential as sequential;
 use waterfill_store::{Identity, Work};
 
-use super::calibrate::Calibration;
 use crate::context::Context;
 use crate::error::Result;
 use crate::estimate::{PROGRAM, coding_memory};
@@ -21,7 +20,7 @@ const VERSION: u32 = 13;
 
 /// The compressed checkpoint of allocations, in `checkpoint/` of the artifact: the base's, and one for each refinement.
 pub(crate) struct Encode<'a> {
-    pub calibration: &'a Calibration,
+    pub calibration: &'a ArtifactRef,
     /// The base first; one without quality layers.
     pub allocations: &'a [ArtifactRef],
     /// Whether weights that are not coded yet are adjusted.
@@ -44,7 +43,7 @@ impl Stage for Encode<'_> {
         }
         // Moments are read from the calibration, not from the allocation.
         let mut identity = context.identity("encode", VERSION, &[("allocate", allocation.digest())], settings);
-        self.calibration.identify(&mut identity);
+        identity.inputs.insert("calibrate".into(), self.calibration.digest());
         let layers = coarser.iter().enumerate();
         identity.inputs.extend(layers.map(|(n, allocation)| (format!("allocate-{n}"), allocation.digest())));
         Ok(identity)
@@ -97,13 +96,12 @@ impl Stage for Encode<'_> {
 }
 
 /// Options of tensor coding.
-pub(crate) fn options(context: &Context, calibration: &Calibration) -> Result<EncodeOptions> {
+pub(crate) fn options(context: &Context, calibration: &ArtifactRef) -> Result<EncodeOptions> {
     let e = &context.config.encode;
     let open = |a: &ArtifactRef| -> Result<Sensitivities> { Ok(Sensitivities::open(a.dir())?.damped(e.damping)) };
     let feedback = match e.feedback {
         true => Some(ErrorFeedback {
-            sensitivities: open(&calibration.fitted)?,
-            held_out: calibration.held_out.as_ref().map(open).transpose()?,
+            sensitivities: open(calibration)?,
             trellis: e.trellis(),
             rounding: e.rounding,
             error_penalty: e.quality_layers.as_ref().map_or(0.0, QualityLayers::error_penalty),

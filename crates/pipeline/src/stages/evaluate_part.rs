@@ -90,5 +90,5 @@ impl Stage for EvaluatePart<'_> {
 
 fn cost(context: &Context, heads: u64) -> Estimate {
     let c = &context.config.calibrate;
-    on_text(context, [c.held_out, c.context], heads)
+    on_text(context, [c.held_out(), c.context], heads)
 }

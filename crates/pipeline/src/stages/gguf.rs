@@ -15,7 +15,6 @@ use waterfill_export::{
 use waterfill_quadratic::{Curvature, QuadraticLoss};
 use waterfill_store::{Identity, Progress, Work, in_groups};
 
-use super::calibrate::Calibration;
 use super::measure::candidate_files;
 use crate::context::Context;
 use crate::error::{PipelineError, Result};
@@ -72,7 +71,7 @@ fn unit(n: usize) -> String {
 
 /// Size and loss of every matrix in every GGUF type.
 pub(crate) struct MeasureGguf<'a> {
-    pub calibration: &'a Calibration,
+    pub calibration: &'a ArtifactRef,
     /// Candidates, whose loss weights count errors.
     pub measured: &'a ArtifactRef,
 }
@@ -97,7 +96,7 @@ impl Stage for MeasureGguf<'_> {
             &inputs,
             serde_json::json!({"damping": context.config.encode.damping}),
         );
-        self.calibration.identify(&mut identity);
+        identity.inputs.insert("calibrate".into(), self.calibration.digest());
         Ok(identity)
     }
 
@@ -112,8 +111,7 @@ impl Stage for MeasureGguf<'_> {
 
     fn run(&self, context: &Context, work: &Work) -> Result<()> {
         let files: BTreeMap<String, _> = candidate_files(self.measured)?.into_iter().collect();
-        let predicting =
-            Sensitivities::open(self.calibration.predicting().dir())?.damped(context.config.encode.damping);
+        let predicting = Sensitivities::open(self.calibration.dir())?.damped(context.config.encode.damping);
         let weights = context.model.weights();
         context.console.start("measure-gguf", weights.len() as u64);
         let sizes: Vec<u64> = weights.iter().map(|(_, [rows, cols])| (32 * rows * cols) as u64).collect();

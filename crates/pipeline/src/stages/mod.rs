@@ -12,11 +12,13 @@ pub(crate) mod gguf;
 mod measure;
 pub(crate) mod packed;
 mod policy;
+mod prediction;
+mod probe;
 
 pub(crate) use allocate::Allocate;
 pub(crate) use baseline::Baseline;
-pub(crate) use calibrate::{Calibration, tokens_digest};
-pub(crate) use corrections::{AloneCorrections, LoopCorrections, TogetherCorrections, UniformCorrections};
+pub(crate) use calibrate::{calibrate, tokens_digest};
+pub(crate) use corrections::{LoopCorrections, UniformCorrections};
 pub(crate) use delta::{DeltaBase, DeltaSummary, LossyDelta};
 pub(crate) use encode::Encode;
 pub(crate) use evaluate::{ANSWERS, EvaluateText, Evaluation, Subject, answer, identity_of_answers};
@@ -24,13 +26,14 @@ pub(crate) use evaluate_part::{EvaluateHeldOut, EvaluatePart};
 pub(crate) use gguf::{GgufMatrix, MeasureGguf, WriteGguf};
 pub(crate) use measure::Measure;
 pub(crate) use packed::{MeasurePacked, PackedGroup, WritePacked};
+pub(crate) use probe::{groups, probe};
 
 #[cfg(test)]
 mod tests {
     use waterfill_config::Config;
     use waterfill_store::Store;
 
-    use super::calibrate::{Calibrate, Fold};
+    use super::calibrate::Calibrate;
     use super::*;
     use crate::console::{Console, Mode};
     use crate::context::Context;
@@ -75,14 +78,13 @@ mod tests {
         let store = Store::new(place.path());
         let console = Console::new(Mode::Quiet);
         let context = Context::open(&config, &store, "cpu", &console).unwrap();
-        let fitted = make(&Calibrate { fold: Fold::Fitted }, &context);
-        let calibration = Calibration { fitted: fitted.clone(), held_out: None };
+        let fitted = make(&Calibrate, &context);
         let measured = make(&Measure { calibration: &fitted }, &context);
         let engine = Engine::running(&context);
         let allocate =
             |lambda| engine.make(&Allocate { measured: &measured, corrections: None, goal: Goal::Lambda(lambda) });
         let allocations = [allocate(1e-5).unwrap(), allocate(1e-6).unwrap()];
-        let encode = Encode { calibration: &calibration, allocations: &allocations, sequential: None };
+        let encode = Encode { calibration: &fitted, allocations: &allocations, sequential: None };
         let layered = make(&encode, &context);
         make(&EvaluateText { subject: Subject::Original }, &context);
         assert!(layered.path("checkpoint").join("model.safetensors").is_file());
@@ -93,7 +95,7 @@ mod tests {
         let goal = Goal::Lambda(1e-4);
         let pending = planning.make(&Allocate { measured: &measured, corrections: None, goal }).unwrap();
         let further =
-            planning.make(&Encode { calibration: &calibration, allocations: &[pending], sequential: None }).unwrap();
+            planning.make(&Encode { calibration: &fitted, allocations: &[pending], sequential: None }).unwrap();
         assert_eq!(further.known::<serde_json::Value>("summary.json").unwrap(), None);
         let plan = planning.into_plan();
         assert_eq!(plan.iter().map(|stage| stage.cached).collect::<Vec<_>>(), [true, false, false]);

@@ -15,7 +15,6 @@ use waterfill_model::roles::{input_group, is_linear};
 use waterfill_quadratic::{Curvature, Damping, LdlFactor, LossWeights, QuadraticLoss};
 use waterfill_store::{Identity, Progress, Work, in_groups};
 
-use super::calibrate::Calibration;
 use super::measure::candidate_files;
 use crate::context::Context;
 use crate::error::{PipelineError, Result};
@@ -80,7 +79,7 @@ impl Material {
 
 /// Size and loss of every linear layer in every scheme.
 pub(crate) struct MeasurePacked<'a> {
-    pub calibration: &'a Calibration,
+    pub calibration: &'a ArtifactRef,
     /// Candidates, whose loss weights count errors.
     pub measured: &'a ArtifactRef,
 }
@@ -120,7 +119,7 @@ impl Stage for MeasurePacked<'_> {
         let settings = json!({"feedback": e.feedback, "damping": e.damping});
         let inputs = [("measure", self.measured.digest())];
         let mut identity = context.identity("measure-packed", VERSION, &inputs, settings);
-        self.calibration.identify(&mut identity);
+        identity.inputs.insert("calibrate".into(), self.calibration.digest());
         Ok(identity)
     }
 
@@ -136,9 +135,7 @@ impl Stage for MeasurePacked<'_> {
     fn run(&self, context: &Context, work: &Work) -> Result<()> {
         let linears = linears(context);
         let files: BTreeMap<String, PathBuf> = candidate_files(self.measured)?.into_iter().collect();
-        let fitted = Sensitivities::open(self.calibration.fitted.dir())?.damped(context.config.encode.damping);
-        let predicting =
-            Sensitivities::open(self.calibration.predicting().dir())?.damped(context.config.encode.damping);
+        let fitted = Sensitivities::open(self.calibration.dir())?.damped(context.config.encode.damping);
         context.console.start("measure-packed", linears.len() as u64);
         let sizes: Vec<u64> =
             linears.iter().map(|(_, [rows, cols])| (16 * (rows * cols + rows * rows + cols * cols)) as u64).collect();
@@ -147,7 +144,7 @@ impl Stage for MeasurePacked<'_> {
             work.file(&unit(i), |path| -> Result<()> {
                 let Material { values, loss_weights, factor } =
                     Material::read(context, (&fitted, &files), name, shape)?;
-                let (hessian, gradient_covariance) = (predicting.hessian(name)?, predicting.gradient_covariance(name)?);
+                let (hessian, gradient_covariance) = (fitted.hessian(name)?, fitted.gradient_covariance(name)?);
                 let curvature =
                     Curvature { hessian: hessian.as_ref(), gradient_covariance: gradient_covariance.as_ref() };
                 let model = QuadraticLoss::new(&loss_weights, TILE, curvature);

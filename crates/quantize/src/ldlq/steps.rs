@@ -4,7 +4,7 @@ use waterfill_allocate::{Sharing, water_fill};
 use waterfill_codec::encoder::sigma_fit::log2_mean;
 use waterfill_codec::scale::{UNIT, scale};
 use waterfill_codec::{Format, Lambda, TensorPlan, TilePlan};
-use waterfill_quadratic::LossWeights;
+use waterfill_quadratic::{LossWeights, water_damping};
 
 /// Mean squared error of a scalar quantizer in squared steps, and of a trellis in those of its union
 /// quantizer.
@@ -21,9 +21,6 @@ const FLOOR: i32 = 8;
 const LOSSLESS: f32 = 6.0;
 /// Largest scale index of a tile, eighths of an octave.
 const LIMIT: f64 = 320.0;
-
-/// Largest share of the mean loss weight that damps a row or a column.
-const MOST: f64 = 100.0;
 
 /// The water level: loss of a weight, nats, at which the slope of a Gaussian source's distortion over its rate, `2 ln 2`
 /// times the distortion, is lambda (Cover & Thomas, 10.3.3).
@@ -188,29 +185,12 @@ fn peak(plan: &TensorPlan, n: usize, weights: &[f32]) -> f32 {
     rows.flat_map(|row| cols.clone().map(move |col| (row, col))).fold(0.0, |m, (row, col)| at(row, col).max(m))
 }
 
-/// Damping by the water level, for rows and for columns ([`waterfill_quadratic::Damping::levels`]): the water level over
-/// the loss that erasing an average weight of the row, or column, would cause if the row's own loss weight were the mean;
-/// at most 100.
+/// Damping by the water level, for rows and for columns: [`waterfill_quadratic::water_damping`].
 pub fn relative_water_levels(
     plan: &TensorPlan,
     loss_weights: &LossWeights,
     lambda: Lambda,
     weights: &[f32],
 ) -> (Vec<f64>, Vec<f64>) {
-    let across = plan.tiles_across();
-    let (mut by_row, mut by_col) = (vec![0.0f64; plan.rows], vec![0.0f64; plan.cols]);
-    for (row, line) in weights.chunks_exact(plan.cols).enumerate() {
-        let tiles = &loss_weights.tiles[row / plan.tile * across..][..across];
-        for (col, w) in line.iter().enumerate() {
-            let square = w * w * tiles[col / plan.tile];
-            by_row[row] += f64::from(square * loss_weights.cols[col]);
-            by_col[col] += f64::from(square * loss_weights.rows[row]);
-        }
-    }
-    let share = |sums: Vec<f64>, by: &[f32], others: usize| -> Vec<f64> {
-        let mean = by.iter().map(|&v| f64::from(v)).sum::<f64>() / by.len().max(1) as f64;
-        let of = |sum: f64| (water_level(lambda) * others as f64 / (sum * mean).max(f64::MIN_POSITIVE)).min(MOST);
-        sums.into_iter().map(of).collect()
-    };
-    (share(by_row, &loss_weights.rows, plan.cols), share(by_col, &loss_weights.cols, plan.rows))
+    water_damping(weights, loss_weights, plan.tile, water_level(lambda))
 }

@@ -18,7 +18,7 @@ use crate::goal::Goal;
 use crate::output::{BaseOutput, SCHEMA};
 use crate::results::ExportSummary;
 use crate::stages::packed::ENTRY;
-use crate::stages::{Calibration, Evaluation, Measure, MeasurePacked, PackedGroup, Subject, WritePacked};
+use crate::stages::{Evaluation, Measure, MeasurePacked, PackedGroup, Subject, WritePacked, calibrate};
 
 /// Writes a directory for every goal of the configuration, evaluated as its codes and scales are read back: compressed
 /// checkpoints with their own codes where the configuration's granularity is that of the format, else schemes and codes
@@ -38,8 +38,8 @@ pub fn export_compressed(context: &Context, out: Option<&Path>) -> Result<Export
         };
     }
     let engine = Engine::running(context);
-    let calibration = Calibration::make(&engine)?;
-    let measured = engine.make(&Measure { calibration: &calibration.fitted })?;
+    let calibration = calibrate(&engine)?;
+    let measured = engine.make(&Measure { calibration: &calibration })?;
     let schemes = engine.make(&MeasurePacked { calibration: &calibration, measured: &measured })?;
     let groups = MeasurePacked::read(&schemes, context)?;
     let base = Evaluation::make(&engine, Subject::Original)?;
@@ -47,7 +47,7 @@ pub fn export_compressed(context: &Context, out: Option<&Path>) -> Result<Export
     let mut all = Vec::new();
     for goal in context.goals() {
         let chosen = choice(context, &groups, goal)?;
-        let (calibration, measured, groups) = (&calibration.fitted, &measured, &groups);
+        let (calibration, measured, groups) = (&calibration, &measured, &groups);
         let artifact = engine.make(&WritePacked { calibration, measured, groups, chosen: &chosen })?;
         let subject = Subject::Compressed(&artifact, QualityPrefix::All, &base);
         let text = Evaluation::make(&engine, subject)?.read(Some(&base))?.text;

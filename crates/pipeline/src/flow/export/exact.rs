@@ -20,7 +20,7 @@ use crate::estimate::coding_memory;
 use crate::flow::compress::{Inputs, compress};
 use crate::output::{BaseOutput, SCHEMA};
 use crate::results::ExportSummary;
-use crate::stages::{Calibration, Evaluation, Measure, Subject};
+use crate::stages::{Evaluation, Measure, Subject, calibrate};
 
 /// The export of a compressed checkpoint.
 #[derive(Debug, Clone, Serialize)]
@@ -194,8 +194,8 @@ fn alike(dir: &Path, other: &Path) -> Result<bool> {
 /// The compressed checkpoints of a configuration whose granularity the format can hold, each as a directory.
 pub(super) fn export_compressed_checkpoints(context: &Context, out: &Path) -> Result<ExportOutput> {
     let engine = Engine::running(context);
-    let calibration = Calibration::make(&engine)?;
-    let measured = engine.make(&Measure { calibration: &calibration.fitted })?;
+    let calibration = calibrate(&engine)?;
+    let measured = engine.make(&Measure { calibration: &calibration })?;
     let inputs = Inputs { calibration, measured: Some(measured), corrections: None };
     let base = Evaluation::make(&engine, Subject::Original)?;
     let original = base.read(None)?;

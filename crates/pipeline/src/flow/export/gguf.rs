@@ -16,7 +16,7 @@ use crate::output::{BaseOutput, SCHEMA};
 use crate::results::ExportSummary;
 use crate::stage::ArtifactRef;
 use crate::stages::gguf::{FILE, RECIPE, gguf_metadata, gguf_name, gguf_recipe};
-use crate::stages::{Calibration, Evaluation, GgufMatrix, Measure, MeasureGguf, Subject, WriteGguf};
+use crate::stages::{Evaluation, GgufMatrix, Measure, MeasureGguf, Subject, WriteGguf, calibrate};
 
 /// Writes a GGUF file for every goal of the configuration, evaluated as its values are read back.
 ///
@@ -83,8 +83,8 @@ pub fn write_recipes(context: &Context, out: &Path) -> Result<Vec<PathBuf>> {
 fn matrices(engine: &Engine) -> Result<(ArtifactRef, Vec<GgufMatrix>)> {
     // A model that cannot be exported is refused before anything is computed.
     gguf_metadata(engine.context(), GgufType::Q8_0)?;
-    let calibration = Calibration::make(engine)?;
-    let measured = engine.make(&Measure { calibration: &calibration.fitted })?;
+    let calibration = calibrate(engine)?;
+    let measured = engine.make(&Measure { calibration: &calibration })?;
     let types = engine.make(&MeasureGguf { calibration: &calibration, measured: &measured })?;
     let matrices = MeasureGguf::read(&types, engine.context())?;
     Ok((measured, matrices))
