@@ -80,6 +80,8 @@ pub fn probe_text<E: From<EvaluateError> + Send>(
     let (first, mut all) = match kept.zip(known) {
         Some(((first, flat), known)) => {
             pass.known = known;
+            // These are kept first.
+            pass.known.deviations.truncate(first);
             let mut flat = flat.into_iter();
             (first, counts.iter().map(|&count| flat.by_ref().take(count).collect()).collect())
         }

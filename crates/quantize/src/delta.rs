@@ -49,7 +49,7 @@ pub fn code_delta(
     let alone = DeltaCandidate { loss: loss(decoded), coded: Lossy::Coded(alone) };
     let Some(base) = base else { return Ok(alone) };
     let before = TensorPlan::uniform(dtype, weight.plan.rows, weight.plan.cols, TilePlan::default());
-    let (own, settings) = (feedback.curvature(&info.name)?, options.ldlq(feedback, true));
+    let settings = options.ldlq(feedback, true);
     let cost = |given: &DeltaCandidate| weight.lambda.cost(Loss(given.loss), Rate(given.coded.bytes() as f64 * 8.0));
     let mut best = alone;
     let shape = [weight.plan.rows, weight.plan.cols];
@@ -65,7 +65,7 @@ pub fn code_delta(
         let settings = LdlqOptions { trellis, ..settings };
         let mut values = base.clone();
         let before = LayerBefore { plan: &before, bytes: base.clone() };
-        let bytes = refine_ldlq(weight, &target.weights, before, own.get(), &settings).map_err(failed(info))?;
+        let bytes = refine_ldlq(weight, &target.weights, before, curvature.get(), &settings).map_err(failed(info))?;
         let refined = CodedTensor::parse(&bytes).and_then(CodedTensor::refining_plain);
         refined.and_then(|c| c.refine(&mut values)).map_err(failed(info))?;
         let inter = DeltaCandidate { loss: loss(values), coded: Lossy::Refined(bytes) };
