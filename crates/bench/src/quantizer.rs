@@ -74,6 +74,7 @@ fn options(states: Option<u32>, damping: f64) -> LdlqOptions {
         damping,
         error_penalty: 0.0,
         sparse: false,
+        draft: false,
     }
 }
 

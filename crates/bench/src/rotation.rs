@@ -194,6 +194,7 @@ fn code(
         damping: DAMPING,
         error_penalty: 0.0,
         sparse: false,
+        draft: false,
     };
     let weights = weights.as_standard_layout().into_owned().into_raw_vec_and_offset().0;
     let coded = encode_ldlq(&planned, &weights, curvature, &options)?;

@@ -33,8 +33,8 @@ pub struct Allocate {
     /// loss of erasing it: the quadratic model underrates saturated attention.
     #[serde(default = "default_sensitivity_floor")]
     pub sensitivity_floor: f64,
-    /// Noise as quantization leaves it, measured on held-out text of the calibration: in all tensors together, for
-    /// predictions of KL, and in groups of them alone, to correct the group's predicted loss by the measured one.
+    /// What quantization at two losses loses on held-out text of the calibration: of all tensors together, for
+    /// predictions of KL, and of groups of them alone, to correct the group's predicted loss by the measured one.
     #[serde(default = "default_probes")]
     pub probes: Probes,
     /// Groups of tensors of each compressed checkpoint that are measured on held-out text, for a second allocation of

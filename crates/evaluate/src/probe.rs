@@ -50,6 +50,9 @@ pub struct ProbeText<'a> {
     pub batch_tokens: usize,
 }
 
+/// Most bytes that errors of an embedding may take until they are those of the head too.
+const TIED: usize = 1 << 29;
+
 /// Unit with the states between blocks, and the one with predicted losses.
 const STATES: &str = "probe-states";
 const PREDICTED: &str = "predicted.json";
@@ -68,7 +71,7 @@ pub fn probe_text<E: From<EvaluateError> + Send>(
     progress: &dyn Progress,
 ) -> Result<Probed, E> {
     let batches = text.windows.batches(text.batch_tokens);
-    let mut pass = Pass { model, variants, known: Known::default() };
+    let mut pass = Pass { model, variants, known: Known::default(), tied: None };
     // Of the original first.
     let counts: Vec<usize> =
         [batches.len()].into_iter().chain(variants.iter().map(|v| covering(&batches, v.sequences))).collect();
@@ -156,6 +159,8 @@ struct Pass<'a> {
     model: &'a mut Model,
     variants: &'a [Variant],
     known: Known,
+    /// Errors of a small embedding that is also the head.
+    tied: Option<(String, Vec<Vec<f32>>)>,
 }
 
 impl Pass<'_> {
@@ -205,7 +210,11 @@ impl Pass<'_> {
                 Ok(embedded)
             })
         };
-        counts.iter().enumerate().map(embed).collect()
+        let embedded = counts.iter().enumerate().map(embed).collect();
+        let [(name, errors)] = own;
+        let bytes = errors.iter().map(|level| 4 * level.len()).sum::<usize>();
+        self.tied = (name == lm_head_name(&self.model.config) && bytes <= TIED).then_some((name, errors));
+        embedded
     }
 
     /// KL of every variant by sequence, from states behind the last block.
@@ -216,7 +225,10 @@ impl Pass<'_> {
         errors: &impl Fn(&str) -> Result<Vec<Errors>, E>,
     ) -> Result<Vec<Vec<f64>>, E> {
         let name = lm_head_name(&self.model.config);
-        let own = [self.note(name.into(), errors(name)?)];
+        let own = [match self.tied.take() {
+            Some(tied) => tied,
+            None => self.note(name.into(), errors(name)?),
+        }];
         let original = self.model.head().map_err(EvaluateError::from)?;
         let count = self.variants.len();
         let variant = |n: usize| {

@@ -131,13 +131,13 @@ pub struct PointOutput {
     pub predicted_loss: f64,
     /// Loss of the decoded weights by the same quadratic model.
     pub decoded_loss: Option<f64>,
-    /// Predicted KL on text like the calibration's, nats per token: `predicted_loss` times what noise in the weights was
-    /// measured to lose over what was predicted for it.
+    /// Predicted KL on text like the calibration's, nats per token: `predicted_loss` times what quantized weights
+    /// were measured to lose over what was predicted for them.
     pub predicted_kl: Option<f64>,
     /// The same for each text of the calibration.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub predicted: Vec<PredictedKl>,
-    /// The block where noise of such a loss begins to grow otherwise than the quadratic model has it: predictions mean
+    /// The block where errors of such a loss begin to grow otherwise than the quadratic model has it: predictions mean
     /// little then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub beyond_quadratic: Option<usize>,

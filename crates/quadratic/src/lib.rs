@@ -35,7 +35,6 @@ mod curvature;
 mod damping;
 mod ldl;
 mod loss;
-mod noise;
 mod shrinkage;
 mod weights;
 
@@ -43,6 +42,5 @@ pub use curvature::{CORRELATION_ONE, Curvature, GradientCovariance, Hessian, Sym
 pub use damping::{Damping, add_error_penalty, water_damping};
 pub use ldl::LdlFactor;
 pub use loss::QuadraticLoss;
-pub use noise::shaped_noise;
 pub use shrinkage::{Part, choose_damping};
 pub use weights::{FisherSums, LossWeights};

@@ -34,6 +34,7 @@
 //!     damping: 0.01,
 //!     error_penalty: 0.0,
 //!     sparse: false,
+//!     draft: false,
 //! };
 //! let loss = |curvature: Curvature| {
 //!     let coded = encode_ldlq(&planned, &weights, curvature, &options).unwrap();
@@ -73,3 +74,4 @@ pub use error::{EncodeError, Result};
 pub use low_rank::find_factors;
 pub use options::{EncodeOptions, ErrorFeedback};
 pub use summary::{EncodeSummary, LayerSummary};
+pub use tensor::coding_errors;

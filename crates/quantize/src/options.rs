@@ -53,6 +53,7 @@ impl EncodeOptions {
             damping: 0.0,
             error_penalty: if last { 0.0 } else { feedback.error_penalty },
             sparse: false,
+            draft: false,
         }
     }
 }

@@ -10,7 +10,7 @@ use waterfill_sequential::Adaptation;
 
 use crate::chain::{chain_of, decode_chain, read_blobs};
 use crate::error::{EncodeError, Result};
-use crate::ldlq::encode_ldlq;
+use crate::ldlq::{LdlqOptions, encode_ldlq};
 use crate::options::EncodeOptions;
 use crate::rdo::encode_rdo;
 use crate::rdo::usage::Usage;
@@ -73,6 +73,32 @@ pub(crate) fn code(
         Ok(weight.lambda.cost(Loss(loss), Rate(coded.len() as f64 * 8.0)))
     };
     Ok(if cost(&searched)? < cost(&fed)? { searched } else { fed })
+}
+
+/// Errors that coding the tensor `name` of `source` as planned leaves, about: decoded less original weights, row-major. With
+/// error feedback it is a draft, for which no tools are searched. Nothing is written.
+///
+/// # Errors
+/// Tensors that cannot be read, plans that do not fit.
+pub fn coding_errors(
+    source: &Checkpoint,
+    allocation: &Allocation,
+    name: &str,
+    options: &EncodeOptions,
+) -> Result<Vec<f32>> {
+    let info = source.tensor(name)?;
+    let Target { weight, weights } = Target::read(source, allocation, info, None)?;
+    let coded = match &options.feedback {
+        Some(feedback) => {
+            let settings = LdlqOptions { draft: true, ..options.ldlq(feedback, true) };
+            encode_ldlq(&weight, &weights, feedback.curvature(name)?.get(), &settings)
+        }
+        None => encode_rdo(&weight, &weights, &options.tools, options.allow_int8),
+    };
+    let decoded = coded.and_then(|coded| Ok(CodedTensor::parse(&coded)?.decode()?.0)).map_err(failed(info))?;
+    let mut errors = Values { dtype: weight.plan.dtype, bytes: decoded, tiles: vec![] }.to_f32();
+    errors.iter_mut().zip(&weights).for_each(|(is, was)| *is -= was);
+    Ok(errors)
 }
 
 /// Figures of a coded tensor, measured by decoding it.

@@ -55,6 +55,7 @@ fn options(states: Option<u32>) -> LdlqOptions {
         damping: 0.01,
         error_penalty: 0.0,
         sparse: false,
+        draft: false,
     }
 }
 

@@ -1,4 +1,4 @@
-//! Corrections of predicted losses: by what groups of tensors lose when they alone have noise or are compressed, and those of
+//! Corrections of predicted losses: by what groups of tensors lose when they alone are quantized, and those of
 //! a uniform allocation.
 
 use std::collections::{BTreeMap, BTreeSet};

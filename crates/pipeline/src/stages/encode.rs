@@ -120,10 +120,15 @@ pub(crate) fn options(context: &Context, calibration: &ArtifactRef) -> Result<En
 
 /// Settings that coded tensors depend on.
 pub(super) fn settings(context: &Context) -> serde_json::Value {
-    serde_json::json!({
-        "bitstream": waterfill_checkpoint::VERSION, "encode": context.config.encode,
-        "allow_int8": allows(context, Format::Int8), "allow_lossless": allows(context, Format::Lossless),
-    })
+    let mut settings = serde_json::json!({"bitstream": waterfill_checkpoint::VERSION, "encode": context.config.encode});
+    note_freedom(context, &mut settings);
+    settings
+}
+
+/// Adds to settings which formats encoding may give to tiles by itself.
+pub(super) fn note_freedom(context: &Context, settings: &mut serde_json::Value) {
+    settings["allow_int8"] = allows(context, Format::Int8).into();
+    settings["allow_lossless"] = allows(context, Format::Lossless).into();
 }
 
 /// Whether encoding may give a tile a wider format than allocated: where the format is allowed and bits in memory do not

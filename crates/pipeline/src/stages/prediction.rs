@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use waterfill_evaluate::Estimate as Measured;
 
-/// What noise in all matrices loses on one text, over what is predicted.
+/// What quantizing all matrices loses on one text, over what is predicted.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct TextRatio {
     /// The text, as the configuration names it.
@@ -26,11 +26,11 @@ pub(crate) struct Prediction {
 }
 
 /// A measured loss so many times the predicted one, or so many times less, already at the first level: a model that bears no
-/// noise of that size, for which nothing is predicted.
+/// errors of that size, for which nothing is predicted.
 const BEARS: f64 = 4.0;
 
 impl Prediction {
-    /// Whether the model bears noise of the first level.
+    /// Whether the model bears errors of the first level.
     pub fn holds(&self) -> bool {
         self.all.is_some_and(|all| (BEARS.recip()..=BEARS).contains(&all.mean))
     }
@@ -40,7 +40,7 @@ impl Prediction {
     pub fn expected(&self, ratio: Measured, loss: f64) -> Measured {
         let pair = self.levels.windows(2).find(|pair| loss <= pair[1].0).or(self.levels.windows(2).last());
         let growth = match pair {
-            Some(&[(low, from), (high, to)]) => {
+            Some(&[(low, from), (high, to)]) if high > low => {
                 let share = (loss / low).max(1.0).ln() / (high / low).ln();
                 from * (to / from).powf(share)
             }

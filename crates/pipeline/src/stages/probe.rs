@@ -1,49 +1,49 @@
-//! Probes: the original with noise as quantization leaves it, measured on held-out calibration text against what the
-//! quadratic model predicts for that noise.
+//! Probes: the original with the errors that quantization leaves at two losses, measured on held-out calibration text against
+//! what allocation predicts for them. No file is written.
 
 use std::collections::BTreeMap;
 
-use rand_chacha::ChaCha8Rng;
-use rand_chacha::rand_core::{RngCore, SeedableRng};
-use waterfill_allocate::TensorCandidates;
-use waterfill_calibrate::Sensitivities;
-use waterfill_codec::TILE;
+use waterfill_allocate::Allocation;
+use waterfill_codec::Trellis;
 use waterfill_config::Probes;
 use waterfill_evaluate::{self as evaluate, Estimate as Measured, ProbeText, Probed, Variant};
 use waterfill_model::Model;
 use waterfill_model::roles::{block_of, label_of};
-use waterfill_quadratic::{Curvature, shaped_noise};
+use waterfill_quantize::{EncodeOptions, coding_errors};
 use waterfill_store::{Identity, Progress, Work};
 
+use super::allocate::Allocate;
 use super::calibrate::tokens_digest;
 use super::corrections::{CORRECTIONS, Corrections, GroupLoss, Groups};
+use super::encode;
 use super::evaluate::on_text;
-use super::measure::candidate_files;
 use super::prediction::{Prediction, TextRatio};
 use crate::context::Context;
 use crate::engine::Engine;
 use crate::error::{PipelineError, Result};
 use crate::estimate::PROGRAM;
-use crate::results::write_json;
+use crate::goal::Goal;
+use crate::results::{AllocationSummary, write_json};
 use crate::stage::{ArtifactRef, BatchMemory, Estimate, Stage};
 
 /// Version of the artifact; raised when results change.
-const VERSION: u32 = 7;
-/// Losses at which all matrices have noise, nats per token: where the quadratic model holds, and where models leave it. Of
-/// all but the first only the ratio to the first counts, which a few sequences tell.
+const VERSION: u32 = 9;
+/// Losses at which all matrices are quantized, nats per token, about: where the quadratic model holds, and where models leave
+/// it. Of all but the first only the ratio to the first counts, which a few sequences tell.
 const LEVELS: [f64; 2] = [0.002, 0.05];
 const FEW: usize = 2;
-/// The level at which groups have noise alone.
+/// The level at which groups are quantized alone.
 const ALONE: usize = 0;
 /// Corrections are kept within these factors.
 const RANGE: (f64, f64) = (0.25, 8.0);
 /// A model has left the quadratic regime where a level's ratio is so many times the first one's, or so many times less.
 const LEFT: f64 = 1.25;
 
-/// Measured against predicted loss of shaped noise.
+/// Measured against predicted loss of allocations.
 pub(crate) struct Probe<'a> {
     pub calibration: &'a ArtifactRef,
-    pub measured: &'a ArtifactRef,
+    /// One for each level.
+    pub allocations: &'a [ArtifactRef],
 }
 
 /// Every group with the names of its tensors.
@@ -63,18 +63,28 @@ fn group_of(name: &str, probes: Probes) -> String {
     }
 }
 
-/// What noise loses against what is predicted; `None` where the configuration does not ask for it.
+/// What quantization loses against what is predicted; `None` where the configuration does not ask for it.
 pub(crate) fn probe(engine: &Engine, calibration: &ArtifactRef, measured: &ArtifactRef) -> Result<Option<ArtifactRef>> {
     let context = engine.context();
     let asked = context.config.allocate.probes != Probes::None && context.config.calibrate.held_out() > 0;
-    let made = asked.then(|| engine.make(&Probe { calibration, measured })).transpose()?;
+    let make = || -> Result<ArtifactRef> {
+        // The lambda of which the loss is the water level of every weight.
+        let lambda = |loss: f64| loss / context.matrix_weights() as f64 * 2.0 * std::f64::consts::LN_2;
+        let allocate = |loss: &f64| {
+            let goal = Goal::Lambda(lambda(*loss));
+            engine.make(&Allocate { measured, corrections: None, goal })
+        };
+        let allocations = LEVELS.iter().map(allocate).collect::<Result<Vec<_>>>()?;
+        engine.make(&Probe { calibration, allocations: &allocations })
+    };
+    let made = asked.then(make).transpose()?;
     let found = made.as_ref().map(|made| made.known::<Corrections>(CORRECTIONS)).transpose()?.flatten();
     if let Some(Corrections { prediction: Some(prediction), .. }) = found
         && let (false, Some(all)) = (prediction.holds(), prediction.all)
     {
         context.console.note(&format!(
-            "probe: noise in all weights loses {:.1} times what is predicted already at {} nats per token; KL is not predicted, \
-             trust what is measured",
+            "probe: quantization loses {:.1} times what is predicted already at {} nats per token; KL is not predicted, trust \
+             what is measured",
             all.mean, LEVELS[0]
         ));
     }
@@ -90,7 +100,7 @@ impl Probe<'_> {
         }
     }
 
-    /// Noise in all matrices at all levels, and in each group alone.
+    /// All matrices at all levels, and each group alone.
     fn variants(context: &Context, groups: &Groups, sequences: usize) -> Vec<Variant> {
         let few = FEW.max(context.config.calibrate.text.len()).min(sequences);
         let all = (0..LEVELS.len()).map(|level| {
@@ -102,12 +112,16 @@ impl Probe<'_> {
     }
 }
 
-/// Fills a row with numbers of mean zero and variance one that depend on the matrix' and the row's number alone.
-fn uniform(seed: u64, matrix: u64, row: usize, into: &mut [f32]) {
-    let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    rng.set_stream((matrix << 32) + row as u64);
-    let unit = |bits: u32| ((bits as f32 + 0.5) / 4_294_967_296.0 - 0.5) * 12f32.sqrt();
-    into.iter_mut().for_each(|v| *v = unit(rng.next_u32()));
+/// How matrices are quantized: as in the files, with the smallest trellis where those have one. Without a trellis small
+/// weights are rounded to zero more often, and errors that agree over rows and blocks lose more than their size says.
+fn quantizer(context: &Context, calibration: &ArtifactRef) -> Result<EncodeOptions> {
+    let mut options = encode::options(context, calibration)?;
+    if let Some(feedback) = &mut options.feedback {
+        feedback.trellis = feedback.trellis.and(Trellis::new(2));
+        (feedback.error_penalty, feedback.sparse) = (0.0, false);
+    }
+    options.tools.clear();
+    Ok(options)
 }
 
 impl Stage for Probe<'_> {
@@ -118,13 +132,16 @@ impl Stage for Probe<'_> {
     fn identity(&self, context: &Context) -> Result<Identity> {
         let windows = &context.calibration_windows()?.held_out;
         let e = &context.config.encode;
-        let settings = serde_json::json!({
-            "probes": context.config.allocate.probes, "feedback": e.feedback, "damping": e.damping,
+        let mut settings = serde_json::json!({
+            "probes": context.config.allocate.probes, "feedback": e.feedback, "damping": e.damping, "rounding": e.rounding,
+            "trellis": e.trellis().is_some(),
             "batch_tokens": context.config.evaluate.batch_tokens, "device": context.device_kind,
         });
-        let inputs = [("measure", self.measured.digest()), ("tokens", tokens_digest(windows))];
+        encode::note_freedom(context, &mut settings);
+        let inputs = [("calibrate", self.calibration.digest()), ("tokens", tokens_digest(windows))];
         let mut identity = context.identity("probe", VERSION, &inputs, settings);
-        identity.seeds.insert("noise".into(), context.config.calibrate.seed);
+        let allocations = self.allocations.iter().enumerate();
+        identity.inputs.extend(allocations.map(|(n, allocation)| (format!("allocate-{n}"), allocation.digest())));
         Ok(identity)
     }
 
@@ -132,10 +149,10 @@ impl Stage for Probe<'_> {
         let (c, model) = (&context.config.calibrate, &context.model.config);
         let variants = (LEVELS.len() + Self::groups(context).len()) as u64;
         let one = on_text(context, [c.held_out(), c.context], 2);
-        let noise = context.model.checkpoint().weights() as f64 * 4e3;
+        let quantizing = LEVELS.len() as f64 * context.model.checkpoint().weights() as f64 * 4e3;
         let states = (variants + 1) * model.state_bytes(c.held_out() * c.context);
         Estimate {
-            operations: one.operations * variants as f64 + noise,
+            operations: one.operations * variants as f64 + quantizing,
             // Values, their errors at every level, and the model's own copy.
             memory: one.memory.max(PROGRAM + (LEVELS.len() as u64 + 2) * model.block_bytes().max(model.table_bytes()))
                 + states,
@@ -150,21 +167,19 @@ impl Stage for Probe<'_> {
     fn run(&self, context: &Context, work: &Work) -> Result<()> {
         let held_out = context.calibration_windows()?;
         let windows = &held_out.held_out;
-        let sensitivities = Sensitivities::open(self.calibration.dir())?.damped(context.config.encode.damping);
-        let files: Vec<(String, std::path::PathBuf)> = candidate_files(self.measured)?;
-        let levels = LEVELS.map(|loss| loss / context.matrix_weights() as f64);
-        let (seed, feedback) = (context.config.calibrate.seed, context.config.encode.feedback);
+        let options = quantizer(context, self.calibration)?;
+        let open = |a: &ArtifactRef| -> Result<(Allocation, BTreeMap<String, f64>)> {
+            let summary: AllocationSummary = a.read("summary.json")?;
+            let losses = summary.tensors.into_iter().map(|tensor| (tensor.name, tensor.loss)).collect();
+            Ok((Allocation::open(&a.path("allocation.safetensors"))?, losses))
+        };
+        let levels = self.allocations.iter().map(open).collect::<Result<Vec<_>>>()?;
         let errors = |name: &str| -> Result<Vec<evaluate::Errors>> {
-            let matrix = files.iter().position(|(n, _)| n == name).expect("all matrices were measured");
-            let loss_weights = TensorCandidates::read(&files[matrix].1)?.loss_weights;
-            let (hessian, covariance) = match feedback {
-                true => (sensitivities.hessian(name)?, sensitivities.gradient_covariance(name)?),
-                false => (None, None),
+            let at = |(allocation, losses): &(Allocation, BTreeMap<String, f64>)| -> Result<evaluate::Errors> {
+                let errors = coding_errors(context.model.checkpoint(), allocation, name, &options)?;
+                Ok((errors, losses.get(name).copied().unwrap_or(0.0)))
             };
-            let curvature = Curvature { hessian: hessian.as_ref(), gradient_covariance: covariance.as_ref() };
-            let weights = context.model.values(name)?;
-            let uniform = |row: usize, into: &mut [f32]| uniform(seed, matrix as u64, row, into);
-            Ok(shaped_noise(&weights, &loss_weights, TILE, curvature, &levels, &uniform))
+            levels.iter().map(at).collect()
         };
         let groups = Self::groups(context);
         let variants = Self::variants(context, &groups, windows.rows.len());
@@ -188,7 +203,7 @@ impl Stage for Probe<'_> {
             (0..LEVELS.len()).map(|level| probed.predicted.iter().map(|of| corrected(of, level)).sum()).collect();
         let names: Vec<String> = context.config.calibrate.text.iter().map(|text| text.text.clone()).collect();
         let prediction = prediction(&predicted, &names, &held_out.held_out_texts, &probed);
-        let lambda = levels[ALONE] * 2.0 * std::f64::consts::LN_2;
+        let lambda = self.allocations[ALONE].read::<AllocationSummary>("summary.json")?.lambda;
         let found = Corrections { lambda, groups: alone, corrections, prediction: Some(prediction) };
         write_json(&work.path(CORRECTIONS), &found)
     }
@@ -221,15 +236,15 @@ fn prediction(predicted: &[f64], names: &[String], texts: &[usize], probed: &Pro
     // Somewhere between the level before and this one.
     let leaves = left
         .filter(|n| *n > 0)
-        .and_then(|n| Some(((levels[n - 1].0 * levels[n].0).sqrt(), leaving_block(&probed.deviations, n)?)));
+        .and_then(|n| Some(((levels[n - 1].0 * levels[n].0).sqrt(), leaving_block(&probed.deviations, &levels, n)?)));
     let texts = names.iter().enumerate().filter_map(of_text).collect();
     Prediction { texts, all, levels, leaves }
 }
 
 /// The block whose output changes the ratio of a level's squared deviation to the first one's the most.
-fn leaving_block(deviations: &[Vec<f64>], level: usize) -> Option<usize> {
+fn leaving_block(deviations: &[Vec<f64>], levels: &[(f64, f64)], level: usize) -> Option<usize> {
     let ratio = |d: &Vec<f64>| (d[level].max(f64::MIN_POSITIVE) / d[0].max(f64::MIN_POSITIVE)).ln();
-    let before = [(LEVELS[level] / LEVELS[0]).ln()].into_iter().chain(deviations.iter().map(ratio));
+    let before = [(levels[level].0 / levels[0].0).ln()].into_iter().chain(deviations.iter().map(ratio));
     let jumps = before.zip(deviations.iter().map(ratio)).map(|(before, after)| (after - before).abs());
     Some(jumps.enumerate().max_by(|a, b| a.1.total_cmp(&b.1))?.0)
 }
@@ -258,20 +273,5 @@ mod tests {
         // One sequence of a text has the spread of all.
         let one = prediction(&LEVELS, &names, &[0, 0, 0, 1], &probed);
         near(one.texts[1].ratio.se, 2.0 * one.all.unwrap().se);
-    }
-
-    #[test]
-    fn noise_depends_on_matrix_and_row_alone() {
-        let row = |matrix, row| {
-            let mut into = [0.0f32; 1000];
-            uniform(7, matrix, row, &mut into);
-            into
-        };
-        assert_eq!(row(3, 5), row(3, 5));
-        assert_ne!(row(3, 5), row(3, 6));
-        assert_ne!(row(3, 5), row(4, 5));
-        let values = row(1, 1);
-        let variance = values.iter().map(|v| f64::from(v * v)).sum::<f64>() / 1000.0;
-        assert!((variance - 1.0).abs() < 0.1, "{variance}");
     }
 }

@@ -20,4 +20,6 @@ pub struct LdlqOptions {
     pub error_penalty: f64,
     /// Whether at most two of four levels in a row of a refinement are not zero; without a trellis.
     pub sparse: bool,
+    /// Whether levels are a draft that shows how large errors are: they are not quantized again once their spread is known.
+    pub draft: bool,
 }

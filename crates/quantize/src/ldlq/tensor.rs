@@ -60,6 +60,7 @@ pub(super) struct Costs {
     rows: Option<LdlFactor>,
     /// Nats for a bit where levels are chosen.
     level_lambda: f32,
+    draft: bool,
 }
 
 impl Costs {
@@ -105,7 +106,14 @@ impl Costs {
         let penalized = i32::from(curvature.hessian.is_some()) + i32::from(rows.is_some());
         let raised = (1.0 + PENALIZED * options.error_penalty).powf(f64::from(penalized) / 2.0);
         let lambda = Lambda(weight.lambda.0 * raised);
-        Self { loss_weights, lambda, factor, rows, level_lambda: lambda.0 as f32 * options.rounding }
+        Self {
+            loss_weights,
+            lambda,
+            factor,
+            rows,
+            level_lambda: lambda.0 as f32 * options.rounding,
+            draft: options.draft,
+        }
     }
 
     /// Samples of `weights` under a plan, whose spread becomes what levels are found to have.
@@ -128,7 +136,7 @@ impl Costs {
         let first = quantize(&quick)?;
         let change = sigma_change(plan, &first);
         plan.sigma_base += change;
-        if change == 0 && quick == *plan { Ok(first) } else { quantize(plan) }
+        if self.draft || (change == 0 && quick == *plan) { Ok(first) } else { quantize(plan) }
     }
 }
 
