@@ -82,6 +82,11 @@ impl Checkpoint {
         self.tensors.get(name).ok_or_else(|| CheckpointError::tensor(&self.dir, name, TensorError::Missing))
     }
 
+    /// Goes on without a tensor: nothing finds it any more, and what is written from this checkpoint lacks it.
+    pub fn leave_out(&mut self, name: &str) {
+        self.tensors.remove(name);
+    }
+
     /// True when a tensor of that name exists.
     pub fn contains(&self, name: &str) -> bool {
         self.tensors.contains_key(name)

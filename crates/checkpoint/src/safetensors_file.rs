@@ -11,7 +11,17 @@ use crate::error::{AtPath, CheckpointError, FileError, Result};
 use crate::types::Element;
 
 /// Largest safetensors header accepted, the limit of the reference implementation.
-const MAX_HEADER: u64 = 100_000_000;
+pub(crate) const MAX_HEADER: u64 = 100_000_000;
+
+/// Length of the header of a safetensors file of `size` bytes, from its first eight.
+pub(crate) fn header_length(prefix: [u8; 8], size: u64) -> std::result::Result<u64, FileError> {
+    let length = u64::from_le_bytes(prefix);
+    match length {
+        _ if length.saturating_add(8) > size => Err(FileError::HeaderLength { length, size }),
+        _ if length > MAX_HEADER => Err(FileError::HeaderLimit { length, most: MAX_HEADER }),
+        _ => Ok(length),
+    }
+}
 
 /// Source of a file's bytes.
 #[derive(Debug, Clone)]
@@ -80,10 +90,7 @@ impl SafetensorsFile {
         let wrong = |reason| CheckpointError::file(path, reason);
         file.read_exact_at(&mut prefix, 0)
             .map_err(|_| wrong(FileError::TooShort { size, kind: "safetensors file" }))?;
-        let length = u64::from_le_bytes(prefix);
-        if length > MAX_HEADER || length + 8 > size {
-            return Err(wrong(FileError::HeaderLength { length, size }));
-        }
+        let length = header_length(prefix, size).map_err(wrong)?;
         let mut header = prefix.to_vec();
         header.resize(8 + length as usize, 0);
         file.read_exact_at(&mut header[8..], 8).at(path)?;

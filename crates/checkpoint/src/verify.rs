@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use waterfill_codec::CodedTensor;
 
-use crate::container::names::check_plain_name;
+use crate::container::names::check_name;
 use crate::error::{AtPath, CheckpointError, FileError, Result};
 use crate::open::{Checkpoint, Shard};
 use crate::safetensors_file::Source;
@@ -92,7 +92,7 @@ impl Checkpoint {
     /// Compares the files next to the shards with the checks in a shard's mark.
     pub(crate) fn verify_files(&self, shard: &Shard) -> Result<()> {
         for (name, check) in shard.mark.iter().flat_map(|mark| &mark.files).filter(|_| self.whole) {
-            check_plain_name(name).map_err(|reason| CheckpointError::file(&shard.path, reason))?;
+            check_name(name).map_err(|reason| CheckpointError::file(&shard.path, reason))?;
             let file = self.dir().join(name);
             let computed = file_check(&file)?;
             if computed != *check {

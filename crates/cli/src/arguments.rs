@@ -16,8 +16,8 @@ pub struct Arguments {
     /// Threads; results do not depend on it [default: one for each core]
     #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub threads: Option<u16>,
-    /// No progress
-    #[arg(long, global = true, conflicts_with = "json")]
+    /// No progress; with --json no events
+    #[arg(long, global = true)]
     pub quiet: bool,
     /// One JSON object on standard output, events as JSON lines on standard error
     #[arg(long, global = true)]
@@ -25,6 +25,12 @@ pub struct Arguments {
 }
 
 impl Arguments {
+    /// How progress is shown.
+    pub fn progress(&self) -> Mode {
+        if self.quiet { Mode::Quiet } else { self.mode() }
+    }
+
+    /// How results are shown.
     pub fn mode(&self) -> Mode {
         match (self.json, self.quiet) {
             (true, _) => Mode::Json,

@@ -64,5 +64,5 @@ fn execute(arguments: &Arguments) -> Result<()> {
     let threads = arguments.threads.map_or(cores, usize::from);
     rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().context("starting threads")?;
     interrupt::explain(arguments.mode());
-    commands::execute(arguments, &Console::new(arguments.mode()))
+    commands::execute(arguments, &Console::new(arguments.progress()))
 }

@@ -12,6 +12,10 @@ fn probes_measure_what_quantization_loses() {
     assert!(place.fails(&["validate", "p.yaml"]).contains("calibrate.held_out"));
     place.write("p.yaml", &text.replace("sequences: 24", "sequences: 24, held_out: 6"));
     let output = place.json(&["run", "p.yaml"]);
+    let quiet = place.run(&["run", "p.yaml", "--json", "--quiet"]);
+    assert!(quiet.stderr.is_empty(), "no events: {}", String::from_utf8_lossy(&quiet.stderr));
+    let printed: serde_json::Value = serde_json::from_slice(&quiet.stdout).unwrap();
+    assert_eq!(printed["points"], output["points"]);
     let planned = place.json(&["sweep", "p.yaml", "--dry-run"]);
     assert_eq!(planned["seconds"].as_f64(), Some(0.0), "everything is there: {planned}");
     // Probes and texts have nothing to do with questions.

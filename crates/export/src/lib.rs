@@ -12,6 +12,7 @@ mod packed;
 mod scheme;
 mod select;
 mod stored;
+mod tokenizer;
 mod types;
 
 pub use directory::{describe, read_values};

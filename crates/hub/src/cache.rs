@@ -14,16 +14,6 @@ pub(crate) const INDEX: &str = "model.safetensors.index.json";
 pub(crate) const SINGLE: &str = "model.safetensors";
 /// Files without which a checkpoint is of no use.
 pub(crate) const NEEDED: [&str; 2] = ["config.json", "tokenizer.json"];
-/// Files that belong to a checkpoint where it has them.
-pub(crate) const COMPANIONS: [&str; 6] = [
-    "generation_config.json",
-    "merges.txt",
-    "special_tokens_map.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "vocab.json",
-];
-
 /// A checkpoint or a dataset in the cache.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Snapshot {

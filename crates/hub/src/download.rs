@@ -4,9 +4,10 @@ use std::path::{Path, PathBuf};
 
 use hf_hub::api::sync::{Api, ApiBuilder, ApiError, ApiRepo};
 use hf_hub::{Cache, Repo};
+use waterfill_checkpoint::writer::is_companion;
 use waterfill_store::{Progress, matching};
 
-use crate::cache::{COMPANIONS, INDEX, NEEDED, SINGLE, Snapshot, repo_type, weights_of};
+use crate::cache::{INDEX, NEEDED, SINGLE, Snapshot, repo_type, weights_of};
 use crate::error::{HubError, Result};
 use crate::id::HubId;
 use crate::settings::Settings;
@@ -78,7 +79,8 @@ pub(crate) fn model(id: &HubId, settings: &Settings, cache: &Cache, progress: &d
         let hint = weights.map_or(String::new(), |f| format!(" but {f}; weights are read from safetensors only"));
         return absent(SINGLE, hint);
     }
-    for name in NEEDED.into_iter().chain(COMPANIONS).chain([INDEX]).filter(|n| has(n)) {
+    let companions = remote.files.iter().map(String::as_str).filter(|name| is_companion(name));
+    for name in NEEDED.into_iter().chain([INDEX]).filter(|n| has(n)).chain(companions) {
         remote.get(name)?;
     }
     for name in weights_of(id, &remote.dir())? {

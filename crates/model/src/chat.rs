@@ -7,6 +7,7 @@ mod python;
 mod reason;
 mod source;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use minijinja::syntax::SyntaxConfig;
@@ -48,15 +49,11 @@ impl ChatTemplate {
     /// Files that cannot be read, a `chat_template` of another form, a template that is too long or is no Jinja, or
     /// that uses what is not supported here. All name the file.
     pub fn open(dir: &Path) -> Result<Option<Self>> {
-        let [own, config] = ["chat_template.jinja", "tokenizer_config.json"].map(|name| dir.join(name));
-        let rules: Value = match read(&config)? {
-            Some(text) => serde_json::from_str(&text).map_err(|e| unsupported(&config, e.to_string()))?,
-            None => Value::Null,
-        };
-        let (source, path) = match read(&own)? {
-            Some(source) => (source, own),
-            None => match default_of(&rules["chat_template"]).map_err(|e| unsupported(&config, e))? {
-                Some(source) => (source.to_string(), config),
+        let (rules, path) = settings(dir)?;
+        let (source, path) = match read(&dir.join(OWN))? {
+            Some(source) => (source, dir.join(OWN)),
+            None => match default_of(&rules["chat_template"]).map_err(|e| unsupported(&path, e))? {
+                Some(source) => (source.to_string(), path),
                 None => return Ok(None),
             },
         };
@@ -126,6 +123,64 @@ impl ChatTemplate {
             _ => self.failed(described(error)),
         }
     }
+}
+
+/// The chat templates that come with a checkpoint, as they are written.
+#[derive(Debug, Default)]
+pub struct ChatTemplates {
+    /// The one that is used where none is named.
+    pub default: Option<String>,
+    /// Others, by their names.
+    pub named: BTreeMap<String, String>,
+}
+
+impl ChatTemplates {
+    /// Templates of a checkpoint directory: those of [`ChatTemplate::open`], of a list also the others, and the files in
+    /// `additional_chat_templates`.
+    ///
+    /// # Errors
+    /// Files that cannot be read, and a `chat_template` of another form.
+    pub fn open(dir: &Path) -> Result<Self> {
+        let (rules, path) = settings(dir)?;
+        let written = &rules["chat_template"];
+        let mut named = BTreeMap::new();
+        for one in written.as_array().into_iter().flatten() {
+            if let (Some(name), Some(source)) = (one["name"].as_str(), one["template"].as_str()) {
+                named.insert(name.to_string(), source.to_string());
+            }
+        }
+        // A list without a default is of use to whoever asks for one of its names.
+        let of_settings = match (named.remove("default"), named.is_empty()) {
+            (None, true) => default_of(written).map_err(|e| unsupported(&path, e))?.map(String::from),
+            (found, _) => found,
+        };
+        let folder = dir.join(NAMED);
+        if folder.is_dir() {
+            let failed = |e: std::io::Error| unsupported(&folder, e.to_string());
+            for entry in std::fs::read_dir(&folder).map_err(failed)? {
+                let file = entry.map_err(failed)?.path();
+                let name = file.file_stem().and_then(|stem| stem.to_str());
+                if let (Some(name), true) = (name, file.extension().is_some_and(|e| e == "jinja")) {
+                    named.extend(read(&file)?.map(|source| (name.to_string(), source)));
+                }
+            }
+        }
+        Ok(Self { default: read(&dir.join(OWN))?.or(of_settings), named })
+    }
+}
+
+/// File of the default template, and folder of those with names.
+const OWN: &str = "chat_template.jinja";
+const NAMED: &str = "additional_chat_templates";
+
+/// `tokenizer_config.json`, null where there is none, and its path.
+fn settings(dir: &Path) -> Result<(Value, PathBuf)> {
+    let path = dir.join("tokenizer_config.json");
+    let rules = match read(&path)? {
+        Some(text) => serde_json::from_str(&text).map_err(|e| unsupported(&path, e.to_string()))?,
+        None => Value::Null,
+    };
+    Ok((rules, path))
 }
 
 /// Name of the only template of an environment.

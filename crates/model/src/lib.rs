@@ -38,7 +38,7 @@ pub mod tokens;
 mod vjp;
 
 pub use block::{Block, Linear, Others, differentiable_norm};
-pub use chat::{ChatTemplate, Message};
+pub use chat::{ChatTemplate, ChatTemplates, Message};
 pub use config::{ModelConfig, SlidingWindow, lm_head_name};
 pub use device::{device, free_device_memory};
 pub use error::{ModelError, Result};

@@ -25,9 +25,10 @@ pub enum RopeScaling {
 /// `rope_scaling` or `rope_parameters` of `config.json`.
 #[derive(Deserialize)]
 pub(crate) struct Scaling {
-    /// Older files say `type`.
-    #[serde(alias = "type")]
     rope_type: Option<String>,
+    /// What older files say; files that were read as such and saved again have both.
+    #[serde(rename = "type")]
+    older_type: Option<String>,
     pub rope_theta: Option<f64>,
     factor: Option<f64>,
     low_freq_factor: Option<f64>,
@@ -38,7 +39,7 @@ pub(crate) struct Scaling {
 impl Scaling {
     /// The scaling, or what is wrong with it.
     pub fn resolve(&self) -> std::result::Result<RopeScaling, String> {
-        let kind = self.rope_type.as_deref().unwrap_or("default");
+        let kind = self.rope_type.as_deref().or(self.older_type.as_deref()).unwrap_or("default");
         let positive = |key: &str, value: Option<f64>| match value {
             Some(v) if v > 0.0 && v.is_finite() => Ok(v),
             other => Err(format!("rope scaling {kind:?} with {key} {other:?}, expected a positive number")),

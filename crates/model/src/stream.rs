@@ -5,13 +5,13 @@ use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
-use waterfill_checkpoint::{Checkpoint, QualityPrefix};
+use waterfill_checkpoint::{Checkpoint, QualityPrefix, Storage};
 
 use crate::block::{Block, Others};
 use crate::config::{ModelConfig, lm_head_name};
 use crate::error::{ModelError, Result};
 use crate::head::Head;
-use crate::roles::{EMBEDDING, FINAL_NORM, Projection, TensorRole};
+use crate::roles::{EMBEDDING, FINAL_NORM, HEAD, Projection, TensorRole};
 use crate::rope::Rotary;
 
 /// A model on disk, compressed or not.
@@ -55,6 +55,10 @@ impl Model {
 
     fn of(dir: &Path, checkpoint: Checkpoint, device: &Device, dtype: DType) -> Result<Self> {
         let config = ModelConfig::open(dir)?;
+        let mut checkpoint = checkpoint;
+        if config.tied && checkpoint.contains(HEAD) {
+            leave_out_copied_head(&mut checkpoint, dir)?;
+        }
         let rotary = Rotary::new(&config, &Tensor::zeros(1, dtype, device)?);
         Ok(Self { config, checkpoint, replaced: None, values: BTreeMap::new(), device: device.clone(), dtype, rotary })
     }
@@ -213,4 +217,28 @@ impl Model {
         };
         Ok(Tensor::from_vec(values, shape, &self.device)?.to_dtype(self.dtype)?)
     }
+}
+
+/// Leaves out the copy of the embedding that files of some tied models have as a head. Another matrix there is refused: some
+/// programs would use it, and others the embedding.
+fn leave_out_copied_head(checkpoint: &mut Checkpoint, dir: &Path) -> Result<()> {
+    let (embedding, head) = (checkpoint.tensor(EMBEDDING)?, checkpoint.tensor(HEAD)?);
+    let equal = embedding.shape == head.shape
+        && match (embedding.storage, embedding.element == head.element) {
+            // Of the original's embedding.
+            (Storage::Coded, _) => true,
+            (_, true) => checkpoint.read_raw(EMBEDDING)? == checkpoint.read_raw(HEAD)?,
+            (_, false) => {
+                checkpoint.read_f32(EMBEDDING, &embedding.shape)? == checkpoint.read_f32(HEAD, &head.shape)?
+            }
+        };
+    if !equal {
+        let reason = format!(
+            "tie_word_embeddings is true, but {HEAD} is there and differs from {EMBEDDING}; set tie_word_embeddings to false to \
+             use it, or remove {HEAD} from the file"
+        );
+        return Err(ModelError::Unsupported { path: dir.join("config.json"), reason });
+    }
+    checkpoint.leave_out(HEAD);
+    Ok(())
 }

@@ -47,7 +47,7 @@ pub(crate) fn only_file(dir: &Path, pattern: &str) -> Result<PathBuf> {
     }
 }
 
-/// Text of files: as they are, all kinds of line ends as line feeds, or their rows' `text`s.
+/// Text of files: as they are, without a byte order mark and all kinds of line ends as line feeds, or their rows' `text`s.
 pub(crate) fn read_text(files: &[PathBuf], rows: &Rows) -> Result<String> {
     #[derive(Deserialize)]
     struct Row {
@@ -60,6 +60,7 @@ pub(crate) fn read_text(files: &[PathBuf], rows: &Rows) -> Result<String> {
         [path] if !has_rows(path) => {
             let text = std::fs::read_to_string(path);
             let text = text.map_err(PipelineError::io(path))?;
+            let text = text.strip_prefix('\u{feff}').map(String::from).unwrap_or(text);
             Ok(if text.contains('\r') { text.replace("\r\n", "\n").replace('\r', "\n") } else { text })
         }
         _ => {
@@ -124,6 +125,10 @@ mod tests {
         assert_eq!(read(&[&rows, &rows], " ", Some(4)).unwrap(), "one  two one");
         let plain = write("a.txt", "{\"text\": 1}");
         assert_eq!(read(&[&plain], " ", None).unwrap(), "{\"text\": 1}");
+        let marked = write("m.txt", "\u{feff}one\u{feff}");
+        assert_eq!(read(&[&marked], " ", None).unwrap(), "one\u{feff}");
+        let marked = write("m.jsonl", "\u{feff}{\"text\": \"one\"}\r\n{\"text\": \"two\"}\r\n");
+        assert_eq!(read(&[&marked], " ", None).unwrap(), "one two");
         let ends = write("c.txt", "one\r\ntwo\rthree\n");
         assert_eq!(read(&[&ends], " ", None).unwrap(), "one\ntwo\nthree\n");
         let other = write("b.jsonl", "{\"txt\": \"one\"}");

@@ -28,13 +28,14 @@ use waterfill_codec::syntax::text::code_text;
 
 pub use crate::container::frame::OnBytes;
 use crate::container::frame::{Frame, Framed};
-use crate::container::source::{MAX_PREFIX, Record, Source};
+use crate::container::source::{Record, Source};
 use crate::error::{AtPath, CheckpointError, FileError, Result, TensorError};
 use crate::parallel::decode_parallel;
+use crate::safetensors_file::MAX_HEADER;
 use crate::whole::{each_part, write_whole};
 
 const FRAME: Frame = Frame { magic: *b"WFPK", version: 1, kind: "packed file" };
-/// Most records; a safetensors header of [`MAX_PREFIX`] names fewer tensors.
+/// Most records; a safetensors header of [`MAX_HEADER`] names fewer tensors.
 const MAX_RECORDS: u64 = 4_000_000;
 
 /// Head of a packed file.
@@ -134,8 +135,8 @@ pub fn is_packed(path: &Path) -> bool {
 impl Head {
     fn code<C: Coder>(&mut self, coder: &mut C) -> std::result::Result<(), FileError> {
         let prefix = code_u64(coder, self.prefix.len() as u64);
-        if prefix > MAX_PREFIX + 8 {
-            let (field, most) = ("bytes of header", MAX_PREFIX + 8);
+        if prefix > MAX_HEADER + 8 {
+            let (field, most) = ("bytes of header", MAX_HEADER + 8);
             return Err(FileError::HeadLimit { field, found: prefix, most });
         }
         code_text(coder, &mut self.prefix, prefix as usize);

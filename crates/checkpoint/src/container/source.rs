@@ -9,10 +9,9 @@ use waterfill_codec::syntax::header::check_of;
 use waterfill_codec::{Dtype, Elements, encode_lossless};
 
 use crate::error::{AtPath, CheckpointError, FileError, Result};
+use crate::safetensors_file::header_length;
 use crate::types::Element;
 
-/// Largest safetensors header accepted, the limit of the reference implementation.
-pub(super) const MAX_PREFIX: u64 = 100_000_000;
 /// Tensors shorter than this are not worth a coded tensor's header.
 const LEAST_BYTES: usize = 256;
 
@@ -60,14 +59,11 @@ impl<'a> Source<'a> {
     pub(crate) fn open(path: &'a Path) -> Result<Self> {
         let file = File::open(path).at(path)?;
         let size = file.metadata().at(path)?.len();
-        let mut prefix = vec![0; 8];
+        let mut first = [0; 8];
         let wrong = |reason| CheckpointError::file(path, reason);
-        file.read_exact_at(&mut prefix, 0)
-            .map_err(|_| wrong(FileError::TooShort { size, kind: "safetensors file" }))?;
-        let length = u64::from_le_bytes(prefix[..8].try_into().expect("eight bytes"));
-        if length > MAX_PREFIX || length + 8 > size {
-            return Err(wrong(FileError::HeaderLength { length, size }));
-        }
+        file.read_exact_at(&mut first, 0).map_err(|_| wrong(FileError::TooShort { size, kind: "safetensors file" }))?;
+        let length = header_length(first, size).map_err(wrong)?;
+        let mut prefix = first.to_vec();
         prefix.resize(8 + length as usize, 0);
         file.read_exact_at(&mut prefix[8..], 8).at(path)?;
         let metadata: Metadata =

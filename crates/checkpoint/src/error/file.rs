@@ -23,6 +23,14 @@ pub enum FileError {
         /// Bytes of the file.
         size: u64,
     },
+    /// The safetensors header is longer than the safetensors library reads.
+    #[error("header of {length} bytes, at most {most} are read")]
+    HeaderLimit {
+        /// Length that the file declares.
+        length: u64,
+        /// Longest that is read.
+        most: u64,
+    },
     /// The safetensors header is not well-formed.
     #[error("malformed safetensors header: {error}")]
     Header {

@@ -13,21 +13,12 @@ use waterfill_codec::syntax::header::check_of;
 
 use crate::error::{AtPath, CheckpointError, FileError, Result};
 use crate::read_back::read_back;
-use crate::shard_mark::{ShardMark, VERSION, file_check, hex_check};
-use crate::types::{Element, INDEX, MARK_KEY, QUANT_METHOD};
+use crate::shard_mark::{ShardMark, file_check, hex_check};
+use crate::types::{Element, INDEX, MARK_KEY};
+use crate::writer::companions::{companions, write_companions};
 use crate::writer::compare::{check_plain, check_tensor_names, compare_shards};
 use crate::writer::entry::Entry;
-
-/// Files next to the shards that make a directory loadable by other software.
-const COMPANIONS: [&str; 7] = [
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "generation_config.json",
-    "vocab.json",
-    "merges.txt",
-];
+use crate::writer::small_file::write_file;
 
 /// Largest shard, as transformers writes them; a tensor is never split.
 pub const SHARD_BYTES: u64 = 5_000_000_000;
@@ -109,8 +100,12 @@ fn write_shards_of(dir: &Path, entries: &[Entry], compressed: bool, limit: u64) 
         write_file(&dir.join(INDEX), index.to_string().as_bytes())?;
     }
     let mut files = BTreeMap::new();
-    for name in COMPANIONS.into_iter().chain(["config.json", INDEX]).filter(|n| compressed && dir.join(n).exists()) {
-        files.insert(name.to_string(), file_check(&dir.join(name))?);
+    if compressed {
+        let own = ["config.json", INDEX].into_iter().filter(|name| dir.join(name).exists()).map(String::from);
+        for name in companions(dir)?.into_iter().chain(own) {
+            let check = file_check(&dir.join(&name))?;
+            files.insert(name, check);
+        }
     }
     let mut checks = Vec::with_capacity(entries.len());
     for (i, group) in groups.iter().enumerate() {
@@ -171,50 +166,11 @@ pub fn write_tensors<N: AsRef<str> + Ord + Display, V: View>(
     std::fs::set_permissions(path, permissions).at(path)
 }
 
-/// Copies tokenizer files and `config.json` from `from`; with `compressed`, the configuration names
-/// the quantisation method.
-///
-/// # Errors
-/// Files that cannot be read or written, and a `config.json` that is not an object.
-pub fn write_companions(from: &Path, to: &Path, compressed: bool) -> Result<()> {
-    for name in COMPANIONS {
-        let source = from.join(name);
-        if source.exists() {
-            let bytes = std::fs::read(&source).at(&source)?;
-            write_file(&to.join(name), &bytes)?;
-        }
-    }
-    let path = from.join("config.json");
-    let text = std::fs::read_to_string(&path).at(&path)?;
-    let mut config: serde_json::Map<String, serde_json::Value> =
-        serde_json::from_str(&text).map_err(|error| CheckpointError::file(&path, FileError::Json { error }))?;
-    config.remove("quantization_config");
-    if compressed {
-        let method = serde_json::json!({"quant_method": QUANT_METHOD, "version": VERSION});
-        config.insert("quantization_config".into(), method);
-    }
-    let text = serde_json::to_string_pretty(&config).expect("JSON from JSON");
-    write_file(&to.join("config.json"), text.as_bytes())
-}
-
-/// Writes, syncs and reads back a small file.
-///
-/// # Errors
-/// As the file system says, and bytes that do not come back.
-pub fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
-    use std::io::Write;
-    let mut file = File::create(path).at(path)?;
-    file.write_all(bytes).and_then(|()| file.sync_all()).at(path)?;
-    read_back(path, path, || match std::fs::read(path).at(path)? == bytes {
-        true => Ok(()),
-        false => Err(CheckpointError::file(path, FileError::Written)),
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::Checkpoint;
+    use crate::types::QUANT_METHOD;
     use crate::writer::Data;
 
     /// Three plain tensors of 8, 12 and 16 bytes in shards of at most 20.

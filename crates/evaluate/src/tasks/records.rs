@@ -32,6 +32,8 @@ pub fn records<T: DeserializeOwned>(paths: &[PathBuf], most: usize) -> Result<Ve
     }
 }
 
+/// Byte order mark in UTF-8.
+const MARK: &[u8] = b"\xef\xbb\xbf";
 /// Most bytes of a line.
 const LINE: u64 = 64 << 20;
 
@@ -61,8 +63,10 @@ fn lines<T: DeserializeOwned>(path: &Path, most: usize) -> Result<Vec<T>> {
         if bytes as u64 == LINE {
             return Err(wrong(format!("is longer than {} MiB", LINE >> 20)));
         }
-        if !line.trim_ascii().is_empty() {
-            let row = serde_json::from_slice(&line).map_err(|e| match e.is_data() {
+        // Some editors begin files with a byte order mark.
+        let text = if n == 1 { line.strip_prefix(MARK).unwrap_or(&line) } else { &line };
+        if !text.trim_ascii().is_empty() {
+            let row = serde_json::from_slice(text).map_err(|e| match e.is_data() {
                 true => wrong(e.to_string()),
                 false => wrong(format!("is no JSON: {e}")),
             });
