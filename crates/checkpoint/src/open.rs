@@ -85,6 +85,7 @@ impl Checkpoint {
     /// Goes on without a tensor: nothing finds it any more, and what is written from this checkpoint lacks it.
     pub fn leave_out(&mut self, name: &str) {
         self.tensors.remove(name);
+        self.shards.iter_mut().for_each(|shard| shard.names.retain(|own| own != name));
     }
 
     /// True when a tensor of that name exists.

@@ -97,7 +97,11 @@ pub fn copy_directory(from: &Path, to: &Path) -> Result<()> {
     write_directory(to, |place| copy_files(from, place))
 }
 
-fn copy_files(from: &Path, to: &Path) -> Result<()> {
+/// Copies the files of a directory and of its folders into another one.
+///
+/// # Errors
+/// As [`copy_file`].
+pub fn copy_files(from: &Path, to: &Path) -> Result<()> {
     std::fs::create_dir_all(to).at(to)?;
     for entry in std::fs::read_dir(from).at(from)? {
         let path = entry.at(from)?.path();

@@ -63,6 +63,6 @@ fn execute(arguments: &Arguments) -> Result<()> {
     let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
     let threads = arguments.threads.map_or(cores, usize::from);
     rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().context("starting threads")?;
-    interrupt::explain(arguments.mode());
+    interrupt::explain(arguments.progress());
     commands::execute(arguments, &Console::new(arguments.progress()))
 }

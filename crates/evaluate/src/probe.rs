@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use waterfill_model::roles::EMBEDDING;
 use waterfill_model::{Model, ModelError, Projection, Windows, lm_head_name, side_by_side};
-use waterfill_store::{Pace, Progress, Work};
+use waterfill_store::{Pace, Progress, Work, in_groups};
 
 use crate::error::EvaluateError;
 use crate::states;
@@ -48,6 +48,10 @@ pub struct ProbeText<'a> {
     pub windows: &'a Windows,
     /// Tokens of a batch.
     pub batch_tokens: usize,
+    /// Bytes that making the errors of matrices may take side by side; one that takes more is alone.
+    pub memory: u64,
+    /// Bytes that making the errors of a matrix of so many rows and columns takes.
+    pub matrix_bytes: fn(u64, u64) -> u64,
 }
 
 /// Most bytes that errors of an embedding may take until they are those of the head too.
@@ -94,9 +98,9 @@ pub fn probe_text<E: From<EvaluateError> + Send>(
     let mut pace = Pace::default();
     for index in first..layers {
         let names = Projection::ALL.map(|projection| projection.weight(index).name());
-        // Factors of matrices are made side by side.
-        let found = names.par_iter().map(|name| Ok((name.clone(), errors(name)?)));
-        let found = found.collect::<Result<Vec<(String, Vec<Errors>)>, E>>()?;
+        let shape = |projection| pass.model.config.linear_shape(projection).map(|n| n as u64);
+        let sizes = Projection::ALL.map(shape).map(|[rows, cols]| (text.matrix_bytes)(rows, cols));
+        let found = in_groups(&sizes, text.memory, |n| Ok::<_, E>((names[n].clone(), errors(&names[n])?)))?;
         let own: Vec<_> = found.into_iter().map(|(name, errors)| pass.note(name, errors)).collect();
         let largest = batches.iter().map(|b| b.len() * text.windows.context).max().unwrap_or(0);
         let width = side_by_side(pass.model.device(), pass.model.config.forward_bytes(largest));

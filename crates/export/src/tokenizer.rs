@@ -156,19 +156,20 @@ const SPACE: &str = "\u{2581}";
 /// Whether a space is put before a text, where spaces become [`SPACE`]: by a normalizer, or by a Metaspace pre-tokenizer.
 /// `None` for other tokenizers.
 fn sentence_piece(json: &Json) -> Option<bool> {
-    let mut prepends = false;
+    let (mut prepends, mut replaces) = (false, false);
     for part in parts(&json["normalizer"], "normalizers") {
         match part["type"].as_str()? {
             "Prepend" if part["prepend"] == SPACE => prepends = true,
-            "Replace" if part["pattern"]["String"] == " " && part["content"] == SPACE => {}
+            "Replace" if part["pattern"]["String"] == " " && part["content"] == SPACE => replaces = true,
             _ => return None,
         }
     }
     match parts(&json["pre_tokenizer"], "pretokenizers")[..] {
-        [] => Some(prepends),
-        [one] if one["type"] == "Metaspace" && one["replacement"] == SPACE => {
-            let always = one["add_prefix_space"] == true && one["prepend_scheme"].is_null();
-            Some(prepends || always || matches!(one["prepend_scheme"].as_str(), Some("first" | "always")))
+        [] if replaces => Some(prepends),
+        // Split at spaces, no token could be of several words; it is what the file means where it does not say.
+        [one] if one["type"] == "Metaspace" && one["replacement"] == SPACE && one["split"] == false => {
+            let never = one["prepend_scheme"] == "never" || one["add_prefix_space"] == false;
+            Some(prepends || !never)
         }
         _ => None,
     }
@@ -199,6 +200,10 @@ fn byte_level(json: &Json) -> Result<&'static str> {
         }
         _ => None,
     };
+    // llama.cpp takes whole words that are tokens as they are for this one, and for no other.
+    if json["model"]["ignore_merges"] == true && name.is_some_and(|name| name != "llama-bpe") {
+        return Err(refused("ignore_merges, which llama.cpp does not have for this pre-tokenizer"));
+    }
     name.ok_or_else(|| {
         refused(format!("a pre-tokenizer that llama.cpp has no name for here: {}", json["pre_tokenizer"]))
     })
@@ -281,9 +286,13 @@ mod tests {
             (json!({"prepend_scheme": "always"}), true),
             (json!({"prepend_scheme": "never"}), false),
             (json!({"add_prefix_space": true}), true),
+            (json!({"add_prefix_space": false}), false),
+            (json!({}), true),
         ] {
             assert_eq!(of(&Json::Null, metaspace(more)), Some(prepends));
         }
+        assert_eq!(of(&Json::Null, metaspace(json!({"split": true}))), None);
+        assert_eq!(of(&Json::Null, Json::Null), None, "nothing replaces spaces");
         assert_eq!(of(&json!({"type": "NFKC"}), Json::Null), None);
         assert_eq!(of(&Json::Null, bytes(true)), None);
     }

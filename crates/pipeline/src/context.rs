@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::OnceLock;
 
 use serde::Serialize;
+use waterfill_checkpoint::writer::companions_digest;
 use waterfill_codec::BitsPerWeight;
 use waterfill_config::{Config, Size};
 use waterfill_evaluate::tasks::Items;
@@ -32,6 +33,8 @@ pub struct Context<'a> {
     /// The device as the user named it, such as `cuda:0`.
     pub device_name: String,
     model_digest: String,
+    /// Of the files beside the weights that checkpoints written from the model get.
+    pub companions_digest: String,
     calibration_windows: OnceLock<CalibrationWindows>,
     eval_inputs: OnceLock<EvalInputs>,
 }
@@ -68,6 +71,7 @@ impl<'a> Context<'a> {
     ) -> Result<Self> {
         let model = Model::open(&source.dir, &device(device_name)?)?;
         let model_digest = model.checkpoint().digest()?;
+        let companions_digest = companions_digest(&source.dir)?;
         Ok(Self {
             config,
             store: store.clone(),
@@ -77,6 +81,7 @@ impl<'a> Context<'a> {
             device_kind: device_name.split(':').next().unwrap_or_default().to_string(),
             device_name: device_name.into(),
             model_digest,
+            companions_digest,
             calibration_windows: OnceLock::new(),
             eval_inputs: OnceLock::new(),
         })

@@ -20,7 +20,7 @@ use crate::tensor::{EncodedStats, Target, code, read_back};
 
 /// Bytes that coding a matrix holds at most: weights, samples, errors and decoded values, and with error
 /// feedback the LDL factors of its Hessian and gradient covariance, in double precision while they are computed.
-fn tensor_bytes(rows: u64, cols: u64, feedback: bool) -> u64 {
+pub fn tensor_bytes(rows: u64, cols: u64, feedback: bool) -> u64 {
     // Rows beyond those of any layer are a vocabulary's, which has no gradient covariance.
     let outputs = if rows > 32_768 { 0 } else { rows * rows };
     16 * (rows * cols + if feedback { cols * cols + outputs } else { 0 })

@@ -69,7 +69,7 @@ mod tensor;
 pub use baseline::{Baseline, encode_baseline};
 pub use delta::{DeltaCandidate, code_delta};
 pub use dense::write_dense;
-pub use driver::{encode, encode_bytes, unit};
+pub use driver::{encode, encode_bytes, tensor_bytes, unit};
 pub use error::{EncodeError, Result};
 pub use low_rank::find_factors;
 pub use options::{EncodeOptions, ErrorFeedback};

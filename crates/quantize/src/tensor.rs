@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use waterfill_allocate::{Allocation, PlannedWeight, Sharing, read_plan};
 use waterfill_checkpoint::{Checkpoint, TensorInfo, Values};
-use waterfill_codec::{CodecError, CodedTensor, Format, Loss, Rate, TILE, TensorPlan, TilePlan};
+use waterfill_codec::{CodecError, CodedTensor, Format, Loss, Rate, TILE, TensorPlan, TilePlan, Trellis};
 use waterfill_quadratic::QuadraticLoss;
 use waterfill_sequential::Adaptation;
 
@@ -90,7 +90,10 @@ pub fn coding_errors(
     let Target { weight, weights } = Target::read(source, allocation, info, None)?;
     let coded = match &options.feedback {
         Some(feedback) => {
-            let settings = LdlqOptions { draft: true, ..options.ldlq(feedback, true) };
+            let settings = options.ldlq(feedback, true);
+            // A draft has the levels of the smallest trellis.
+            let trellis = settings.trellis.and(Trellis::new(2));
+            let settings = LdlqOptions { draft: true, trellis, ..settings };
             encode_ldlq(&weight, &weights, feedback.curvature(name)?.get(), &settings)
         }
         None => encode_rdo(&weight, &weights, &options.tools, options.allow_int8),

@@ -9,34 +9,74 @@ use crate::writer::small_file::write_file;
 
 /// Folder of templates by name, beside `chat_template.jinja`.
 const TEMPLATES: &str = "additional_chat_templates";
-/// Endings of files that tokenizers, templates, processors, settings and code of models have.
-const ENDINGS: [&str; 6] = ["json", "jinja", "model", "tiktoken", "txt", "py"];
+/// Endings of files that are templates, vocabularies of tokenizers, or a model's own code.
+const ENDINGS: [&str; 3] = ["jinja", "model", "tiktoken"];
+/// Beginnings of files with settings and vocabularies, in JSON or lines of text.
+const SETTINGS: [&str; 13] = [
+    "added_tokens",
+    "chat_template",
+    "generation_config",
+    "image_processor",
+    "merges",
+    "preprocessor_config",
+    "processor_config",
+    "sentencepiece",
+    "special_tokens",
+    "spiece",
+    "tokenizer",
+    "video_preprocessor",
+    "vocab",
+];
+/// Beginnings of files with a model's own code.
+const CODE: [&str; 5] = ["configuration_", "image_processing_", "modeling_", "processing_", "tokenization_"];
 /// Beginnings of files with the terms of use, in small letters.
-const TERMS: [&str; 4] = ["license", "licence", "notice", "use_policy"];
-/// Files about the weights of one directory: the configuration, which is written anew, and what quantizers and trainers say.
-const ABOUT_WEIGHTS: [&str; 4] = ["config.json", "quantize_config.json", "hf_quant_config.json", "trainer_state.json"];
+const TERMS: [&str; 5] = ["copying", "license", "licence", "notice", "use_policy"];
 
 /// Whether a file of a checkpoint directory, by its path within it, belongs to the model whatever its weights are, such as
-/// `tokenizer.json`, `chat_template.jinja` or `LICENSE`.
+/// `tokenizer.json`, `chat_template.jinja` or `LICENSE`. What else lies there may be anything: data, adapters, keys.
 ///
 /// ```
 /// use waterfill_checkpoint::writer::is_companion;
 ///
-/// for name in ["tokenizer.json", "added_tokens.json", "qwen.tiktoken", "additional_chat_templates/tool_use.jinja", "NOTICE"] {
+/// for name in ["tokenizer.json", "added_tokens.json", "tokenizer.model.v3", "additional_chat_templates/tool_use.jinja", "NOTICE"] {
 ///     assert!(is_companion(name), "{name}");
 /// }
-/// for name in ["config.json", "model.safetensors", "model.safetensors.index.json", ".gitattributes", "original/params.json"] {
+/// for name in ["config.json", "model.safetensors", "adapter_config.json", "hf_token.txt", ".gitattributes", "original/params.json"] {
 ///     assert!(!is_companion(name), "{name}");
 /// }
 /// ```
 pub fn is_companion(name: &str) -> bool {
     if let Some((folder, template)) = name.split_once('/') {
-        return folder == TEMPLATES && template.ends_with(".jinja") && !template.contains('/');
+        return folder == TEMPLATES && template.ends_with(".jinja") && is_companion(template);
     }
-    let of_weights = name.ends_with(".index.json") || ABOUT_WEIGHTS.contains(&name) || name.starts_with('.');
+    // Names that need no escape anywhere.
+    if name.starts_with('.') || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b)) {
+        return false;
+    }
+    let begins = |with: &[&str]| with.iter().any(|beginning| name.starts_with(beginning));
     let terms = TERMS.iter().any(|beginning| name.to_ascii_lowercase().starts_with(beginning));
-    let ending = name.rsplit_once('.').is_some_and(|(_, ending)| ENDINGS.contains(&ending));
-    !of_weights && (terms || ending)
+    terms
+        || name.starts_with("tokenizer.model")
+        || match name.rsplit_once('.').map(|(_, ending)| ending) {
+            Some("json" | "txt") => begins(&SETTINGS),
+            Some("py") => begins(&CODE),
+            Some(ending) => ENDINGS.contains(&ending),
+            None => false,
+        }
+}
+
+/// Digest of the names and bytes of the companions in a directory.
+///
+/// # Errors
+/// Files that cannot be read.
+pub fn companions_digest(dir: &Path) -> Result<String> {
+    let mut hasher = blake3::Hasher::new();
+    for name in companions(dir)? {
+        let path = dir.join(&name);
+        let digest = blake3::hash(&std::fs::read(&path).at(&path)?);
+        hasher.update(format!("{name} {}\n", digest.to_hex()).as_bytes());
+    }
+    Ok(hasher.finalize().to_hex().to_string())
 }
 
 /// The companions in a directory, sorted.
@@ -48,7 +88,7 @@ pub(crate) fn companions(dir: &Path) -> Result<Vec<String>> {
         }
         for entry in std::fs::read_dir(&folder).at(&folder)? {
             let entry = entry.at(&folder)?;
-            let name = format!("{prefix}{}", entry.file_name().to_string_lossy());
+            let Some(name) = entry.file_name().to_str().map(|name| format!("{prefix}{name}")) else { continue };
             // Through links: the hub's cache consists of them.
             if is_companion(&name) && entry.path().is_file() {
                 found.push(name);
@@ -98,7 +138,8 @@ mod tests {
             "additional_chat_templates/rag.jinja",
         ];
         std::fs::create_dir(from.path().join(TEMPLATES)).unwrap();
-        for name in files.iter().chain(&["weights.bin", ".hidden.json", "pytorch_model.bin.index.json"]) {
+        let others = ["weights.bin", ".hidden.json", "pytorch_model.bin.index.json", "credentials.json", "vocab\\.txt"];
+        for name in files.iter().chain(&others) {
             std::fs::write(from.path().join(name), name).unwrap();
         }
         std::fs::write(from.path().join("config.json"), r#"{"quantization_config": {}, "a": 1}"#).unwrap();

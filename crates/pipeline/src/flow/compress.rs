@@ -101,7 +101,7 @@ pub(crate) fn compress(engine: &Engine, inputs: &Inputs, goal: Goal) -> Result<C
     let corrections = inputs.corrections.as_ref();
     let e = &context.config.encode;
     let at = |goal: Goal| -> Result<Compressed> {
-        let allocation = engine.make(&Allocate { measured, corrections, goal })?;
+        let allocation = engine.make(&Allocate { measured, corrections, goal, plain: false })?;
         let mut allocations = Vec::new();
         if let Some(layers) = &e.quality_layers {
             // In a plan a wanted size has no lambda yet.
@@ -111,7 +111,12 @@ pub(crate) fn compress(engine: &Engine, inputs: &Inputs, goal: Goal) -> Result<C
                 _ => known.map_or(1.0, |summary| summary.lambda),
             });
             for &lambda in &lambdas[..lambdas.len() - 1] {
-                allocations.push(engine.make(&Allocate { measured, corrections, goal: Goal::Lambda(lambda) })?);
+                allocations.push(engine.make(&Allocate {
+                    measured,
+                    corrections,
+                    goal: Goal::Lambda(lambda),
+                    plain: false,
+                })?);
             }
         }
         allocations.push(allocation.clone());

@@ -52,7 +52,7 @@ pub fn lossy_delta(context: &Context, base: &Path, out: &Path) -> Result<DeltaOu
     let engine = Engine::running(context);
     let calibration = calibrate(&engine)?;
     let measured = engine.make(&Measure { calibration: &calibration })?;
-    let allocation = engine.make(&Allocate { measured: &measured, corrections: None, goal })?;
+    let allocation = engine.make(&Allocate { measured: &measured, corrections: None, goal, plain: false })?;
     let made = engine.make(&LossyDelta { calibration: &calibration, allocation: &allocation, base })?;
     let summary: DeltaSummary = made.read("summary.json")?;
     let original = Evaluation::make(&engine, Subject::Original)?;

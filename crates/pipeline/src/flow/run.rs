@@ -108,7 +108,8 @@ fn flow(engine: &Engine, until: Until) -> Result<Flow> {
     let inputs = Inputs { calibration, measured: all.measured.clone(), corrections };
     for goal in context.goals() {
         if let (Until::Allocate, Some(measured)) = (until, &inputs.measured) {
-            let allocated = engine.make(&Allocate { measured, corrections: inputs.corrections.as_ref(), goal })?;
+            let allocated =
+                engine.make(&Allocate { measured, corrections: inputs.corrections.as_ref(), goal, plain: false })?;
             let (compressed, prefix, evaluation, attempts) = (None, None, None, Vec::new());
             let allocated = Some(allocated);
             all.points.push(Point { compressed, allocated, prefix, evaluation, attempts });

@@ -27,6 +27,9 @@ pub(crate) struct Allocate<'a> {
     /// Measured over predicted loss by tensor.
     pub corrections: Option<&'a ArtifactRef>,
     pub goal: Goal,
+    /// Without the configuration's floors and margin, and by the bits of the file alone: so that runs which differ in these
+    /// share what probes quantize.
+    pub plain: bool,
 }
 
 impl Stage for Allocate<'_> {
@@ -39,6 +42,9 @@ impl Stage for Allocate<'_> {
         let mut settings = serde_json::json!({
             "goal": self.goal, "formats": a.formats, "policy": a.policy, "floors": a.floors, "margin": a.margin, "rate": a.rate,
         });
+        if self.plain {
+            settings = serde_json::json!({"goal": self.goal, "formats": a.formats, "plain": true});
+        }
         if a.granularity.sharing() != allocate::Sharing::Tile {
             settings["granularity"] = String::from(a.granularity).into();
         }
@@ -58,6 +64,9 @@ impl Stage for Allocate<'_> {
     fn run(&self, context: &Context, work: &Work) -> Result<()> {
         let checkpoint = context.model.checkpoint();
         let mut policy = policy(context)?;
+        if self.plain {
+            (policy.floors, policy.margin, policy.rate) = (Vec::new(), 0.0, allocate::RateWeights::default());
+        }
         if let Some(corrections) = self.corrections {
             policy.corrections = corrections.read::<Corrections>(CORRECTIONS)?.corrections;
         }

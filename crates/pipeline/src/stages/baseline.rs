@@ -29,7 +29,8 @@ impl Stage for Baseline<'_> {
     fn identity(&self, context: &Context) -> Result<Identity> {
         let settings = context.config.baseline.as_ref().map(|b| (b.method, b.group));
         let settings = serde_json::json!({"bits": self.bits, "settings": settings});
-        Ok(context.identity("baseline", VERSION, &[("calibrate", self.calibration.digest())], settings))
+        let inputs = [("calibrate", self.calibration.digest()), ("companions", context.companions_digest.clone())];
+        Ok(context.identity("baseline", VERSION, &inputs, settings))
     }
 
     fn estimate(&self, context: &Context) -> Estimate {

@@ -16,7 +16,7 @@ use crate::results::write_json;
 use crate::stage::{ArtifactRef, Estimate, Stage};
 
 /// Version of the artifact; raised when results change.
-const VERSION: u32 = 13;
+pub(super) const VERSION: u32 = 13;
 
 /// The compressed checkpoint of allocations, in `checkpoint/` of the artifact: the base's, and one for each refinement.
 pub(crate) struct Encode<'a> {
@@ -44,6 +44,7 @@ impl Stage for Encode<'_> {
         // Moments are read from the calibration, not from the allocation.
         let mut identity = context.identity("encode", VERSION, &[("allocate", allocation.digest())], settings);
         identity.inputs.insert("calibrate".into(), self.calibration.digest());
+        identity.inputs.insert("companions".into(), context.companions_digest.clone());
         let layers = coarser.iter().enumerate();
         identity.inputs.extend(layers.map(|(n, allocation)| (format!("allocate-{n}"), allocation.digest())));
         Ok(identity)

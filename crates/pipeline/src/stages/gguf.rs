@@ -23,7 +23,7 @@ use crate::results::{ExportSummary, write_json};
 use crate::stage::{ArtifactRef, Estimate, Stage};
 
 /// Version of both artifacts; raised when candidates or files change.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// The file in its artifact.
 pub(crate) const FILE: &str = "model.gguf";
 /// The types of all matrices in the same artifact, as `llama-quantize --tensor-type-file` reads them.
@@ -164,7 +164,8 @@ impl Stage for WriteGguf<'_> {
 
     fn identity(&self, context: &Context) -> Result<Identity> {
         let settings = serde_json::json!({"types": self.types(), "name": context.config.name});
-        Ok(context.identity("gguf", VERSION, &[("measure", self.measured.digest())], settings))
+        let inputs = [("measure", self.measured.digest()), ("companions", context.companions_digest.clone())];
+        Ok(context.identity("gguf", VERSION, &inputs, settings))
     }
 
     fn estimate(&self, context: &Context) -> Estimate {

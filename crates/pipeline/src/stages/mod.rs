@@ -81,8 +81,9 @@ mod tests {
         let fitted = make(&Calibrate, &context);
         let measured = make(&Measure { calibration: &fitted }, &context);
         let engine = Engine::running(&context);
-        let allocate =
-            |lambda| engine.make(&Allocate { measured: &measured, corrections: None, goal: Goal::Lambda(lambda) });
+        let allocate = |lambda| {
+            engine.make(&Allocate { measured: &measured, corrections: None, goal: Goal::Lambda(lambda), plain: false })
+        };
         let allocations = [allocate(1e-5).unwrap(), allocate(1e-6).unwrap()];
         let encode = Encode { calibration: &fitted, allocations: &allocations, sequential: None };
         let layered = make(&encode, &context);
@@ -93,7 +94,7 @@ mod tests {
         let planning = Engine::planning(&context);
         planning.make(&Measure { calibration: &fitted }).unwrap();
         let goal = Goal::Lambda(1e-4);
-        let pending = planning.make(&Allocate { measured: &measured, corrections: None, goal }).unwrap();
+        let pending = planning.make(&Allocate { measured: &measured, corrections: None, goal, plain: false }).unwrap();
         let further =
             planning.make(&Encode { calibration: &fitted, allocations: &[pending], sequential: None }).unwrap();
         assert_eq!(further.known::<serde_json::Value>("summary.json").unwrap(), None);

@@ -269,7 +269,11 @@ impl Stage for WritePacked<'_> {
         let e = &context.config.encode;
         let named: BTreeMap<&str, String> = self.schemes().iter().map(|(name, s)| (*name, s.name())).collect();
         let settings = json!({"schemes": named, "feedback": e.feedback, "damping": e.damping});
-        let inputs = [("calibrate", self.calibration.digest()), ("measure", self.measured.digest())];
+        let inputs = [
+            ("calibrate", self.calibration.digest()),
+            ("measure", self.measured.digest()),
+            ("companions", context.companions_digest.clone()),
+        ];
         Ok(context.identity("packed", VERSION, &inputs, settings))
     }
 

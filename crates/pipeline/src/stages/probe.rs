@@ -9,7 +9,7 @@ use waterfill_config::Probes;
 use waterfill_evaluate::{self as evaluate, Estimate as Measured, ProbeText, Probed, Variant};
 use waterfill_model::Model;
 use waterfill_model::roles::{block_of, label_of};
-use waterfill_quantize::{EncodeOptions, coding_errors};
+use waterfill_quantize::{EncodeOptions, coding_errors, encode_bytes, tensor_bytes};
 use waterfill_store::{Identity, Progress, Work};
 
 use super::allocate::Allocate;
@@ -21,13 +21,13 @@ use super::prediction::{Prediction, TextRatio};
 use crate::context::Context;
 use crate::engine::Engine;
 use crate::error::{PipelineError, Result};
-use crate::estimate::PROGRAM;
+use crate::estimate::{PROGRAM, coding_memory};
 use crate::goal::Goal;
 use crate::results::{AllocationSummary, write_json};
 use crate::stage::{ArtifactRef, BatchMemory, Estimate, Stage};
 
 /// Version of the artifact; raised when results change.
-const VERSION: u32 = 10;
+const VERSION: u32 = 11;
 /// Losses at which all matrices are quantized, nats per token, about: where the quadratic model holds, and where models leave
 /// it. Of all but the first only the ratio to the first counts, which a few sequences tell.
 const LEVELS: [f64; 2] = [0.002, 0.05];
@@ -72,7 +72,7 @@ pub(crate) fn probe(engine: &Engine, calibration: &ArtifactRef, measured: &Artif
         let lambda = |loss: f64| loss / context.matrix_weights() as f64 * 2.0 * std::f64::consts::LN_2;
         let allocate = |loss: &f64| {
             let goal = Goal::Lambda(lambda(*loss));
-            engine.make(&Allocate { measured, corrections: None, goal })
+            engine.make(&Allocate { measured, corrections: None, goal, plain: true })
         };
         let allocations = LEVELS.iter().map(allocate).collect::<Result<Vec<_>>>()?;
         engine.make(&Probe { calibration, allocations: &allocations })
@@ -134,7 +134,7 @@ impl Stage for Probe<'_> {
         let e = &context.config.encode;
         let mut settings = serde_json::json!({
             "probes": context.config.allocate.probes, "feedback": e.feedback, "damping": e.damping, "rounding": e.rounding,
-            "trellis": e.trellis().is_some(),
+            "trellis": e.trellis().is_some(), "encode": encode::VERSION, "bitstream": waterfill_checkpoint::VERSION,
             "batch_tokens": context.config.evaluate.batch_tokens, "device": context.device_kind,
         });
         encode::note_freedom(context, &mut settings);
@@ -150,11 +150,15 @@ impl Stage for Probe<'_> {
         let variants = (LEVELS.len() + Self::groups(context).len()) as u64;
         let one = on_text(context, [c.held_out(), c.context], 2);
         let quantizing = LEVELS.len() as f64 * context.model.checkpoint().weights() as f64 * 4e3;
+        let shapes = context.model.weights().into_iter().map(|w| w.1);
+        let coding = encode_bytes(shapes, context.config.encode.feedback, coding_memory());
         let states = (variants + 1) * model.state_bytes(c.held_out() * c.context);
         Estimate {
             operations: one.operations * variants as f64 + quantizing,
-            // Values, their errors at every level, and the model's own copy.
-            memory: one.memory.max(PROGRAM + (LEVELS.len() as u64 + 2) * model.block_bytes().max(model.table_bytes()))
+            // Quantizing side by side, values with their errors at every level, and the model's own copy.
+            memory: one
+                .memory
+                .max(PROGRAM + coding + (LEVELS.len() as u64 + 2) * model.block_bytes().max(model.table_bytes()))
                 + states,
             disk: states,
         }
@@ -184,16 +188,25 @@ impl Stage for Probe<'_> {
         let groups = Self::groups(context);
         let variants = Self::variants(context, &groups, windows.rows.len());
         let mut model = Model::open(&context.source.dir, context.model.device())?;
-        let text = ProbeText { windows, batch_tokens: context.config.evaluate.batch_tokens };
+        // With the errors of every level.
+        let text = ProbeText {
+            windows,
+            batch_tokens: context.config.evaluate.batch_tokens,
+            memory: options.memory,
+            matrix_bytes: |rows, cols| tensor_bytes(rows, cols, true) + 4 * LEVELS.len() as u64 * rows * cols,
+        };
         let probed =
             evaluate::probe_text::<PipelineError>(&mut model, &text, &variants, errors, work, context.console)?;
         let mut corrections = BTreeMap::new();
         let mut alone = Vec::new();
         for ((group, names), kl) in groups.iter().zip(&probed.kl[LEVELS.len()..]) {
             let own = names.iter().filter_map(|name| Some(probed.predicted.get(name)?[ALONE]));
-            let (predicted, measured) = (own.sum::<f64>().max(f64::MIN_POSITIVE), Measured::of(kl));
-            let ratio = (measured.mean / predicted).clamp(RANGE.0, RANGE.1);
-            corrections.extend(names.iter().map(|name| (name.clone(), ratio)));
+            let (predicted, measured) = (own.sum::<f64>(), Measured::of(kl));
+            // What is kept without loss says nothing of other losses.
+            if predicted > 0.0 {
+                let ratio = (measured.mean / predicted).clamp(RANGE.0, RANGE.1);
+                corrections.extend(names.iter().map(|name| (name.clone(), ratio)));
+            }
             alone.push(GroupLoss { group: group.clone(), predicted, measured });
         }
         let corrected = |(name, losses): (&String, &Vec<f64>), level: usize| {

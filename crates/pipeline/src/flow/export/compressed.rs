@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use waterfill_allocate::Sharing;
-use waterfill_checkpoint::writer::copy_file;
+use waterfill_checkpoint::writer::copy_files;
 use waterfill_checkpoint::{Checkpoint, QualityPrefix, TensorInfo};
 use waterfill_codec::{BitsPerWeight, Lambda};
 use waterfill_export::{Candidate, Chosen, ExportError, Scheme, choose};
@@ -13,7 +13,7 @@ use super::exact::export_compressed_checkpoints;
 use super::{ExportOutput, ExportPoint, no_baseline};
 use crate::context::Context;
 use crate::engine::Engine;
-use crate::error::{PipelineError, Result};
+use crate::error::Result;
 use crate::goal::Goal;
 use crate::output::{BaseOutput, SCHEMA};
 use crate::results::ExportSummary;
@@ -57,11 +57,7 @@ pub fn export_compressed(context: &Context, out: Option<&Path>) -> Result<Export
         let bits = BitsPerWeight::of_bytes(bytes, context.model.checkpoint().weights());
         if let Some(out) = out {
             let to = out.join(format!("{}-{:.2}bpw", context.config.name, bits.0));
-            std::fs::create_dir_all(&to).map_err(PipelineError::io(&to))?;
-            for entry in std::fs::read_dir(&dir).map_err(PipelineError::io(&dir))? {
-                let entry = entry.map_err(PipelineError::io(&dir))?;
-                copy_file(&entry.path(), &to.join(entry.file_name()))?;
-            }
+            copy_files(&dir, &to)?;
             dir = to;
         }
         all.push(ExportPoint::of(summary, bytes, bits, &text, (dir, None)));

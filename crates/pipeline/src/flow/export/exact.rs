@@ -184,6 +184,12 @@ fn alike(dir: &Path, other: &Path) -> Result<bool> {
         let entry = entry.map_err(PipelineError::io(dir))?;
         let read = |path: &Path| std::fs::read(path).map_err(PipelineError::io(path));
         let counterpart = other.join(entry.file_name());
+        if entry.path().is_dir() {
+            if !counterpart.is_dir() || !alike(&entry.path(), &counterpart)? {
+                return Ok(false);
+            }
+            continue;
+        }
         if !counterpart.is_file() || read(&entry.path())? != read(&counterpart)? {
             return Ok(false);
         }
