@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, context};
 use serde_json::Value;
+use waterfill_checkpoint::writer::NAMED_TEMPLATES;
 
 use crate::error::{ModelError, Result};
 pub use message::Message;
@@ -154,7 +155,7 @@ impl ChatTemplates {
             (None, true) => default_of(written).map_err(|e| unsupported(&path, e))?.map(String::from),
             (found, _) => found,
         };
-        let folder = dir.join(NAMED);
+        let folder = dir.join(NAMED_TEMPLATES);
         if folder.is_dir() {
             let failed = |e: std::io::Error| unsupported(&folder, e.to_string());
             for entry in std::fs::read_dir(&folder).map_err(failed)? {
@@ -169,9 +170,8 @@ impl ChatTemplates {
     }
 }
 
-/// File of the default template, and folder of those with names.
+/// File of the default template.
 const OWN: &str = "chat_template.jinja";
-const NAMED: &str = "additional_chat_templates";
 
 /// `tokenizer_config.json`, null where there is none, and its path.
 fn settings(dir: &Path) -> Result<(Value, PathBuf)> {

@@ -8,7 +8,7 @@ use crate::types::QUANT_METHOD;
 use crate::writer::small_file::write_file;
 
 /// Folder of templates by name, beside `chat_template.jinja`.
-const TEMPLATES: &str = "additional_chat_templates";
+pub const NAMED_TEMPLATES: &str = "additional_chat_templates";
 /// Endings of files that are templates, vocabularies of tokenizers, or a model's own code.
 const ENDINGS: [&str; 3] = ["jinja", "model", "tiktoken"];
 /// Beginnings of files with settings and vocabularies, in JSON or lines of text.
@@ -47,7 +47,7 @@ const TERMS: [&str; 5] = ["copying", "license", "licence", "notice", "use_policy
 /// ```
 pub fn is_companion(name: &str) -> bool {
     if let Some((folder, template)) = name.split_once('/') {
-        return folder == TEMPLATES && template.ends_with(".jinja") && is_companion(template);
+        return folder == NAMED_TEMPLATES && template.ends_with(".jinja") && is_companion(template);
     }
     // Names that need no escape anywhere.
     if name.starts_with('.') || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b)) {
@@ -82,7 +82,9 @@ pub fn companions_digest(dir: &Path) -> Result<String> {
 /// The companions in a directory, sorted.
 pub(crate) fn companions(dir: &Path) -> Result<Vec<String>> {
     let mut found = Vec::new();
-    for (folder, prefix) in [(dir.to_path_buf(), String::new()), (dir.join(TEMPLATES), format!("{TEMPLATES}/"))] {
+    for (folder, prefix) in
+        [(dir.to_path_buf(), String::new()), (dir.join(NAMED_TEMPLATES), format!("{NAMED_TEMPLATES}/"))]
+    {
         if !folder.is_dir() {
             continue;
         }
@@ -137,7 +139,7 @@ mod tests {
             "LICENSE",
             "additional_chat_templates/rag.jinja",
         ];
-        std::fs::create_dir(from.path().join(TEMPLATES)).unwrap();
+        std::fs::create_dir(from.path().join(NAMED_TEMPLATES)).unwrap();
         let others = ["weights.bin", ".hidden.json", "pytorch_model.bin.index.json", "credentials.json", "vocab\\.txt"];
         for name in files.iter().chain(&others) {
             std::fs::write(from.path().join(name), name).unwrap();

@@ -4,7 +4,6 @@
 use std::collections::BTreeMap;
 
 use waterfill_allocate::Allocation;
-use waterfill_codec::Trellis;
 use waterfill_config::Probes;
 use waterfill_evaluate::{self as evaluate, Estimate as Measured, ProbeText, Probed, Variant};
 use waterfill_model::Model;
@@ -112,18 +111,6 @@ impl Probe<'_> {
     }
 }
 
-/// How matrices are quantized: as in the files, with the smallest trellis where those have one. Without a trellis small
-/// weights are rounded to zero more often, and errors that agree over rows and blocks lose more than their size says.
-fn quantizer(context: &Context, calibration: &ArtifactRef) -> Result<EncodeOptions> {
-    let mut options = encode::options(context, calibration)?;
-    if let Some(feedback) = &mut options.feedback {
-        feedback.trellis = feedback.trellis.and(Trellis::new(2));
-        (feedback.error_penalty, feedback.sparse) = (0.0, false);
-    }
-    options.tools.clear();
-    Ok(options)
-}
-
 impl Stage for Probe<'_> {
     fn label(&self) -> String {
         "probe".into()
@@ -171,7 +158,7 @@ impl Stage for Probe<'_> {
     fn run(&self, context: &Context, work: &Work) -> Result<()> {
         let held_out = context.calibration_windows()?;
         let windows = &held_out.held_out;
-        let options = quantizer(context, self.calibration)?;
+        let options = EncodeOptions { tools: Default::default(), ..encode::options(context, self.calibration)? };
         let open = |a: &ArtifactRef| -> Result<(Allocation, BTreeMap<String, f64>)> {
             let summary: AllocationSummary = a.read("summary.json")?;
             let losses = summary.tensors.into_iter().map(|tensor| (tensor.name, tensor.loss)).collect();
