@@ -167,6 +167,7 @@ impl TensorCandidates {
         let count = t.formats.len();
         blobs.put_u8("point|format", &[count], t.formats.iter().map(|&f| f as u8));
         blobs.put_i16("point|step", &[count], t.steps.iter().copied());
+        blobs.put_u8("point|width", &[count], t.widths.iter().copied());
         blobs.put_f32("point|loss", &[count], t.losses.iter().copied());
         blobs.put_f32("point|rate", &[count], t.rates.iter().copied());
         blobs.put_loss_weights("weight", &self.loss_weights);
@@ -181,9 +182,11 @@ impl TensorCandidates {
         let blobs = Blobs::open(path)?;
         let plan = blobs.plan("weight")?;
         let (counts, formats) = (blobs.u16s("count")?, blobs.u8s("point|format")?);
-        let (steps, losses, rates) = (blobs.i16s("point|step")?, blobs.f32s("point|loss")?, blobs.f32s("point|rate")?);
+        let (steps, widths) = (blobs.i16s("point|step")?, blobs.u8s("point|width")?);
+        let (losses, rates) = (blobs.f32s("point|loss")?, blobs.f32s("point|rate")?);
         let total: usize = counts.iter().map(|&c| usize::from(c)).sum();
-        if [formats.len(), steps.len(), losses.len(), rates.len()] != [total; 4] || counts.len() != plan.tiles.len() {
+        let lengths = [formats.len(), steps.len(), widths.len(), losses.len(), rates.len()];
+        if lengths != [total; 5] || counts.len() != plan.tiles.len() {
             return Err(failed(path, "arrays of candidates differ in length"));
         }
         let format = |&code: &u8| Format::from_code(code).ok_or_else(|| failed(path, "unknown format"));
@@ -193,7 +196,7 @@ impl TensorCandidates {
             end += usize::from(count);
             end
         };
-        let tiles = Candidates { ends: counts.iter().map(end).collect(), formats, steps, losses, rates };
+        let tiles = Candidates { ends: counts.iter().map(end).collect(), formats, steps, widths, losses, rates };
         Ok(Self { plan, tiles, loss_weights: blobs.loss_weights("weight")? })
     }
 }
@@ -215,6 +218,7 @@ impl Allocation {
         self.blobs.put_loss_weights(name, &selection.loss_weights);
         self.blobs.put_f32(&format!("{name}|price"), &[1], std::iter::once(selection.lambda.0 as f32));
         self.blobs.put_u8(&format!("{name}|narrow"), &[1], std::iter::once(selection.allow_int4.into()));
+        self.blobs.put_u8(&format!("{name}|width"), &[selection.widths.len()], selection.widths.iter().copied());
         let sharing = match selection.sharing {
             Sharing::Tile => return,
             Sharing::Columns(columns) => i32::try_from(columns).unwrap_or(i32::MAX),
@@ -257,6 +261,8 @@ pub struct PlannedWeight {
     pub allow_int4: bool,
     /// Which tiles share their step; unless it is [`Sharing::Tile`], all have one format.
     pub sharing: Sharing,
+    /// Bits of a level of each tile, which with steps and scales are to be kept; empty where quantization decides by lambda.
+    pub widths: Vec<u8>,
 }
 
 /// Reads the plan of the matrix `name` from an allocation.
@@ -273,6 +279,10 @@ pub fn read_plan(allocation: &Allocation, name: &str) -> Result<PlannedWeight> {
         return Err(failed(&blobs.path, format!("{name}: loss_weights does not fit the plan")));
     }
     let allow_int4 = blobs.u8s(&format!("{name}|narrow"))?.first() == Some(&1);
+    let widths = blobs.u8s(&format!("{name}|width"))?;
+    if ![0, plan.tiles.len()].contains(&widths.len()) {
+        return Err(failed(&blobs.path, format!("{name}: {} widths of {} tiles", widths.len(), plan.tiles.len())));
+    }
     let sharing = match blobs.arrays.contains_key(&format!("{name}|sharing")) {
         false => Sharing::Tile,
         true => match blobs.i32s(&format!("{name}|sharing"))?.as_slice() {
@@ -281,7 +291,7 @@ pub fn read_plan(allocation: &Allocation, name: &str) -> Result<PlannedWeight> {
             other => return Err(failed(&blobs.path, format!("{name}: sharing {other:?}, expected columns"))),
         },
     };
-    Ok(PlannedWeight { plan, loss_weights, lambda: Lambda(lambda[0].into()), allow_int4, sharing })
+    Ok(PlannedWeight { plan, loss_weights, lambda: Lambda(lambda[0].into()), allow_int4, sharing, widths })
 }
 
 #[cfg(test)]
@@ -303,7 +313,8 @@ mod tests {
             col_sigma: vec![-2; 40],
             ..TensorPlan::uniform(Dtype::F16, 20, 40, tile)
         };
-        let candidate = |i: i16| RdCandidate { format: Format::Fp8, step: i, loss: Loss(0.5), rate: Rate(100.0) };
+        let candidate =
+            |i: i16| RdCandidate { format: Format::Fp8, step: i, width: 8, loss: Loss(0.5), rate: Rate(100.0) };
         let mut tiles = Candidates::default();
         (0..6).for_each(|n| tiles.push((0..n).map(candidate)));
         let loss_weights =

@@ -32,6 +32,7 @@
 //!     unseen: 0.0,
 //!     loss_factor: 1.0,
 //!     formats: &formats,
+//!     planes: false,
 //!     shared_steps: false,
 //!     ldl: None,
 //! };
@@ -91,5 +92,5 @@ pub use select::{Selection, select_weight};
 pub use shared_steps::format_costs;
 pub use structure::{FormatCosts, Sharing, Structure};
 pub use table::write_table;
-pub use target::{TargetResult, meet_target};
+pub use target::{TargetResult, TargetSize, meet_target};
 pub use uniform_correction::uniform_corrections;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use globset::{Glob, GlobMatcher};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use waterfill_codec::{Dtype, Format};
+use waterfill_codec::{Dtype, Format, TILE};
 
 use crate::error::{AllocateError, Result};
 use crate::structure::{FormatCosts, Sharing, Structure};
@@ -43,6 +43,14 @@ pub struct RateWeights {
 
 fn default_storage() -> f64 {
     1.0
+}
+
+impl RateWeights {
+    /// Whether bits in memory come first. Then levels take planes of a fixed width, with steps and scales that suit it, and
+    /// quantization keeps what allocation chose; else steps follow from lambda and what they cost when they are coded.
+    pub fn memory_first(&self) -> bool {
+        self.resident > 0.0 && self.resident >= self.storage
+    }
 }
 
 impl Default for RateWeights {
@@ -121,8 +129,17 @@ fn rank(format: Format) -> u8 {
     }
 }
 
-/// Bits of a tile's samples in a runtime's memory, its step included.
-pub(crate) fn resident_bits(format: Format, dtype: Dtype, weights: usize) -> f64 {
-    let step = if format == Format::Lossless { 0.0 } else { 8.0 };
-    format.resident_bits(dtype) * weights as f64 + step
+/// Bits that say where a tile is, about: one for each bucket, and what buckets keep for each row of tiles.
+const PLACE: f64 = 6.0;
+
+/// Bits of a whole tile of samples of `width` bits in a runtime's memory, with its place and its scale, as
+/// [`waterfill_checkpoint::packed::PackedTensor`] holds them.
+pub(crate) fn resident_bits(format: Format, width: u8) -> f64 {
+    let scale = if format == Format::Lossless { 0.0 } else { 8.0 };
+    f64::from(width) * (TILE * TILE) as f64 + PLACE + scale
+}
+
+/// Bits of a tile of a matrix that has one format, as other runtimes hold it: its samples.
+pub(crate) fn resident_bits_of_format(format: Format, dtype: Dtype, weights: usize) -> f64 {
+    format.resident_bits(dtype) * weights as f64
 }

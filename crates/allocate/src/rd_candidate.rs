@@ -10,6 +10,9 @@ pub struct RdCandidate {
     pub format: Format,
     /// Step index, quarter octaves over the plan's base.
     pub step: i16,
+    /// Bits of a sample in a runtime's memory: of integers, what their largest level needs
+    /// ([`waterfill_checkpoint::packed::PackedFormat`]).
+    pub width: u8,
     /// Distortion: predicted loss, nats per token.
     pub loss: Loss,
     /// Estimated coded bits of the samples, without the tile's header.
@@ -35,6 +38,7 @@ pub struct Candidates {
     pub(crate) ends: Vec<usize>,
     pub(crate) formats: Vec<Format>,
     pub(crate) steps: Vec<i16>,
+    pub(crate) widths: Vec<u8>,
     pub(crate) losses: Vec<f32>,
     pub(crate) rates: Vec<f32>,
 }
@@ -45,6 +49,7 @@ impl Candidates {
         for candidate in candidates {
             self.formats.push(candidate.format);
             self.steps.push(candidate.step);
+            self.widths.push(candidate.width);
             self.losses.push(candidate.loss.0 as f32);
             self.rates.push(candidate.rate.0 as f32);
         }
@@ -62,6 +67,7 @@ impl Candidates {
         (start..self.ends[n]).map(|i| RdCandidate {
             format: self.formats[i],
             step: self.steps[i],
+            width: self.widths[i],
             loss: Loss(self.losses[i].into()),
             rate: Rate(self.rates[i].into()),
         })

@@ -2,6 +2,7 @@
 
 use rayon::prelude::*;
 use waterfill_calibrate::Sensitivity;
+use waterfill_checkpoint::packed::PackedFormat;
 use waterfill_codec::entropy::tables::class_of;
 use waterfill_codec::scale::{UNIT, scale};
 use waterfill_codec::syntax::float_prefix::EntropyTables;
@@ -38,6 +39,9 @@ pub struct MeasureOptions<'a> {
     pub loss_factor: f64,
     /// Formats that may be used; small floating-point formats are measured only if they are among these.
     pub formats: &'a [Format],
+    /// Whether candidates are planes of a fixed width, each with the step that loses least, clipped levels counted; scales of
+    /// rows and columns then follow their spread.
+    pub planes: bool,
     /// Whether tiles share steps: then INT4 steps are measured too that clip a tile's largest weights.
     pub shared_steps: bool,
     /// How errors of a column spread over those after it, where quantization feeds them back.
@@ -65,7 +69,7 @@ pub fn measure_candidates(
     if let Some(ldl) = options.ldl {
         info.apply_feedback(ldl);
     }
-    let plan = plan_scales(&info, weights, dtype, options.scale_vectors);
+    let plan = plan_scales(&info, weights, dtype, options.scale_vectors, options.planes);
     let pattern_costs = FloatPrefixCosts::new(FloatPrefixModel::fixed(dtype));
     let floats: Vec<(Format, FloatPrefixCosts)> = options
         .formats
@@ -76,13 +80,14 @@ pub fn measure_candidates(
     let shared = options.shared_steps;
     let measure = |n: usize| {
         let tile = Tile::new(&plan, &info, weights, n);
-        let mut candidates = tile.integer_candidates(shared);
+        let mut candidates = if options.planes { tile.plane_candidates() } else { tile.integer_candidates(shared) };
         if shared {
             tile.add_clipped_candidates(&mut candidates);
         }
         floats.iter().for_each(|(format, costs)| tile.add_float_candidates(*format, costs, shared, &mut candidates));
         let bits: f64 = tile.pattern_bits(dtype, &pattern_costs, plan.step_base >> 1);
-        candidates.push(RdCandidate { format: Format::Lossless, step: 0, loss: Loss(0.0), rate: Rate(bits) });
+        let width = dtype.bits() as u8;
+        candidates.push(RdCandidate { format: Format::Lossless, step: 0, width, loss: Loss(0.0), rate: Rate(bits) });
         candidates
     };
     let mut tiles = Candidates::default();
@@ -183,10 +188,30 @@ impl<'a> Tile<'a> {
         let candidate = RdCandidate {
             format: narrowest(low as i32, high as i32),
             step: step as i16,
+            width: PackedFormat::of_range(low as i32, high as i32).level_bits().unwrap_or(8) as u8,
             loss: Loss(f64::from(error) * f64::from(size).powi(2)),
             rate: Rate(f64::from(bits)),
         };
         (candidate, low == 0.0 && high == 0.0)
+    }
+
+    /// For each width of a plane the step that loses least: what levels are clipped to costs less than coarser steps for all.
+    fn plane_candidates(&self) -> Vec<RdCandidate> {
+        let costs = LevelCosts::get();
+        let best = |format: &PackedFormat| {
+            let bits = format.level_bits()?;
+            let (least, most) = format.level_range()?;
+            let held = match self.largest {
+                0.0 => 0,
+                _ => self.finest(Format::Int8, most as f32 + 0.4),
+            };
+            let first = (held - CLIPPED).max(*self.plan.steps(self.n, Format::Int8).start());
+            let range = (least as f32, most as f32);
+            let candidates = (first..=held).map(|step| self.integer_candidate(costs, step, range).0);
+            let best = candidates.min_by(|a, b| a.loss.0.total_cmp(&b.loss.0))?;
+            Some(RdCandidate { width: bits as u8, format: narrowest(least, most), ..best })
+        };
+        PackedFormat::INTEGERS.iter().filter_map(best).collect()
     }
 
     /// INT4 with steps too fine for the tile's largest weights, which other tiles of the same step may want.
@@ -225,7 +250,8 @@ impl<'a> Tile<'a> {
             if format == Format::Fp4 {
                 rate += self.scaled.len() as f64;
             }
-            candidates.push(RdCandidate { format, step: step as i16, loss: Loss(error), rate: Rate(rate) });
+            let width = format.resident_bits(self.plan.dtype) as u8;
+            candidates.push(RdCandidate { format, step: step as i16, width, loss: Loss(error), rate: Rate(rate) });
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 use std::path::PathBuf;
+use std::sync::OnceLock;
 
 use waterfill_checkpoint::Checkpoint;
 use waterfill_codec::{CodecError, Format, Lambda, TILE, TensorPlan};
@@ -11,7 +12,7 @@ use crate::error::{AllocateError, Result};
 use crate::overhead::side_bits;
 use crate::policy::Policy;
 use crate::rd_candidate::{Candidates, TensorCandidates};
-use crate::select::select_weight;
+use crate::select::{floor_lambda, select_at};
 use crate::shared_steps::format_costs;
 use crate::structure::FormatCosts;
 
@@ -35,6 +36,8 @@ pub(crate) struct Sample {
     slices: Vec<(TensorCandidates, Vec<f32>)>,
     /// Rows of the matrix over those.
     slice_factor: f64,
+    /// Lambda that a floor does not let the matrix exceed, once it is asked for.
+    floor_lambda: OnceLock<Option<Lambda>>,
 }
 
 /// Samples of all weight matrices whose candidates `files` names.
@@ -84,7 +87,8 @@ impl Sample {
         };
         let tiles = part(candidates, &picked);
         let plan = TensorPlan { tiles: vec![], ..plan.clone() };
-        Ok(Self { name: name.into(), plan, tiles, tile_factor, slices, slice_factor })
+        let floor_lambda = OnceLock::new();
+        Ok(Self { name: name.into(), plan, tiles, tile_factor, slices, slice_factor, floor_lambda })
     }
 
     /// Name of the matrix.
@@ -103,19 +107,39 @@ impl Sample {
         (&self.name, costs.into_iter().map(|(format, cost)| (format, cost * self.tile_factor)).collect())
     }
 
+    /// Lambda as the floor of a policy lets the matrix have it; all policies that ask have the same floor.
+    fn within_floor(&self, policy: &Policy, lambda: Lambda) -> Result<Lambda> {
+        let most = match self.floor_lambda.get() {
+            Some(most) => *most,
+            None => {
+                let found = floor_lambda(&self.name, &self.tiles, policy)?;
+                *self.floor_lambda.get_or_init(|| found)
+            }
+        };
+        Ok(most.map_or(lambda, |most| Lambda(lambda.0.min(most.0))))
+    }
+
     /// Estimated bits of the matrix.
     pub fn estimate(&self, policy: &Policy, lambda: Lambda) -> Result<f64> {
-        let selection = select_weight(&self.name, &self.tiles, policy, lambda)?;
+        let lambda = self.within_floor(policy, lambda)?;
+        let selection = select_at(&self.name, &self.tiles, policy, lambda)?;
         let lossless = selection.chosen.iter().any(|p| p.format == Format::Lossless);
         Ok(selection.rate.0 * self.tile_factor + side_bits(&self.plan, lossless).0)
+    }
+
+    /// Estimated bits of the matrix in memory.
+    pub fn estimate_resident(&self, policy: &Policy, lambda: Lambda) -> Result<f64> {
+        let lambda = self.within_floor(policy, lambda)?;
+        Ok(select_at(&self.name, &self.tiles, policy, lambda)?.resident.0 * self.tile_factor)
     }
 
     /// Estimated and exact bits of the matrix, from its sampled slices.
     pub fn count(&self, policy: &Policy, lambda: Lambda) -> Result<(f64, f64)> {
         let failed = |source: CodecError| AllocateError::Codec { weight: self.name.clone(), source };
         let (mut estimated, mut exact) = (0.0, 0.0);
+        let lambda = self.within_floor(policy, lambda)?;
         for (candidates, weights) in &self.slices {
-            let selection = select_weight(&self.name, candidates, policy, lambda)?;
+            let selection = select_at(&self.name, candidates, policy, lambda)?;
             let lossless = selection.chosen.iter().any(|p| p.format == Format::Lossless);
             let side = side_bits(&self.plan, lossless).0 / self.slice_factor / self.slices.len() as f64;
             estimated += selection.rate.0 + side;
@@ -171,6 +195,7 @@ mod tests {
             tiles.push((0..8).map(|step| RdCandidate {
                 format: Format::Int8,
                 step,
+                width: 8,
                 loss: loss(step),
                 rate: rate(step),
             }));

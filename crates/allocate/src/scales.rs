@@ -23,7 +23,13 @@ pub enum ScaleVectors {
 
 /// Everything of a plan that does not depend on lambda: scales, spreads, bases; tiles hold their
 /// spread and nothing else yet.
-pub(crate) fn plan_scales(info: &Information, weights: &[f32], dtype: Dtype, vectors: ScaleVectors) -> TensorPlan {
+pub(crate) fn plan_scales(
+    info: &Information,
+    weights: &[f32],
+    dtype: Dtype,
+    vectors: ScaleVectors,
+    planes: bool,
+) -> TensorPlan {
     let (rows, cols) = (info.rows, info.cols);
     let (mut row_scale, mut col_scale) = (Vec::new(), Vec::new());
     if vectors != ScaleVectors::None {
@@ -35,6 +41,10 @@ pub(crate) fn plan_scales(info: &Information, weights: &[f32], dtype: Dtype, vec
     let (row_rms, col_rms) = fit_sigma(weights, rows, cols);
     let row_sigma = sigma_vector(&row_rms, cols);
     let col_sigma = sigma_vector(&col_rms, rows);
+    // In a plane of a fixed width the best step of a weight follows its spread, whatever errors cost.
+    if planes {
+        (row_scale, col_scale) = (row_sigma.clone(), col_sigma.clone());
+    }
     let sigma = |i: usize, j: usize| {
         let entry = |v: &[i8], n: usize| v.get(n).map_or(0.0, |&x| f64::from(x));
         ((entry(&row_sigma, i) + entry(&col_sigma, j)) / 4.0).exp2()

@@ -4,10 +4,14 @@ use waterfill_codec::{Format, Lambda, Loss, Rate, TILE, TilePlan};
 use waterfill_quadratic::LossWeights;
 
 use crate::error::{AllocateError, Result};
-use crate::policy::{Policy, resident_bits};
+use crate::policy::{Policy, resident_bits, resident_bits_of_format};
 use crate::rd_candidate::{RdCandidate, TensorCandidates, floor_loss};
 use crate::shared_steps::{SharedSteps, shared_steps};
 use crate::structure::Sharing;
+
+/// Lambdas between which that of a floor is searched, and halvings of the interval of their logarithms: to a hundredth.
+const FLOOR_LAMBDAS: [f64; 2] = [1e-20, 1e3];
+const FLOOR_ROUNDS: usize = 13;
 
 /// The choice for one weight matrix.
 #[derive(Debug, Clone)]
@@ -30,6 +34,10 @@ pub struct Selection {
     pub allow_int4: bool,
     /// Which tiles share their step; unless it is [`Sharing::Tile`], all have one format.
     pub sharing: Sharing,
+    /// Bits of a level of each tile, which with steps and scales are to be kept; empty where quantization decides by lambda.
+    pub widths: Vec<u8>,
+    /// Loss and rate without a floor, where there is one that asks for more.
+    pub without_floor: Option<(Loss, Rate)>,
 }
 
 /// Bits of a tile header given the tile before, about: an adaptive code of the format and of the
@@ -48,7 +56,45 @@ fn header_bits(left: TilePlan, candidate: &RdCandidate) -> f64 {
     format + step + 0.5
 }
 
-/// Chooses a candidate for every tile of the matrix `name`: the minimum of `J = loss + lambda * rate`.
+/// Chooses a candidate for every tile of the matrix `name`: the minimum of `J = loss + lambda * rate`. With a floor, lambda is
+/// at most that at which the matrix loses no more than its tiles would in the floor's format ([`floor_lambda`]): its bits
+/// are then spread over its tiles as well as any.
+///
+/// # Errors
+/// When formats and floors leave nothing for a tile.
+pub fn select_weight(name: &str, candidates: &TensorCandidates, policy: &Policy, lambda: Lambda) -> Result<Selection> {
+    match floor_lambda(name, candidates, policy)?.filter(|most| most.0 < lambda.0) {
+        None => select_at(name, candidates, policy, lambda),
+        Some(most) => {
+            let free = select_at(name, candidates, policy, lambda)?;
+            let floored = select_at(name, candidates, policy, most)?;
+            Ok(Selection { without_floor: Some((free.loss, free.rate)), ..floored })
+        }
+    }
+}
+
+/// The largest lambda at which a matrix loses no more than its tiles would in the format of its floor; `None` without a floor,
+/// or where nothing loses more.
+///
+/// # Errors
+/// As [`select_weight`].
+pub(crate) fn floor_lambda(name: &str, candidates: &TensorCandidates, policy: &Policy) -> Result<Option<Lambda>> {
+    let Some(floor) = policy.floor(name) else { return Ok(None) };
+    let tiles = (0..candidates.tiles.tiles()).map(|n| floor_loss(candidates.tiles.tile(n), floor));
+    let most = tiles.sum::<f64>() * policy.correction(name);
+    let [mut low, mut high] = FLOOR_LAMBDAS.map(f64::ln);
+    if select_at(name, candidates, policy, Lambda(high.exp()))?.loss.0 <= most {
+        return Ok(None);
+    }
+    for _ in 0..FLOOR_ROUNDS {
+        let middle = (low + high) / 2.0;
+        let found = select_at(name, candidates, policy, Lambda(middle.exp()))?;
+        if found.loss.0 <= most { low = middle } else { high = middle }
+    }
+    Ok(Some(Lambda(low.exp())))
+}
+
+/// [`select_weight`] at a lambda, whatever the floor's loss.
 ///
 /// Tiles are visited in coding order, so that the header's bits given the tile before take part in
 /// the decision. Among the candidates of one tile the minimum of J lies on their lower convex hull
@@ -56,7 +102,12 @@ fn header_bits(left: TilePlan, candidate: &RdCandidate) -> f64 {
 ///
 /// # Errors
 /// When formats and floors leave nothing for a tile.
-pub fn select_weight(name: &str, candidates: &TensorCandidates, policy: &Policy, lambda: Lambda) -> Result<Selection> {
+pub(crate) fn select_at(
+    name: &str,
+    candidates: &TensorCandidates,
+    policy: &Policy,
+    lambda: Lambda,
+) -> Result<Selection> {
     let mut plan = candidates.plan.clone();
     let across = plan.tiles_across();
     let floor = policy.floor(name);
@@ -71,18 +122,21 @@ pub fn select_weight(name: &str, candidates: &TensorCandidates, policy: &Policy,
     for n in 0..candidates.tiles.tiles() {
         let (row, col) = (n / across, n % across);
         let weights = TILE.min(plan.rows - row * TILE) * TILE.min(plan.cols - col * TILE);
-        let around = |p: &RdCandidate| (Rate(header_bits(left, p)), resident_bits(p.format, plan.dtype, weights));
+        let memory = |p: &RdCandidate| match sharing {
+            Sharing::Tile => resident_bits(p.format, p.width),
+            _ => resident_bits_of_format(p.format, plan.dtype, weights),
+        };
+        let around = |p: &RdCandidate| (Rate(header_bits(left, p)), memory(p));
         let best = match &shared {
             Some(shared) => Some(shared[n]),
             None => {
                 let own = candidates.tiles.tile(n);
-                let most = floor.map_or(f64::INFINITY, |f| floor_loss(own.clone(), f));
                 let cost = |p: &RdCandidate| {
                     let (header, memory) = around(p);
                     let weighted = (p.rate + header) * policy.rate.storage + Rate(memory) * policy.rate.resident;
                     lambda.cost(p.loss * (correction * (1.0 + policy.margin)), weighted)
                 };
-                let allowed = own.filter_map(|p| allowed(p, policy, floor, most));
+                let allowed = own.filter_map(|p| allowed(p, policy, floor));
                 allowed.map(|p| (cost(&p), p)).min_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, candidate)| candidate)
             }
         };
@@ -101,7 +155,22 @@ pub fn select_weight(name: &str, candidates: &TensorCandidates, policy: &Policy,
     loss_weights.tiles.iter_mut().for_each(|t| *t *= (correction * (1.0 + policy.margin)) as f32);
     let lambda = Lambda(lambda.0 * policy.rate.storage);
     let allow_int4 = sharing == Sharing::Tile && policy.allows(Format::Int4, floor);
-    Ok(Selection { plan, chosen, loss, rate, resident, loss_weights, lambda, allow_int4, sharing })
+    let kept = sharing == Sharing::Tile && policy.rate.memory_first();
+    let widths = chosen.iter().filter(|_| kept).map(|candidate| candidate.width).collect();
+    let without_floor = None;
+    Ok(Selection {
+        plan,
+        chosen,
+        loss,
+        rate,
+        resident,
+        loss_weights,
+        lambda,
+        allow_int4,
+        sharing,
+        widths,
+        without_floor,
+    })
 }
 
 /// Candidates of a matrix that has one format.
@@ -125,14 +194,14 @@ fn no_candidate(name: &str, policy: &Policy, (row, col): (usize, usize)) -> Allo
 
 /// A candidate as the policy lets it be used: levels take the narrowest integer format that is allowed
 /// and holds them.
-fn allowed(candidate: RdCandidate, policy: &Policy, floor: Option<Format>, most: f64) -> Option<RdCandidate> {
+fn allowed(candidate: RdCandidate, policy: &Policy, floor: Option<Format>) -> Option<RdCandidate> {
     const INTEGERS: [Format; 4] = [Format::Int2, Format::Int3, Format::Int4, Format::Int8];
     let wide_enough = match INTEGERS.iter().position(|&f| f == candidate.format) {
         Some(first) => &INTEGERS[first..],
         None => std::slice::from_ref(&candidate.format),
     };
     let format = wide_enough.iter().copied().find(|&f| policy.allows(f, floor))?;
-    (candidate.loss.0 <= most).then_some(RdCandidate { format, ..candidate })
+    Some(RdCandidate { format, ..candidate })
 }
 
 #[cfg(test)]
@@ -165,7 +234,7 @@ mod tests {
     }
 
     fn candidate(format: Format, step: i16, loss: f64, rate: f64) -> RdCandidate {
-        RdCandidate { format, step, loss: Loss(loss), rate: Rate(rate) }
+        RdCandidate { format, step, width: format.resident_bits(Dtype::Bf16) as u8, loss: Loss(loss), rate: Rate(rate) }
     }
 
     fn candidates() -> Vec<RdCandidate> {
@@ -210,7 +279,7 @@ mod tests {
         policy.rate = RateWeights { storage: 0.0, resident: 1.0 };
         let selection = select_weight("w", &weight, &policy, Lambda(1e-6)).unwrap();
         assert_eq!(selection.chosen[0].format, Format::Int4);
-        assert_eq!(selection.resident, Rate(4.0 * 256.0 + 8.0));
+        assert_eq!(selection.resident, Rate(4.0 * 256.0 + 14.0));
     }
 
     proptest! {

@@ -2,8 +2,8 @@
 
 use waterfill_codec::{Format, Lambda, Loss, Rate, TILE};
 
-use crate::policy::{Policy, resident_bits};
-use crate::rd_candidate::{RdCandidate, TensorCandidates, floor_loss};
+use crate::policy::{Policy, resident_bits_of_format};
+use crate::rd_candidate::{RdCandidate, TensorCandidates};
 use crate::structure::{FormatCosts, Sharing};
 
 /// J of a matrix for every format; empty where its tiles have formats of their own.
@@ -34,32 +34,28 @@ pub(crate) fn shared_steps(
     let SharedSteps { lambda, sharing, format } = wanted;
     let plan = &candidates.plan;
     let across = plan.tiles_across();
-    let (floor, factor) = (policy.floor(name), policy.correction(name) * (1.0 + policy.margin));
+    let factor = policy.correction(name) * (1.0 + policy.margin);
     let cost = |n: usize, p: &RdCandidate| {
         let (row, col) = (n / across, n % across);
         let weights = TILE.min(plan.rows - row * TILE) * TILE.min(plan.cols - col * TILE);
-        let memory = Rate(resident_bits(format, plan.dtype, weights));
+        let memory = Rate(resident_bits_of_format(format, plan.dtype, weights));
         lambda.cost(p.loss * factor, p.rate * policy.rate.storage + memory * policy.rate.resident)
     };
-    let mut chosen = vec![RdCandidate { format, step: 0, loss: Loss(0.0), rate: Rate(0.0) }; plan.tiles.len()];
+    let mut chosen =
+        vec![RdCandidate { format, step: 0, width: 0, loss: Loss(0.0), rate: Rate(0.0) }; plan.tiles.len()];
     let mut total = 0.0;
     for unit in sharing.units(plan) {
         let ladders: Vec<Ladder> = unit.iter().map(|&n| Ladder::new(candidates.tiles.tile(n), format)).collect();
-        let most: f64 = match floor {
-            Some(floor) => unit.iter().map(|&n| floor_loss(candidates.tiles.tile(n), floor)).sum(),
-            None => f64::INFINITY,
-        };
         let first = ladders.iter().map(|l| l.first).max()?;
         let last = ladders.iter().map(|l| l.first + l.by_step.len() as i16 - 1).max()?;
         let at = |step: i16| {
-            unit.iter().zip(&ladders).try_fold((0.0, 0.0), |sum, (&n, ladder)| {
+            unit.iter().zip(&ladders).try_fold(0.0, |sum, (&n, ladder)| {
                 let candidate = ladder.at(step)?;
-                Some((sum.0 + cost(n, &candidate), sum.1 + candidate.loss.0))
+                Some(sum + cost(n, &candidate))
             })
         };
         let steps = (first..=last).filter_map(|step| Some((at(step)?, step)));
-        let allowed = steps.filter(|((_, loss), _)| *loss <= most);
-        let ((least, _), step) = allowed.min_by(|a, b| a.0.0.total_cmp(&b.0.0))?;
+        let (least, step) = steps.min_by(|a, b| a.0.total_cmp(&b.0))?;
         total += least;
         for (&n, ladder) in unit.iter().zip(&ladders) {
             chosen[n] = RdCandidate { format, step, ..ladder.at(step)? };
@@ -129,8 +125,13 @@ mod tests {
             let format = |step: i16| if step < 4 + n { Format::Int8 } else { Format::Int4 };
             let loss = |step: i16| Loss(factor * 1e-6 * (f64::from(step) / 2.0).exp2() * f64::from(n + 1));
             let rate = |step: i16| Rate(256.0 * (6.0 - f64::from(step) / 4.0));
-            let ladder =
-                (-n..20).map(|step| RdCandidate { format: format(step), step, loss: loss(step), rate: rate(step) });
+            let ladder = (-n..20).map(|step| RdCandidate {
+                format: format(step),
+                step,
+                width: 8,
+                loss: loss(step),
+                rate: rate(step),
+            });
             tiles.push(ladder);
         }
         TensorCandidates { plan, tiles, loss_weights: Default::default() }

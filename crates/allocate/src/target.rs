@@ -1,4 +1,4 @@
-//! Search for the lambda at which the file has a wanted size.
+//! Search for the lambda at which the file, or what a runtime holds of it, has a wanted size.
 
 use std::path::PathBuf;
 
@@ -16,12 +16,29 @@ const TOLERANCE: f64 = 5e-4;
 /// Lambdas searched.
 const RANGE: (f64, f64) = (1e-18, 1e3);
 
+/// A wanted size in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TargetSize {
+    /// Of the file.
+    File(u64),
+    /// In a runtime's memory.
+    Resident(u64),
+}
+
+impl TargetSize {
+    fn bytes(self) -> u64 {
+        match self {
+            Self::File(bytes) | Self::Resident(bytes) => bytes,
+        }
+    }
+}
+
 /// Where the search ended.
 #[derive(Debug, Clone, Copy)]
 pub struct TargetResult {
     /// The lambda.
     pub lambda: Lambda,
-    /// Expected bytes of its file.
+    /// Expected bytes of what has the wanted size.
     pub bytes: u64,
 }
 
@@ -29,10 +46,11 @@ struct Search<'a> {
     samples: Vec<Sample>,
     policy: &'a Policy,
     overhead: Overhead,
+    target: TargetSize,
 }
 
-/// Finds the lambda at which the file has `target` bytes, to 0.05 % by its own count: a secant search on
-/// log lambda over estimated bits, corrected by the exact bits of sampled slices. Models of more than a
+/// Finds the lambda at which there are `target` bytes, to 0.05 % by its own count: a secant search on log lambda over
+/// estimated bits, those of a file corrected by the exact bits of sampled slices. Models of more than a
 /// million tiles are represented by as many of theirs, so that no candidate is read twice.
 ///
 /// `candidates` names the file of every matrix' [`crate::TensorCandidates`].
@@ -40,19 +58,22 @@ struct Search<'a> {
 /// # Errors
 /// Targets outside what the policy allows, and files that cannot be read.
 pub fn meet_target(
-    target: u64,
+    target: TargetSize,
     candidates: &[(String, PathBuf)],
     checkpoint: &Checkpoint,
     policy: &Policy,
     overhead: Overhead,
 ) -> Result<TargetResult> {
-    let search = Search { samples: sample_weights(candidates, checkpoint)?, policy, overhead };
-    let wanted = target as f64 * 8.0;
+    let search = Search { samples: sample_weights(candidates, checkpoint)?, policy, overhead, target };
+    let wanted = target.bytes() as f64 * 8.0;
+    if let TargetSize::Resident(bytes) = target {
+        return Ok(TargetResult { lambda: search.solve(wanted, bytes)?, bytes });
+    }
     let mut correction = 1.0;
     let mut result = Lambda(RANGE.1);
     let mut bits = 0.0;
     for _ in 0..5 {
-        result = search.solve(wanted / correction, target)?;
+        result = search.solve(wanted / correction, target.bytes())?;
         let (estimated, exact) = search.count(result)?;
         let slices = search.estimate(result)? - search.fixed();
         bits = search.fixed() + slices * exact / estimated.max(1.0);
@@ -66,7 +87,10 @@ pub fn meet_target(
 
 impl Search<'_> {
     fn fixed(&self) -> f64 {
-        self.overhead.plain.0
+        match self.target {
+            TargetSize::File(_) => self.overhead.plain.0,
+            TargetSize::Resident(_) => self.overhead.plain_resident.0,
+        }
     }
 
     /// The policy with formats of whole matrices decided.
@@ -75,10 +99,13 @@ impl Search<'_> {
         self.policy.with_formats(costs.map(|s| s.format_costs(self.policy, lambda)).collect::<Vec<_>>())
     }
 
-    /// Estimated bits of the whole file.
+    /// Estimated bits of the whole file, or in memory.
     fn estimate(&self, lambda: Lambda) -> Result<f64> {
         let policy = &self.policy_at(lambda);
-        let bits = self.samples.par_iter().map(|s| s.estimate(policy, lambda));
+        let bits = self.samples.par_iter().map(|s| match self.target {
+            TargetSize::File(_) => s.estimate(policy, lambda),
+            TargetSize::Resident(_) => s.estimate_resident(policy, lambda),
+        });
         // Summed in order, so that the result does not depend on the number of threads.
         Ok(bits.collect::<Result<Vec<f64>>>()?.iter().sum::<f64>() + self.fixed())
     }

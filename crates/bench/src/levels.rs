@@ -69,6 +69,7 @@ fn planned(side: usize, weights: &[f32]) -> PlannedWeight {
         lambda: Lambda(0.115 * step * step),
         allow_int4: true,
         sharing: Default::default(),
+        widths: vec![],
     }
 }
 

@@ -95,6 +95,7 @@ fn planned((rows, cols): (usize, usize), bits: f64) -> PlannedWeight {
         lambda: Lambda(error * 2.0 * std::f64::consts::LN_2),
         allow_int4: false,
         sharing: Default::default(),
+        widths: vec![],
     }
 }
 
@@ -179,6 +180,7 @@ fn feedback_rate(
         rows: None,
         lambda: 0.0,
         before: None,
+        widths: None,
         dropped: None,
     };
     let (a, b) = (Mat::<f32>::from_fn(side / 2, side, |i, j| (i + j) as f32), Mat::<f32>::full(side, side, 0.5));

@@ -183,6 +183,7 @@ fn code(
         lambda: planned.lambda,
         allow_int4: false,
         sharing: Default::default(),
+        widths: vec![],
     };
     let (input, output) = (Hessian::from_dense(&input), Hessian::from_dense(&output));
     let curvature = Curvature { hessian: Some(&input), gradient_covariance: Some(&output) };

@@ -49,6 +49,17 @@ typedef enum WfFormat {
   WF_FORMAT_E5M2 = 3,
   // Elements of the tensor's type, without scales: 512 bytes, or 1024 of F32.
   WF_FORMAT_PLAIN = 4,
+  // Levels -2 to 1, element i in bits 2 (i mod 4) and up of byte i / 4: 64 bytes.
+  WF_FORMAT_INT2 = 5,
+  // Levels -4 to 3: the lower two bits as of Int2, then 32 bytes of signs, that of element i in bit i mod 8 of byte i / 8:
+  // 96 bytes.
+  WF_FORMAT_INT3 = 6,
+  // Levels -16 to 15: the lower four bits as of Int4, then signs as of Int3: 160 bytes.
+  WF_FORMAT_INT5 = 7,
+  // Levels -32 to 31: the lower four bits as of Int4, then the upper two as of Int2: 192 bytes.
+  WF_FORMAT_INT6 = 8,
+  // Levels -64 to 63: the lower six bits as of Int6, then signs as of Int3: 224 bytes.
+  WF_FORMAT_INT7 = 9,
 } WfFormat;
 
 // An open checkpoint.
@@ -84,27 +95,33 @@ typedef struct WfPackedInfo {
   uintptr_t cols;
   // Type of the decoded tensor, and of plain tiles.
   enum WfDtype dtype;
-  // Scale of each row, or null for ones.
-  const float *row_scales;
-  // Scale of each column, or null for ones.
-  const float *col_scales;
+  // Scale of each row in quarter octaves, or null for zeros.
+  const int8_t *row_scales;
+  // Scale of each column in quarter octaves, or null for zeros.
+  const int8_t *col_scales;
   // Number of buckets.
   uintptr_t buckets;
   // Bytes in memory.
   uintptr_t resident_bytes;
 } WfPackedInfo;
 
-// Tiles of one format; pointers hold until the matrix is freed.
+// Tiles of one format; pointers hold until the matrix is freed. The weight in row r and column c of a tile that is not plain
+// is its code times wf_scale(scale + 2 (scales[tile] + row_scales[r] + col_scales[c])).
 typedef struct WfBucket {
   // Their format.
   enum WfFormat format;
   // Number of tiles.
   uintptr_t tiles;
-  // Index of each tile: row of tiles times tiles across, plus column of tiles; ascending.
-  const uint32_t *places;
-  // Scale of each tile, or null for plain tiles.
-  const float *scales;
-  // Tile after tile, 16 rows of 16; aligned to 128 bytes.
+  // Tiles of this bucket before each row of tiles of the matrix, and of all: (rows + 15) / 16 + 1 entries.
+  const uint32_t *row_starts;
+  // Whether each tile of the matrix is in this bucket, a bit each from the lowest on: column of tiles c of a row of tiles in
+  // bit c mod 8 of its byte c / 8. A row of tiles has ((cols + 15) / 16 + 7) / 8 bytes.
+  const uint8_t *occupied;
+  // Scale of each tile in quarter octaves, or null for plain tiles.
+  const int8_t *scales;
+  // Scale of the bucket in eighths of an octave.
+  int32_t scale;
+  // Tile after tile, 16 rows of 16; the first is aligned to 128 bytes.
   const uint8_t *data;
   // Bytes of `data`.
   uintptr_t bytes;
@@ -229,6 +246,9 @@ enum WfStatus wf_packed_bucket(const struct WfPacked *packed,
 // # Safety
 // `packed` comes from this library and is not used again.
 void wf_packed_free(struct WfPacked *packed);
+
+// The factor 2^(k/8) of a scale of k eighths of an octave; a quarter octave of a row or column is two of them.
+float wf_scale(int32_t k);
 
 #ifdef __cplusplus
 }  // extern "C"

@@ -64,6 +64,17 @@ pub enum WfFormat {
     E5m2 = 3,
     /// Elements of the tensor's type, without scales: 512 bytes, or 1024 of F32.
     Plain = 4,
+    /// Levels -2 to 1, element i in bits 2 (i mod 4) and up of byte i / 4: 64 bytes.
+    Int2 = 5,
+    /// Levels -4 to 3: the lower two bits as of Int2, then 32 bytes of signs, that of element i in bit i mod 8 of byte i / 8:
+    /// 96 bytes.
+    Int3 = 6,
+    /// Levels -16 to 15: the lower four bits as of Int4, then signs as of Int3: 160 bytes.
+    Int5 = 7,
+    /// Levels -32 to 31: the lower four bits as of Int4, then the upper two as of Int2: 192 bytes.
+    Int6 = 8,
+    /// Levels -64 to 63: the lower six bits as of Int6, then signs as of Int3: 224 bytes.
+    Int7 = 9,
 }
 
 /// An open checkpoint.
@@ -101,28 +112,34 @@ pub struct WfPackedInfo {
     pub cols: usize,
     /// Type of the decoded tensor, and of plain tiles.
     pub dtype: WfDtype,
-    /// Scale of each row, or null for ones.
-    pub row_scales: *const f32,
-    /// Scale of each column, or null for ones.
-    pub col_scales: *const f32,
+    /// Scale of each row in quarter octaves, or null for zeros.
+    pub row_scales: *const i8,
+    /// Scale of each column in quarter octaves, or null for zeros.
+    pub col_scales: *const i8,
     /// Number of buckets.
     pub buckets: usize,
     /// Bytes in memory.
     pub resident_bytes: usize,
 }
 
-/// Tiles of one format; pointers hold until the matrix is freed.
+/// Tiles of one format; pointers hold until the matrix is freed. The weight in row r and column c of a tile that is not plain
+/// is its code times wf_scale(scale + 2 (scales[tile] + row_scales[r] + col_scales[c])).
 #[repr(C)]
 pub struct WfBucket {
     /// Their format.
     pub format: WfFormat,
     /// Number of tiles.
     pub tiles: usize,
-    /// Index of each tile: row of tiles times tiles across, plus column of tiles; ascending.
-    pub places: *const u32,
-    /// Scale of each tile, or null for plain tiles.
-    pub scales: *const f32,
-    /// Tile after tile, 16 rows of 16; aligned to 128 bytes.
+    /// Tiles of this bucket before each row of tiles of the matrix, and of all: (rows + 15) / 16 + 1 entries.
+    pub row_starts: *const u32,
+    /// Whether each tile of the matrix is in this bucket, a bit each from the lowest on: column of tiles c of a row of tiles in
+    /// bit c mod 8 of its byte c / 8. A row of tiles has ((cols + 15) / 16 + 7) / 8 bytes.
+    pub occupied: *const u8,
+    /// Scale of each tile in quarter octaves, or null for plain tiles.
+    pub scales: *const i8,
+    /// Scale of the bucket in eighths of an octave.
+    pub scale: i32,
+    /// Tile after tile, 16 rows of 16; the first is aligned to 128 bytes.
     pub data: *const u8,
     /// Bytes of `data`.
     pub bytes: usize,
@@ -492,7 +509,12 @@ pub unsafe extern "C" fn wf_packed_bucket(packed: *const WfPacked, index: usize,
         let count = tensor.buckets.len();
         let bucket = tensor.buckets.get(index).ok_or_else(|| argument(&format!("bucket {index} of {count}")))?;
         let format = match bucket.format {
+            PackedFormat::Int2 => WfFormat::Int2,
+            PackedFormat::Int3 => WfFormat::Int3,
             PackedFormat::Int4 => WfFormat::Int4,
+            PackedFormat::Int5 => WfFormat::Int5,
+            PackedFormat::Int6 => WfFormat::Int6,
+            PackedFormat::Int7 => WfFormat::Int7,
             PackedFormat::Int8 => WfFormat::Int8,
             PackedFormat::E4m3 => WfFormat::E4m3,
             PackedFormat::E5m2 => WfFormat::E5m2,
@@ -500,9 +522,11 @@ pub unsafe extern "C" fn wf_packed_bucket(packed: *const WfPacked, index: usize,
         };
         let told = WfBucket {
             format,
-            tiles: bucket.tiles.len(),
-            places: bucket.tiles.as_ptr(),
+            tiles: bucket.tiles(),
+            row_starts: bucket.row_starts.as_ptr(),
+            occupied: bucket.occupied.as_ptr(),
             scales: pointer(&bucket.scales),
+            scale: bucket.scale,
             data: bucket.data.as_ptr(),
             bytes: bucket.data.len(),
         };
@@ -523,6 +547,12 @@ pub unsafe extern "C" fn wf_packed_free(packed: *mut WfPacked) {
     }
 }
 
-fn pointer(values: &[f32]) -> *const f32 {
+/// The factor 2^(k/8) of a scale of k eighths of an octave; a quarter octave of a row or column is two of them.
+#[unsafe(no_mangle)]
+pub extern "C" fn wf_scale(k: i32) -> f32 {
+    waterfill_codec::scale::scale(k)
+}
+
+fn pointer<T>(values: &[T]) -> *const T {
     if values.is_empty() { std::ptr::null() } else { values.as_ptr() }
 }

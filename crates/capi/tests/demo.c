@@ -27,22 +27,32 @@ static float bf16(const uint8_t *b) {
     return value;
 }
 
+/* Bits of element i in a plane of so many bits. */
+static int part(const uint8_t *plane, size_t i, int bits) {
+    return plane[i * bits / 8] >> (i * bits % 8) & ((1 << bits) - 1);
+}
+
+/* A level from planes of a, b and c bits, in two's complement. */
+static float level(const uint8_t *tile, size_t i, int a, int b, int c) {
+    int bits = a + b + c, all = part(tile, i, a);
+    if (b) all |= part(tile + 32 * a, i, b) << a;
+    if (c) all |= part(tile + 32 * (a + b), i, c) << (a + b);
+    return (float)(all < 1 << (bits - 1) ? all : all - (1 << bits));
+}
+
 /* A weight from its bucket, before scales; FP8 is left to the library's other functions. */
 static int code_of(const struct WfBucket *bucket, size_t tile, size_t i, float *value) {
+    const uint8_t *data = bucket->data + tile * (bucket->bytes / bucket->tiles);
     switch (bucket->format) {
-    case WF_FORMAT_INT4: {
-        int nibble = bucket->data[tile * 128 + i / 2] >> (4 * (i % 2)) & 15;
-        *value = (float)(nibble < 8 ? nibble : nibble - 16);
-        return 1;
-    }
-    case WF_FORMAT_INT8:
-        *value = (float)(int8_t)bucket->data[tile * 256 + i];
-        return 1;
-    case WF_FORMAT_PLAIN:
-        *value = bf16(bucket->data + (tile * 256 + i) * 2);
-        return 1;
-    default:
-        return 0;
+    case WF_FORMAT_INT2: *value = level(data, i, 2, 0, 0); return 1;
+    case WF_FORMAT_INT3: *value = level(data, i, 2, 1, 0); return 1;
+    case WF_FORMAT_INT4: *value = level(data, i, 4, 0, 0); return 1;
+    case WF_FORMAT_INT5: *value = level(data, i, 4, 1, 0); return 1;
+    case WF_FORMAT_INT6: *value = level(data, i, 4, 2, 0); return 1;
+    case WF_FORMAT_INT7: *value = level(data, i, 4, 2, 1); return 1;
+    case WF_FORMAT_INT8: *value = level(data, i, 8, 0, 0); return 1;
+    case WF_FORMAT_PLAIN: *value = bf16(data + 2 * i); return 1;
+    default: return 0;
     }
 }
 
@@ -51,23 +61,29 @@ static size_t compare(const struct WfCheckpoint *checkpoint, const char *name, c
     struct WfPackedInfo info;
     CHECK(wf_decode_packed(checkpoint, name, &packed, NULL, NULL) == WF_STATUS_OK);
     CHECK(wf_packed_info(packed, &info) == WF_STATUS_OK && info.dtype == WF_DTYPE_BF16);
-    size_t across = (info.cols + 15) / 16, compared = 0;
+    size_t compared = 0;
     for (size_t b = 0; b < info.buckets; b++) {
         struct WfBucket bucket;
         CHECK(wf_packed_bucket(packed, b, &bucket) == WF_STATUS_OK);
         CHECK((uintptr_t)bucket.data % 128 == 0);
-        for (size_t t = 0; t < bucket.tiles; t++) {
-            for (size_t i = 0; i < 256; i++) {
-                size_t row = bucket.places[t] / across * 16 + i / 16, col = bucket.places[t] % across * 16 + i % 16;
-                float value;
-                if (row >= info.rows || col >= info.cols || !code_of(&bucket, t, i, &value)) continue;
-                if (bucket.scales) {
-                    value *= bucket.scales[t] * (info.row_scales ? info.row_scales[row] : 1.0f) *
-                             (info.col_scales ? info.col_scales[col] : 1.0f);
+        size_t across = (info.cols + 15) / 16, t = 0;
+        for (size_t place = 0; place < (info.rows + 15) / 16 * across; place++) {
+            size_t down = place / across, column = place % across;
+            if (column == 0) CHECK(t == bucket.row_starts[down]);
+            if (bucket.occupied[down * ((across + 7) / 8) + column / 8] >> (column % 8) & 1) {
+                for (size_t i = 0; i < 256; i++) {
+                    size_t row = down * 16 + i / 16, col = column * 16 + i % 16;
+                    float value;
+                    if (row >= info.rows || col >= info.cols || !code_of(&bucket, t, i, &value)) continue;
+                    if (bucket.scales) {
+                        int quarters = (info.row_scales ? info.row_scales[row] : 0) + (info.col_scales ? info.col_scales[col] : 0);
+                        value *= wf_scale(bucket.scale + 2 * (bucket.scales[t] + quarters));
+                    }
+                    float expected = dense[row * info.cols + col];
+                    CHECK(fabsf(value - expected) <= fabsf(expected) * (1.0f / 256 + 1e-4f));
+                    compared++;
                 }
-                float expected = dense[row * info.cols + col];
-                CHECK(fabsf(value - expected) <= fabsf(expected) * (1.0f / 256 + 1e-4f));
-                compared++;
+                t++;
             }
         }
     }

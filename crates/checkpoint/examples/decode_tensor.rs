@@ -33,7 +33,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("root mean square {:.5}, first values {:?}", (power / values.len() as f64).sqrt(), &values[..4]);
     if info.shape.len() == 2 {
         for bucket in checkpoint.decode_packed(&info.name, Control::default())?.buckets {
-            println!("{} tiles of {}", bucket.tiles.len(), bucket.format.name());
+            println!("{} tiles of {}", bucket.tiles(), bucket.format.name());
         }
     }
     Ok(())

@@ -123,16 +123,30 @@ fn packed_tiles_have_the_decoded_values() {
         let packed = checkpoint.decode_packed("coded", Control::default()).unwrap();
         assert_eq!((packed.rows, packed.cols, packed.dtype), (rows, cols, Dtype::Bf16));
         let tiles = rows.div_ceil(16) * cols.div_ceil(16);
-        let mut places: Vec<u32> = packed.buckets.iter().flat_map(|b| b.tiles.clone()).collect();
+        let across = cols.div_ceil(16);
+        let places = packed.buckets.iter().flat_map(|b| b.places().map(|[row, column]| row * across + column));
+        let mut places: Vec<usize> = places.collect();
         places.sort();
-        assert_eq!(places, (0..tiles as u32).collect::<Vec<_>>(), "every tile once");
-        assert_eq!(packed.buckets.len(), tiles.min(FORMATS.len()));
+        assert_eq!(places, (0..tiles).collect::<Vec<_>>(), "every tile once");
+        // Integers take as many bits as their levels need.
+        let formats: Vec<PackedFormat> = packed.buckets.iter().map(|b| b.format).collect();
+        assert!(formats.len() >= tiles.min(FORMATS.len() - 1), "{formats:?}");
+        for bucket in packed.buckets.iter().filter(|b| b.format.level_bits().is_some_and(|bits| bits > 2)) {
+            let bits = bucket.format.level_bits().unwrap();
+            let narrower = PackedFormat::INTEGERS.iter().filter_map(|f| f.level_bits()).filter(|b| *b < bits).max();
+            for n in 0..bucket.tiles() {
+                let levels = bucket.format.unpack(bucket.tile(n));
+                let most = 1 << (narrower.unwrap() - 1);
+                assert!(levels.iter().any(|&l| i32::from(l) < -most || i32::from(l) >= most), "{rows}x{cols} {bits}");
+            }
+        }
         for bucket in &packed.buckets {
             assert_eq!(bucket.data.as_ptr() as usize % ALIGNMENT, 0, "{:?}", bucket.format);
-            assert_eq!(bucket.data.len(), bucket.tiles.len() * bucket.format.tile_bytes());
+            let tiles = bucket.tiles();
+            assert_eq!(bucket.data.len(), tiles * bucket.format.tile_bytes());
+            assert_eq!(bucket.row_starts.len(), rows.div_ceil(16) + 1);
             let plain = matches!(bucket.format, PackedFormat::Plain(_));
-            assert_eq!(bucket.scales.len(), if plain { 0 } else { bucket.tiles.len() });
-            assert!(bucket.tiles.is_sorted());
+            assert_eq!(bucket.scales.len(), if plain { 0 } else { tiles });
         }
         // bf16 rounds by 2^-8 of the value at most; products of scales are exact to 2^-14.
         for (n, (a, b)) in packed.to_f32().iter().zip(&expected).enumerate() {

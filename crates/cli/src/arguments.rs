@@ -174,9 +174,12 @@ pub enum Command {
         /// Most tokens to write
         #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
         tokens: u32,
-        /// Keep linear layers as dense f32 instead
+        /// Keep matrices as dense f32 instead
         #[arg(long)]
         dense: bool,
+        /// Keep matrices coded as in the file, and decode a slice at a time when they are used
+        #[arg(long, conflicts_with = "dense")]
+        coded: bool,
     },
     /// Compare products from packed tiles with dense products, and the texts that both generate
     ServeCheck {

@@ -118,30 +118,39 @@ fn decoding_gives_dense_directories_and_lossless_gives_the_original() {
     assert!(message.contains("lossy: exists already"), "{message}");
 }
 
+/// What is floored loses at most what it did without floors, in the written files, and as much less as its bits say: 6 dB each.
 #[test]
-fn the_safe_policy_keeps_attention_and_embedding_at_fp8_or_better() {
+fn the_safe_policy_buys_loss_at_the_usual_price() {
     let place = Place::new();
-    place.write("free.yaml", &pipeline("lambdas: [1e-5]"));
-    place.write("safe.yaml", &pipeline("lambdas: [1e-5], policy: safe"));
-    let int4 = |file: &str| {
-        let output = place.json(&["allocate", file]);
-        assert!(output["points"][0]["bytes"].is_null(), "allocation writes no checkpoint");
-        let dir = place.path("results/fixture/allocate");
-        let newest = std::fs::read_dir(dir)
-            .unwrap()
-            .map(|e| e.unwrap().path())
-            .max_by_key(|p| p.metadata().unwrap().modified().unwrap());
-        let summary = std::fs::read_to_string(newest.unwrap().join("summary.json")).unwrap();
+    let measured = |file: &str, allocate: &str| {
+        place.write(file, &pipeline(allocate));
+        let point = place.json(&["encode", file])["points"][0].clone();
+        let dir = place.path(point["checkpoint"].as_str().unwrap());
+        let summary = std::fs::read_to_string(dir.parent().unwrap().join("summary.json")).unwrap();
         let summary: serde_json::Value = serde_json::from_str(&summary).unwrap();
-        let tensors = summary["tensors"].as_array().unwrap().clone();
-        tensors
-            .into_iter()
-            .filter(|t| t["formats"]["int4"].is_number())
-            .map(|t| t["name"].to_string())
-            .collect::<Vec<_>>()
+        let checkpoint = Checkpoint::open(&dir).unwrap();
+        let tensors = checkpoint.tensors().filter_map(|t| {
+            let loss = summary["losses"][&t.name].as_f64()?;
+            Some((t.name.clone(), (loss, t.stored_bytes() as f64 * 8.0 / t.weights() as f64)))
+        });
+        (point, tensors.collect::<std::collections::BTreeMap<String, (f64, f64)>>())
     };
-    let guarded = |name: &String| ["q_proj", "k_proj", "v_proj", "embed"].iter().any(|g| name.contains(g));
-    assert!(int4("free.yaml").iter().any(guarded));
-    let safe = int4("safe.yaml");
-    assert!(!safe.is_empty() && !safe.iter().any(guarded), "{safe:?}");
+    let (_, free) = measured("free.yaml", "lambdas: [1e-6]");
+    let (point, safe) = measured("safe.yaml", "lambdas: [1e-6], policy: safe");
+    let floors = &point["floors"];
+    let ratio = floors["price_over_worth"].as_f64().unwrap() / floors["expected"].as_f64().unwrap();
+    assert!((0.7..1.4).contains(&ratio), "{floors}");
+    let is_floored = |name: &str| ["q_proj", "k_proj", "v_proj", "embed"].iter().any(|part| name.contains(part));
+    let (mut bits, mut decibels) = (0.0, 0.0);
+    for (name, &(loss, rate)) in &safe {
+        let (free_loss, free_rate) = free[name];
+        if is_floored(name) {
+            assert!(loss <= free_loss, "{name} loses {loss}, without a floor {free_loss}");
+            bits += rate - free_rate;
+            decibels += 10.0 * (free_loss / loss).log10();
+        } else {
+            assert_eq!((loss, rate), (free_loss, free_rate), "{name}");
+        }
+    }
+    assert!((4.8..7.3).contains(&(decibels / bits)), "{decibels} dB for {bits} bits a weight");
 }

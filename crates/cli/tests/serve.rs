@@ -21,8 +21,12 @@ fn tuned_checkpoints_are_served_from_their_tiles() {
     assert_eq!((written["tokens"].as_u64(), written["linear_bytes"].as_u64()), (Some(6), Some(bytes[0])));
     let dense = place.json(&["generate", checkpoint, "--prompt", "Ada sees", "--tokens", "6", "--dense"]);
     assert_eq!(dense["text"], checked["written"][1]["text"]);
+    let coded = place.json(&["generate", checkpoint, "--prompt", "Ada sees", "--tokens", "6", "--coded"]);
+    assert_eq!(coded["text"], dense["text"]);
+    let sizes = [&coded, &written, &dense].map(|w| w["resident_bytes"].as_u64().unwrap());
+    assert!(sizes.is_sorted() && sizes[0] < output["points"][0]["bytes"].as_u64().unwrap(), "{sizes:?}");
     let text = String::from_utf8(place.run(&["serve-check", checkpoint]).stdout).unwrap();
-    for expected in ["products from tiles are off by at most", "packed", "dense f32", "same text:"] {
+    for expected in ["products from tiles are off by at most", "packed", "dense f32", "coded", "same text:"] {
         assert!(text.contains(expected), "{text}");
     }
     let long = "Ada sees the red fox . ".repeat(200);

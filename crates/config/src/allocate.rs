@@ -48,9 +48,22 @@ pub struct Allocate {
     /// column), or as other runtimes do it in linear layers: `tensor`, `channel` (a row), `group:N` (N columns of a row).
     #[serde(default)]
     pub granularity: Granularity,
+    /// How bits in the file and bits in memory count. Absent, those of the file, or those in memory where `sizes` are sizes
+    /// in memory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate: Option<RateWeights>,
+}
+
+impl Allocate {
     /// How bits in the file and bits in memory count.
-    #[serde(default)]
-    pub rate: RateWeights,
+    pub fn rate(&self) -> RateWeights {
+        let in_memory = self.lambdas.is_empty() && self.sizes.iter().all(|size| size.is_resident());
+        match self.rate {
+            Some(rate) => rate,
+            None if in_memory && !self.sizes.is_empty() => RateWeights { storage: 0.0, resident: 1.0 },
+            None => RateWeights::default(),
+        }
+    }
 }
 
 /// Groups of tensors whose loss is measured.
@@ -76,6 +89,18 @@ pub enum Size {
     BitsPerWeight(f64),
     /// Bytes of the file.
     Bytes(u64),
+    /// Bits in a runtime's memory over all weights: linear layers, embedding and head in packed tiles, other tensors as they
+    /// are.
+    ResidentBitsPerWeight(f64),
+    /// The same in gigabytes of 10^9 bytes: a budget that is not exceeded. Activations and caches are not in it.
+    ResidentGb(f64),
+}
+
+impl Size {
+    /// Whether it is a size in memory.
+    pub fn is_resident(&self) -> bool {
+        matches!(self, Self::ResidentBitsPerWeight(_) | Self::ResidentGb(_))
+    }
 }
 
 /// A predefined set of floors.

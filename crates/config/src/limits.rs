@@ -35,8 +35,9 @@ pub(crate) fn problems(config: &Config) -> Vec<Problem> {
     range("calibrate.hessian_block", c.hessian_block as f64, 16.0, 8192.0);
     range("allocate.margin", a.margin, 0.0, 100.0);
     range("allocate.sensitivity_floor", a.sensitivity_floor, 0.0, 10.0);
-    range("allocate.rate.storage", a.rate.storage, 0.0, 1e6);
-    range("allocate.rate.resident", a.rate.resident, 0.0, 1e6);
+    let rate = a.rate();
+    range("allocate.rate.storage", rate.storage, 0.0, 1e6);
+    range("allocate.rate.resident", rate.resident, 0.0, 1e6);
     range("evaluate.context", e.context as f64, 1.0, 1_048_576.0);
     range("evaluate.sequences", e.sequences as f64, 1.0, 1e9);
     if let Some(long) = e.long_context {
@@ -62,6 +63,10 @@ pub(crate) fn problems(config: &Config) -> Vec<Problem> {
         match size {
             Size::BitsPerWeight(bits) => range(&format!("allocate.sizes[{i}].bits_per_weight"), *bits, 0.01, 40.0),
             Size::Bytes(bytes) => range(&format!("allocate.sizes[{i}].bytes"), *bytes as f64, 1.0, 1e15),
+            Size::ResidentBitsPerWeight(bits) => {
+                range(&format!("allocate.sizes[{i}].resident_bits_per_weight"), *bits, 0.01, 40.0);
+            }
+            Size::ResidentGb(size) => range(&format!("allocate.sizes[{i}].resident_gb"), *size, 1e-9, 1e6),
         }
     }
     let keyed = e.benchmarks.iter().enumerate().map(|(i, m)| (format!("evaluate.benchmarks[{i}]"), m));
@@ -153,9 +158,15 @@ pub(crate) fn problems(config: &Config) -> Vec<Problem> {
         require(config.encode.quality_layers.is_none(), &named("is not for encode.quality_layers"));
     }
     require(!a.formats.is_empty(), "allocate.formats is empty, expected some of int4, int8, fp8, lossless");
+    require(rate.storage + rate.resident > 0.0, "allocate.rate prices no bits, expected storage or resident above 0");
     require(
-        a.rate.storage + a.rate.resident > 0.0,
-        "allocate.rate prices no bits, expected storage or resident above 0",
+        rate.memory_first() || !a.sizes.iter().any(Size::is_resident),
+        "allocate.sizes has sizes in memory, which need allocate.rate {storage: 0, resident: 1}: give sizes of files, or \
+         lambdas, in a run of their own",
+    );
+    require(
+        !rate.memory_first() || config.encode.quality_layers.is_none(),
+        "allocate.rate puts memory first, which encode.quality_layers cannot have: layers are held as elements",
     );
     require(e.text.is_some() != e.tokens.is_some(), "evaluate needs either text or tokens");
     found

@@ -16,7 +16,7 @@ const UNIT: usize = 64;
 
 /// A model in memory.
 enum Loaded<'a> {
-    Streamed(Generator),
+    Streamed(Box<Generator>),
     Whole(&'a OtherModel),
 }
 
@@ -44,7 +44,7 @@ pub(crate) fn write_answers(
 ) -> Result<Vec<(String, bool)>> {
     progress.start(name, exercises.len() as u64);
     let loaded = match model {
-        Answering::Streamed(model) => Loaded::Streamed(Generator::new(model)?),
+        Answering::Streamed(model) => Loaded::Streamed(Box::new(Generator::new(model)?)),
         Answering::Whole(model) => Loaded::Whole(model),
     };
     let positions = model.positions();

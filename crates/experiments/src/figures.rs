@@ -121,7 +121,10 @@ pub(crate) fn figures(records: &[Record], peers: Option<&Peers>, calibrations: &
         let attempts: Vec<Curve> = runs.iter().flat_map(|r| attempts_of(&short(r), &r.output.points)).collect();
         add(format!("loop-{model}"), format!("{model}: allocations of closed loops"), of_files, loss(), attempts);
         let title = format!("{model}: KL against {of_memory}");
-        add(format!("memory-{model}"), title, of_memory, loss(), of(runs, memory, kl));
+        let mut curves = of(runs, memory, kl);
+        // Other quantizers' files are held as they are.
+        curves.extend(peers.into_iter().flat_map(|p| p.curves(|row| row.kl.filter(|kl| *kl > 0.0))));
+        add(format!("memory-{model}"), title, of_memory, loss(), curves);
         let mut curves = of(runs, files, perplexity);
         curves.extend(peers.into_iter().flat_map(|p| p.curves(|row| row.ppl)));
         let quality = Quality::Low("perplexity".into(), base.map(|b| b.perplexity));

@@ -20,9 +20,16 @@ pub trait Linear: Send + Sync {
     /// # Errors
     /// As the tensor library says.
     fn forward(&self, x: &Tensor) -> CandleResult<Tensor>;
+
+    /// Rows `[ids, in]` of the matrix: the embeddings of tokens.
+    ///
+    /// # Errors
+    /// As the tensor library says, and rows that it does not have.
+    fn rows(&self, ids: &[u32]) -> CandleResult<Tensor>;
 }
 
-/// Gives the replacement of a linear layer by the name of its weight; `None` keeps the dense matrix.
+/// Gives the replacement of a matrix by the name of its weight, of a linear layer, the embedding or the head; `None` keeps the
+/// dense matrix.
 pub type Others<'a> = dyn FnMut(&str) -> Result<Option<Arc<dyn Linear>>> + 'a;
 
 /// Weights of one block. Linear weights are `[out, in]`.

@@ -1,13 +1,15 @@
 //! Greedy continuation of a text, a token at a time, with keys and values kept.
 
+use std::sync::Arc;
+
 use candle_core::{DType, Device, Result as CandleResult, Tensor};
-use candle_nn::ops::softmax_last_dim;
+use candle_nn::ops::{rms_norm, softmax_last_dim};
 use candle_nn::rotary_emb::rope;
 
-use crate::block::{Block, Others};
+use crate::block::{Block, Linear, Others};
 use crate::error::Result;
 use crate::head::Head;
-use crate::roles::EMBEDDING;
+use crate::roles::{EMBEDDING, HEAD};
 use crate::stream::Model;
 
 /// Rotated keys, and values, of the tokens a block has seen: `[1, kv_heads, tokens, head_dim]`.
@@ -66,9 +68,41 @@ pub fn greedy(
 
 /// A whole model in memory.
 pub struct Generator {
-    embedding: Tensor,
+    embedding: Embedding,
     blocks: Vec<Block>,
-    head: Head,
+    output: Output,
+}
+
+/// The embedding of tokens.
+enum Embedding {
+    Dense(Tensor),
+    Other(Arc<dyn Linear>),
+}
+
+impl Embedding {
+    /// States `[tokens, hidden]`.
+    fn of(&self, tokens: &[u32]) -> CandleResult<Tensor> {
+        match self {
+            Self::Dense(table) => table.index_select(&Tensor::new(tokens, table.device())?, 0),
+            Self::Other(matrix) => matrix.rows(tokens),
+        }
+    }
+}
+
+/// Final norm and output head.
+enum Output {
+    Dense(Head),
+    Other { norm: Tensor, eps: f32, matrix: Arc<dyn Linear> },
+}
+
+impl Output {
+    /// Logits `[tokens, vocab]` of states `[tokens, hidden]`.
+    fn logits(&self, x: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::Dense(head) => head.logits(&head.normalise(x)?),
+            Self::Other { norm, eps, matrix } => Ok(matrix.forward(&rms_norm(&x.contiguous()?, norm, *eps)?)?),
+        }
+    }
 }
 
 /// A text that a [`Generator`] has read.
@@ -86,15 +120,24 @@ impl Generator {
         Self::with(model, &mut |_| Ok(None))
     }
 
-    /// As [`Generator::new`], with the replacements that `others` gives for linear layers by the names of their weights.
+    /// As [`Generator::new`], with the replacements that `others` gives for matrices by the names of their weights.
     ///
     /// # Errors
     /// As [`Model::block_with`].
     pub fn with(model: &Model, others: &mut Others) -> Result<Self> {
-        let head = model.head()?;
-        let embedding = if model.config.tied { head.weight.clone() } else { model.embedding()? };
+        let (other, tied) = (others(EMBEDDING)?, model.config.tied);
+        let other_head = if tied { other.clone() } else { others(HEAD)? };
+        let output = match other_head {
+            Some(matrix) => Output::Other { norm: model.final_norm()?, eps: model.config.norm_eps as f32, matrix },
+            None => Output::Dense(model.head()?),
+        };
+        let embedding = match (other, &output) {
+            (Some(matrix), _) => Embedding::Other(matrix),
+            (None, Output::Dense(head)) if tied => Embedding::Dense(head.weight.clone()),
+            (None, _) => Embedding::Dense(model.embedding()?),
+        };
         let blocks = (0..model.config.layers).map(|i| model.block_with(i, others)).collect::<Result<_>>()?;
-        Ok(Self { embedding, blocks, head })
+        Ok(Self { embedding, blocks, output })
     }
 
     /// A text of no tokens yet.
@@ -105,14 +148,13 @@ impl Generator {
 
 impl Reader for Sequence<'_> {
     fn read(&mut self, tokens: &[u32]) -> Result<Vec<f32>> {
-        let Generator { embedding, blocks, head } = self.generator;
-        let ids = Tensor::new(tokens, embedding.device())?;
-        let mut x = embedding.index_select(&ids, 0)?.unsqueeze(0)?;
+        let Generator { embedding, blocks, output } = self.generator;
+        let mut x = embedding.of(tokens)?.unsqueeze(0)?;
         for (block, cache) in blocks.iter().zip(&mut self.caches) {
             x = block.attended(&x, &mut |q, k, v| attend(block, [q, k, v], cache))?;
         }
         let last = x.get(0)?.narrow(0, tokens.len() - 1, 1)?;
-        let logits = head.logits(&head.normalise(&last)?)?;
+        let logits = output.logits(&last)?;
         Ok(logits.to_dtype(DType::F32)?.to_device(&Device::Cpu)?.flatten_all()?.to_vec1()?)
     }
 }

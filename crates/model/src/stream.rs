@@ -167,9 +167,17 @@ impl Model {
     /// # Errors
     /// As [`Model::block`].
     pub fn head(&self) -> Result<Head> {
-        let norm = self.load(FINAL_NORM, &[self.config.hidden])?;
+        let norm = self.final_norm()?;
         let weight = self.load(lm_head_name(&self.config), &[self.config.vocab, self.config.hidden])?;
         Ok(Head { config: self.config.clone(), norm, weight })
+    }
+
+    /// Weights of the final norm, `[hidden]`.
+    ///
+    /// # Errors
+    /// As [`Model::block`].
+    pub(crate) fn final_norm(&self) -> Result<Tensor> {
+        self.load(FINAL_NORM, &[self.config.hidden])
     }
 
     /// Embeddings of batches of equally long rows of token ids: hands over the index and

@@ -142,6 +142,8 @@ impl<'a> Context<'a> {
         let sizes = a.sizes.iter().map(|size| match *size {
             Size::BitsPerWeight(bits) => Goal::Bytes(BitsPerWeight(bits).bytes(weights)),
             Size::Bytes(bytes) => Goal::Bytes(bytes),
+            Size::ResidentBitsPerWeight(bits) => Goal::Resident(BitsPerWeight(bits).bytes(weights)),
+            Size::ResidentGb(size) => Goal::Resident((size * 1e9) as u64),
         });
         a.lambdas.iter().map(|&l| Goal::Lambda(l)).chain(sizes).collect()
     }

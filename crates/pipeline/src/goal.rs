@@ -10,6 +10,8 @@ pub(crate) enum Goal {
     Lambda(f64),
     /// A file of this many bytes.
     Bytes(u64),
+    /// This many bytes in a runtime's memory, or up to half a percent less.
+    Resident(u64),
     /// Baseline codes of this many bits.
     Width(u32),
 }
@@ -20,6 +22,7 @@ impl Goal {
         match self {
             Self::Lambda(lambda) => format!("allocate at lambda {lambda:.1e}"),
             Self::Bytes(bytes) => format!("allocate for {bytes} bytes"),
+            Self::Resident(bytes) => format!("allocate for {bytes} bytes in memory"),
             Self::Width(bits) => format!("baseline of {bits} bits"),
         }
     }

@@ -29,7 +29,8 @@ pub use flow::{
     evaluate_original, export_compressed, export_exact, export_gguf, lossy_delta, plan, run, train, write_recipes,
 };
 pub use output::{
-    Allocated, Attempt, BaseOutput, BenchmarkOutput, PointOutput, PredictedKl, QualityLayers, RunOutput, SCHEMA,
+    Allocated, Attempt, BaseOutput, BenchmarkOutput, FloorsOutput, PointOutput, PredictedKl, QualityLayers, RunOutput,
+    SCHEMA,
 };
 pub use results::{AllocationSummary, Choice, EvaluationResult, TensorSummary, read_json, write_json};
 pub use stage::{ArtifactRef, BatchMemory, Estimate, Stage};

@@ -9,7 +9,7 @@ use waterfill_evaluate::tasks::Task;
 use waterfill_evaluate::{Band, ChoiceResult, Estimate};
 use waterfill_quantize::rdo::Usage;
 
-use crate::results::{Choice, EvaluationResult};
+use crate::results::{AllocationSummary, Choice, EvaluationResult};
 
 /// The version of objects from before it was printed.
 fn first() -> u32 {
@@ -95,6 +95,46 @@ pub struct QualityLayers {
     pub whole: bool,
 }
 
+/// What floors cost, over all matrices that have one which asks for more bits.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct FloorsOutput {
+    /// Matrices.
+    pub matrices: usize,
+    /// Bits per weight of these more than without floors.
+    pub bits: f64,
+    /// Predicted loss less than without floors, nats per token.
+    pub gain: f64,
+    /// The bits at lambda over the gain: how many times more they cost than they are worth.
+    pub price_over_worth: f64,
+    /// The same by theory: `2 ln 2 b / (1 - 4^-b)` for `b` bits a weight above the optimum, numerator and denominator
+    /// summed over the weights.
+    pub expected: f64,
+}
+
+impl FloorsOutput {
+    /// Of an allocation; `None` where no floor asks for more.
+    pub(crate) fn of(summary: &AllocationSummary) -> Option<Self> {
+        let floored = || summary.tensors.iter().filter_map(|t| Some((t, t.without_floor?)));
+        let (mut bits, mut gain, mut weights, mut worth) = (0.0, 0.0, 0, 0.0);
+        for (tensor, [free_bits, free_loss]) in floored() {
+            bits += tensor.bits - free_bits;
+            gain += free_loss - tensor.loss;
+            weights += tensor.weights;
+            let own = (tensor.bits - free_bits) / tensor.weights as f64;
+            worth += (1.0 - 4f64.powf(-own)) * tensor.weights as f64;
+        }
+        let matrices = floored().count();
+        let b = bits / weights.max(1) as f64;
+        (matrices > 0 && b > 0.0 && gain > 0.0).then(|| Self {
+            matrices,
+            bits: b,
+            gain,
+            price_over_worth: summary.lambda * bits / gain,
+            expected: 2.0 * std::f64::consts::LN_2 * bits / worth,
+        })
+    }
+}
+
 /// One compressed checkpoint; measured fields are empty where a stage did not run.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct PointOutput {
@@ -111,6 +151,9 @@ pub struct PointOutput {
     pub linear_bits_per_weight: Option<f64>,
     /// Bits in a runtime's memory over all weights.
     pub resident_bits_per_weight: f64,
+    /// What floors cost, by the allocation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub floors: Option<FloorsOutput>,
     /// Nats per token.
     pub nll: Option<f64>,
     /// exp(nll).

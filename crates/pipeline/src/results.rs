@@ -42,6 +42,9 @@ pub struct TensorSummary {
     pub loss: f64,
     /// Weights in each format.
     pub formats: BTreeMap<String, u64>,
+    /// Bits and predicted loss without a floor, where there is one that asks for more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub without_floor: Option<[f64; 2]>,
 }
 
 /// Figures of a model.

@@ -9,6 +9,7 @@ use pyo3::types::{PyByteArray, PyBytes, PyDict, PyList};
 use waterfill_checkpoint::packed::PackedFormat;
 use waterfill_checkpoint::{CheckpointError, Control, QualityPrefix, Storage};
 use waterfill_codec::Dtype;
+use waterfill_codec::scale::scale;
 
 fn failed(error: CheckpointError) -> PyErr {
     match error {
@@ -92,8 +93,8 @@ impl Checkpoint {
         let made = PyDict::new(py);
         made.set_item("shape", (packed.rows, packed.cols))?;
         made.set_item("dtype", name_of(packed.dtype))?;
-        made.set_item("row_scales", PyBytes::new(py, &f32s(&packed.row_scales)))?;
-        made.set_item("col_scales", PyBytes::new(py, &f32s(&packed.col_scales)))?;
+        made.set_item("row_scales", PyBytes::new(py, &f32s(&packed.row_factors())))?;
+        made.set_item("col_scales", PyBytes::new(py, &f32s(&packed.col_factors())))?;
         made.set_item("resident_bytes", packed.resident_bytes())?;
         let buckets = PyList::empty(py);
         for bucket in &packed.buckets {
@@ -101,11 +102,14 @@ impl Checkpoint {
                 PackedFormat::Plain(dtype) => name_of(dtype),
                 format => format.name(),
             };
-            let places: Vec<u8> = bucket.tiles.iter().flat_map(|t| t.to_le_bytes()).collect();
+            let across = packed.tiles_across();
+            let places = bucket.places().flat_map(|[row, column]| ((row * across + column) as u32).to_le_bytes());
+            let places: Vec<u8> = places.collect();
+            let scales: Vec<f32> = (0..bucket.tiles()).filter_map(|n| bucket.scale_index(n)).map(scale).collect();
             let one = PyDict::new(py);
             one.set_item("format", format)?;
             one.set_item("tiles", PyBytes::new(py, &places))?;
-            one.set_item("scales", PyBytes::new(py, &f32s(&bucket.scales)))?;
+            one.set_item("scales", PyBytes::new(py, &f32s(&scales)))?;
             one.set_item("data", PyBytes::new(py, &bucket.data))?;
             buckets.append(one)?;
         }

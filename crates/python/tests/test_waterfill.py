@@ -53,7 +53,7 @@ def test_packed_tiles_have_the_decoded_values(checkpoint):
         there = ~np.isnan(found)
         assert there.any() and np.all(np.abs(found - dense)[there] <= np.abs(dense)[there] * (1 / 256 + 1e-4))
         assert packed.resident_bytes < dense.nbytes
-    assert formats & {"int4", "int8"}
+    assert len(formats & {"int2", "int3", "int4", "int5", "int6", "int7", "int8"}) > 1, formats
 
 
 def test_errors_are_told(checkpoint, tmp_path):

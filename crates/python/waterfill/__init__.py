@@ -12,11 +12,13 @@ from ._native import Checkpoint as _Checkpoint
 
 __all__ = ["Bucket", "Checkpoint", "Packed", "load_into", "open"]
 
+# Bits of the planes that a level lies in, the lowest first.
+_PLANES = {"int2": [2], "int3": [2, 1], "int4": [4], "int5": [4, 1], "int6": [4, 2], "int7": [4, 2, 1]}
 _NUMPY = {"float16": np.dtype("<f2"), "float32": np.dtype("<f4")}
 
 
 class Bucket:
-    """Tiles of one format, `int4`, `int8`, `fp8-e4m3`, `fp8-e5m2` or an element type.
+    """Tiles of one format, `int2` to `int8`, `fp8-e4m3`, `fp8-e5m2` or an element type.
 
     `tiles` says where each is (row of tiles times tiles across, plus column of tiles), `scales` has one for each (none
     of elements), `data` is `[tiles, bytes of a tile]`.
@@ -31,10 +33,14 @@ class Bucket:
     def codes(self):
         """Levels `[tiles, 16, 16]` of integer formats, elements as float32, FP8 as bytes."""
         shape = (len(self.tiles), 16, 16)
-        if self.format == "int4":
-            low, high = self.data << 4, self.data
-            both = np.stack([low, high], axis=-1).view(np.int8) >> 4
-            return both.reshape(shape)
+        if self.format in _PLANES:
+            levels, width, start = np.zeros((len(self.tiles), 256), np.uint8), 0, 0
+            for bits in _PLANES[self.format]:
+                plane = self.data[:, start : start + 32 * bits]
+                parts = [(plane >> shift) & (2**bits - 1) for shift in range(0, 8, bits)]
+                levels |= np.stack(parts, axis=-1).reshape(levels.shape) << width
+                width, start = width + bits, start + 32 * bits
+            return ((levels << (8 - width)).view(np.int8) >> (8 - width)).reshape(shape)
         if self.format == "int8":
             return self.data.view(np.int8).reshape(shape)
         if self.format == "bfloat16":

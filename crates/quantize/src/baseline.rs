@@ -180,6 +180,7 @@ pub fn encode_baseline(
         });
         progress.advance(1);
     }
+    summary.resident_bytes = summary.bytes;
     write_checkpoint(source.dir(), &out, &entries, false)?;
     Ok(summary)
 }

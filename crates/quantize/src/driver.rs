@@ -128,7 +128,8 @@ pub fn encode(
         made.extend(group.into_iter().zip(entries));
     }
     let entries: Vec<(Vec<Entry>, Option<EncodedStats>)> = made.into_values().collect();
-    let (mut usage, mut loss, mut widened_bits): (BTreeMap<String, Usage>, f64, f64) = Default::default();
+    let (mut usage, mut loss, mut resident_bytes): (BTreeMap<String, Usage>, f64, u64) = Default::default();
+    resident_bytes += tensors.iter().filter(|info| !names.contains(&info.name)).map(|info| info.bytes).sum::<u64>();
     let mut losses = BTreeMap::new();
     let mut layer_losses = vec![BTreeMap::new(); allocations.len()];
     for (layers, found) in entries.iter().filter_map(|(e, found)| Some((e, found.as_ref()?))) {
@@ -136,7 +137,7 @@ pub fn encode(
         usage.entry(label_of(name).to_string()).or_default().add(&found.usage);
         loss += found.loss();
         losses.insert(name.clone(), found.loss());
-        widened_bits += found.widened_bits;
+        resident_bytes += found.resident_bytes;
         for (all, &loss) in layer_losses.iter_mut().zip(&found.losses) {
             all.insert(name.clone(), loss);
         }
@@ -155,7 +156,7 @@ pub fn encode(
         weights: written.weights(),
         linear_bytes: written.tensors().filter(linear).map(TensorInfo::stored_bytes).sum(),
         linear_weights: written.tensors().filter(linear).map(TensorInfo::weights).sum(),
-        widened_bits,
+        resident_bytes,
         loss,
         losses,
         usage,

@@ -25,6 +25,7 @@
 //!     lambda: Lambda(0.02),
 //!     allow_int4: false,
 //!     sharing: Default::default(),
+//!     widths: vec![],
 //! };
 //! let options = LdlqOptions {
 //!     trellis: None,

@@ -42,18 +42,28 @@ pub struct ErrorFeedback {
 }
 
 impl EncodeOptions {
+    /// How a tensor is quantized where every level is rounded alone.
+    pub(crate) fn rounded(&self) -> LdlqOptions {
+        LdlqOptions {
+            trellis: None,
+            rounding: 0.0,
+            allow_int8: self.allow_int8,
+            allow_lossless: self.allow_lossless,
+            damping: 0.0,
+            error_penalty: 0.0,
+            sparse: false,
+            draft: false,
+        }
+    }
+
     /// How a tensor of a layer is quantized with error feedback; `last` is the finest layer.
     pub(crate) fn ldlq(&self, feedback: &ErrorFeedback, last: bool) -> LdlqOptions {
         LdlqOptions {
             trellis: feedback.trellis,
             rounding: feedback.rounding,
-            allow_int8: self.allow_int8,
-            allow_lossless: self.allow_lossless,
             // Their damping is in the sensitivities.
-            damping: 0.0,
             error_penalty: if last { 0.0 } else { feedback.error_penalty },
-            sparse: false,
-            draft: false,
+            ..self.rounded()
         }
     }
 }

@@ -17,8 +17,8 @@ pub struct EncodeSummary {
     pub linear_bytes: u64,
     /// Weights of the coded linear layers.
     pub linear_weights: u64,
-    /// Bits in a runtime's memory beyond what allocation chose: tools may widen planes.
-    pub widened_bits: f64,
+    /// Bytes in the memory of a runtime that keeps tiles packed; plain tensors as they are.
+    pub resident_bytes: u64,
     /// Loss of the decoded weights by the allocation's quadratic model, nats per token.
     pub loss: f64,
     /// Loss by tensor, nats per token.

@@ -3,9 +3,10 @@
 use std::path::PathBuf;
 
 use waterfill_allocate::{Allocation, PlannedWeight, Sharing, read_plan};
+use waterfill_checkpoint::packed::PackedTensor;
 use waterfill_checkpoint::{Checkpoint, TensorInfo, Values};
-use waterfill_codec::{CodecError, CodedTensor, Format, Loss, Rate, TILE, TensorPlan, TilePlan, Trellis};
-use waterfill_quadratic::QuadraticLoss;
+use waterfill_codec::{CodecError, CodedTensor, Format, Loss, Rate, TILE, Trellis};
+use waterfill_quadratic::{Curvature, QuadraticLoss};
 use waterfill_sequential::Adaptation;
 
 use crate::chain::{chain_of, decode_chain, read_blobs};
@@ -52,14 +53,20 @@ pub(crate) fn code(
     last: bool,
 ) -> Result<Vec<u8>> {
     let search = || encode_rdo(weight, weights, &options.tools, options.allow_int8).map_err(failed(info));
-    let Some(feedback) = &options.feedback else { return search() };
+    let Some(feedback) = &options.feedback else {
+        return match weight.widths.is_empty() {
+            true => search(),
+            // Prediction and transforms may need wider planes than are planned.
+            false => encode_ldlq(weight, weights, Curvature::default(), &options.rounded()).map_err(failed(info)),
+        };
+    };
     let curvature = feedback.curvature(&info.name)?;
     let settings = options.ldlq(feedback, last);
     let fed = encode_ldlq(weight, weights, curvature.get(), &settings).map_err(failed(info))?;
     // Rows that are looked up may be alike, which prediction knows to use and feedback does not; and where steps are fine,
     // planes may not hold what feedback adds to some of them.
     let looked_up = curvature.hessian.is_none() || !weight.loss_weights.lookup.is_empty();
-    if !looked_up || weight.sharing != Sharing::Tile {
+    if !looked_up || weight.sharing != Sharing::Tile || !weight.widths.is_empty() {
         return Ok(fed);
     }
     let searched = search()?;
@@ -97,7 +104,8 @@ pub fn coding_errors(
             let settings = LdlqOptions { draft: true, trellis, ..settings };
             encode_ldlq(&weight, &weights, feedback.curvature(name)?.get(), &settings)
         }
-        None => encode_rdo(&weight, &weights, &options.tools, options.allow_int8),
+        None if weight.widths.is_empty() => encode_rdo(&weight, &weights, &options.tools, options.allow_int8),
+        None => encode_ldlq(&weight, &weights, Curvature::default(), &options.rounded()),
     };
     let decoded = coded.and_then(|coded| Ok(CodedTensor::parse(&coded)?.decode()?.0)).map_err(failed(info))?;
     let mut errors = Values { dtype: weight.plan.dtype, bytes: decoded, tiles: vec![] }.to_f32();
@@ -110,7 +118,8 @@ pub(crate) struct EncodedStats {
     pub usage: Usage,
     /// Loss after each layer, nats per token.
     pub losses: Vec<f64>,
-    pub widened_bits: f64,
+    /// Bytes in a runtime's memory.
+    pub resident_bytes: u64,
     /// Decoded values, if they were to be kept.
     pub decoded: Option<Vec<f32>>,
 }
@@ -145,21 +154,13 @@ pub(crate) fn read_back(
     .map_err(failed(info))?;
     let decoded = keep.then(|| values(&decoded));
     let usage = Usage::of(&tiles, chain[0].plan());
-    let widened_bits = match chain.len() {
-        1 => plane_bits(&TensorPlan { tiles, ..chain[0].plan().clone() }),
+    let packed = match chain.as_slice() {
+        [one] => PackedTensor::of_coded(one).map_err(failed(info))?,
         // Layers are held as elements.
-        _ => (dtype.bits() * weights.len()) as f64,
-    } - plane_bits(&weight.plan);
-    Ok(EncodedStats { usage, losses, widened_bits, decoded })
-}
-
-/// Bits of all planes, codes and patterns in a runtime's memory.
-fn plane_bits(plan: &TensorPlan) -> f64 {
-    let bits = |(n, tile): (usize, &TilePlan)| {
-        let (rows, cols) = plan.tile_range(n);
-        tile.format.resident_bits(plan.dtype) * (rows.len() * cols.len()) as f64
+        _ => None,
     };
-    plan.tiles.iter().enumerate().map(bits).sum()
+    let resident_bytes = packed.map_or(dtype.bytes() * weights.len(), |packed| packed.resident_bytes()) as u64;
+    Ok(EncodedStats { usage, losses, resident_bytes, decoded })
 }
 
 pub(crate) fn failed(info: &TensorInfo) -> impl FnOnce(CodecError) -> EncodeError {

@@ -38,7 +38,14 @@ fn planned(hessian: &Hessian, rows: Vec<f32>, lambda: f64) -> PlannedWeight {
     let mean = hessian.diagonal.sum() / COLS as f32;
     let cols = hessian.diagonal.iter().map(|d| d / mean).collect();
     let loss_weights = LossWeights { tiles: vec![1.0; plan.tiles.len()], rows, cols, lookup: vec![] };
-    PlannedWeight { plan, loss_weights, lambda: Lambda(lambda), allow_int4: true, sharing: Default::default() }
+    PlannedWeight {
+        plan,
+        loss_weights,
+        lambda: Lambda(lambda),
+        allow_int4: true,
+        sharing: Default::default(),
+        widths: vec![],
+    }
 }
 
 fn inputs(hessian: &Hessian) -> Curvature<'_> {

@@ -30,7 +30,14 @@ fn planned(lambda: f64) -> PlannedWeight {
         cols: vec![1.0; COLS],
         lookup: vec![],
     };
-    PlannedWeight { plan, loss_weights, lambda: Lambda(lambda), allow_int4: false, sharing: Default::default() }
+    PlannedWeight {
+        plan,
+        loss_weights,
+        lambda: Lambda(lambda),
+        allow_int4: false,
+        sharing: Default::default(),
+        widths: vec![],
+    }
 }
 
 /// J = error + lambda * bits of the whole coded tensor, and what it uses.

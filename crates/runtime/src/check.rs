@@ -1,4 +1,4 @@
-//! Products from packed tiles against products with dense weights.
+//! Products from packed tiles and coded slices against products with dense weights.
 
 use std::path::Path;
 
@@ -38,10 +38,14 @@ pub struct Checked {
     pub kl: f64,
     /// Bytes of the linear layers: packed, and in bf16.
     pub linear_bytes: [usize; 2],
-    /// Continuation by each form: packed, then dense in f32.
-    pub written: [Written; 2],
+    /// Bytes of all tensors in each form: packed, dense in f32, coded.
+    pub resident_bytes: [usize; 3],
+    /// Weights of all tensors.
+    pub weights: u64,
+    /// Continuation by each form.
+    pub written: [Written; 3],
     /// Seconds of loading each.
-    pub load_seconds: [f64; 2],
+    pub load_seconds: [f64; 3],
 }
 
 /// Multiplies noise with every linear layer both ways, then writes `tokens` tokens after `prompt` with each form.
@@ -56,16 +60,17 @@ pub fn check(dir: &Path, prompt: &str, tokens: usize) -> Result<Checked> {
             layers.push(layer(&model, &projection.weight(block).name())?);
         }
     }
-    let forms = [Form::Packed, Form::Dense].map(|form| Runtime::open(dir, form));
-    let [packed, dense] = forms;
-    let (packed, dense) = (packed?, dense?);
+    let [packed, dense, coded] = [Form::Packed, Form::Dense, Form::Coded].map(|form| Runtime::open(dir, form));
+    let (packed, dense, coded) = (packed?, dense?, coded?);
     let (p, q) = (dense.logits(prompt)?, packed.logits(prompt)?);
     Ok(Checked {
         layers,
         kl: divergence(&p, &q),
         linear_bytes: [packed.linear_bytes, 2 * packed.linear_weights as usize],
-        load_seconds: [packed.load_seconds, dense.load_seconds],
-        written: [packed.write(prompt, tokens)?, dense.write(prompt, tokens)?],
+        resident_bytes: [packed.resident_bytes, dense.resident_bytes, coded.resident_bytes],
+        weights: packed.weights,
+        load_seconds: [packed.load_seconds, dense.load_seconds, coded.load_seconds],
+        written: [packed.write(prompt, tokens)?, dense.write(prompt, tokens)?, coded.write(prompt, tokens)?],
     })
 }
 

@@ -7,6 +7,7 @@ use rayon::prelude::*;
 use waterfill_checkpoint::packed::{Bucket, PackedFormat, PackedTensor};
 use waterfill_checkpoint::sparse::StructuredTensor;
 use waterfill_checkpoint::{Checkpoint, Control};
+use waterfill_codec::scale::{UNIT, scale};
 use waterfill_codec::{TILE, dispatch};
 use waterfill_model::Linear;
 
@@ -68,7 +69,7 @@ impl PackedLinear {
             }
             all
         };
-        let (plain, scaled) = (padded(&[]), padded(&self.base.col_scales));
+        let (plain, scaled) = (padded(&[]), padded(&self.base.col_factors()));
         let task = |n: usize| self.tile_row(n, tokens, &plain, &scaled);
         let parts: Vec<Vec<f32>> = (0..rows.div_ceil(TILE)).into_par_iter().map(task).collect();
         let mut out = vec![0.0; tokens * rows];
@@ -86,26 +87,31 @@ impl PackedLinear {
     /// Outputs of a row of tiles, `[tokens, 16]`.
     fn tile_row(&self, n: usize, tokens: usize, plain: &[f32], scaled: &[f32]) -> Vec<f32> {
         let across = self.base.tiles_across();
-        let places = (n * across) as u32..((n + 1) * across) as u32;
         let empty = || vec![Lanes::default(); tokens];
         let (mut codes, mut elements) = (empty(), empty());
         for bucket in &self.base.buckets {
             let is_plain = matches!(bucket.format, PackedFormat::Plain(_));
             let (x, sums) = if is_plain { (plain, &mut elements) } else { (scaled, &mut codes) };
-            let start = bucket.tiles.partition_point(|&place| place < places.start);
-            let end = bucket.tiles.partition_point(|&place| place < places.end);
-            for tile in start..end {
-                let left = bucket.tiles[tile] as usize % across * TILE;
-                let scale = if is_plain { 1.0 } else { bucket.scales[tile] };
+            for (tile, column) in bucket.tiles_of_row(n).zip(bucket.columns_of_row(n)) {
+                let left = column * TILE;
+                let factor = bucket.scale_index(tile).map_or(1.0, scale);
+                let levels = bucket.format.level_bits().map(|_| unpacked(bucket, tile));
                 for (sums, x) in sums.iter_mut().zip(x.chunks_exact(across * TILE)) {
-                    add_tile(bucket, tile, &x[left..left + TILE], scale, sums);
+                    let x: [f32; TILE] = std::array::from_fn(|l| x[left + l] * factor);
+                    match &levels {
+                        Some(levels) => dispatch(
+                            #[inline(always)]
+                            || add_levels(levels, &x, sums),
+                        ),
+                        None => add_values(bucket, tile, &x, sums),
+                    }
                 }
             }
         }
         // Scales of rows are of codes only.
         let row = |(i, (codes, elements)): (usize, (&[f32; TILE], &[f32; TILE]))| {
-            let scale = self.base.row_scales.get(n * TILE + i).copied().unwrap_or(1.0);
-            codes.iter().sum::<f32>() * scale + elements.iter().sum::<f32>()
+            let factor = self.base.row_scales.get(n * TILE + i).map_or(1.0, |&k| scale(UNIT * i32::from(k)));
+            codes.iter().sum::<f32>() * factor + elements.iter().sum::<f32>()
         };
         let token = |(codes, elements): (&Lanes, &Lanes)| -> Vec<f32> {
             codes.iter().zip(elements).enumerate().map(row).collect()
@@ -117,54 +123,29 @@ impl PackedLinear {
 /// Products of a tile with its inputs, kept apart by row and lane: the rows' sums are added up at the end.
 type Lanes = [[f32; TILE]; TILE];
 
-/// Adds `scale` times the products of a tile and 16 inputs.
-fn add_tile(bucket: &Bucket, tile: usize, x: &[f32], scale: f32, sums: &mut Lanes) {
-    let bytes = &bucket.data[tile * bucket.format.tile_bytes()..][..bucket.format.tile_bytes()];
-    // As the halves of bytes lie: columns 0, 2, 4... before 1, 3, 5...
-    let even_first: [f32; TILE] = std::array::from_fn(|l| x[l % (TILE / 2) * 2 + l / (TILE / 2)] * scale);
-    let x: [f32; TILE] = std::array::from_fn(|l| x[l] * scale);
-    match bucket.format {
-        PackedFormat::Int4 => {
-            let bytes: &[u8; 128] = bytes.try_into().expect("a tile of four-bit levels");
-            dispatch(
-                #[inline(always)]
-                || add_int4(bytes, &even_first, sums),
-            );
-        }
-        PackedFormat::Int8 => {
-            let bytes: &[u8; 256] = bytes.try_into().expect("a tile of eight-bit levels");
-            dispatch(
-                #[inline(always)]
-                || add_int8(bytes, &x, sums),
-            );
-        }
-        _ => {
-            for (i, sums) in sums.iter_mut().enumerate() {
-                for (j, (sum, x)) in sums.iter_mut().zip(x).enumerate() {
-                    *sum += bucket.value(tile, i * TILE + j) * x;
-                }
-            }
-        }
-    }
+/// Levels of a tile of integers.
+fn unpacked(bucket: &Bucket, tile: usize) -> [i8; TILE * TILE] {
+    dispatch(
+        #[inline(always)]
+        || bucket.format.unpack(bucket.tile(tile)),
+    )
 }
 
+/// Adds the products of levels and 16 inputs.
 #[inline(always)]
-fn add_int8(bytes: &[u8; 256], x: &[f32; TILE], sums: &mut Lanes) {
+fn add_levels(levels: &[i8; TILE * TILE], x: &[f32; TILE], sums: &mut Lanes) {
     for i in 0..TILE {
         for j in 0..TILE {
-            sums[i][j] += f32::from(bytes[TILE * i + j] as i8) * x[j];
+            sums[i][j] += f32::from(levels[TILE * i + j]) * x[j];
         }
     }
 }
 
-#[inline(always)]
-fn add_int4(bytes: &[u8; 128], x: &[f32; TILE], sums: &mut Lanes) {
-    const HALF: usize = TILE / 2;
-    for i in 0..TILE {
-        for j in 0..HALF {
-            let byte = bytes[HALF * i + j];
-            sums[i][j] += f32::from((byte << 4) as i8 >> 4) * x[j];
-            sums[i][HALF + j] += f32::from(byte as i8 >> 4) * x[HALF + j];
+/// Adds the products of small floating-point codes or elements, and 16 inputs.
+fn add_values(bucket: &Bucket, tile: usize, x: &[f32; TILE], sums: &mut Lanes) {
+    for (i, sums) in sums.iter_mut().enumerate() {
+        for (j, (sum, x)) in sums.iter_mut().zip(x).enumerate() {
+            *sum += bucket.value(tile, i * TILE + j) * x;
         }
     }
 }
@@ -174,5 +155,17 @@ impl Linear for PackedLinear {
         let tokens = x.dim(0)?;
         let values: Vec<f32> = x.flatten_all()?.to_vec1()?;
         Tensor::from_vec(self.multiply(&values), (tokens, self.base.rows), &Device::Cpu)
+    }
+
+    fn rows(&self, ids: &[u32]) -> candle_core::Result<Tensor> {
+        let mut out = Vec::with_capacity(ids.len() * self.base.cols);
+        for &id in ids {
+            let row = self.base.row(id as usize).filter(|_| self.refinements.is_empty());
+            let Some(row) = row else {
+                return Err(candle_core::Error::Msg(format!("row {id} of {} rows in tiles", self.base.rows)));
+            };
+            out.extend(row);
+        }
+        Tensor::from_vec(out, (ids.len(), self.base.cols), &Device::Cpu)
     }
 }

@@ -7,18 +7,22 @@ use std::time::Instant;
 
 use candle_core::Device;
 use serde::Serialize;
-use waterfill_checkpoint::QualityPrefix;
+use waterfill_checkpoint::{Checkpoint, QualityPrefix};
+use waterfill_model::roles::is_linear;
 use waterfill_model::{Generator, Linear, Model, Reader, Text, greedy};
 
+use crate::coded::CodedLinear;
 use crate::error::{Result, RuntimeError};
 use crate::linear::PackedLinear;
 
-/// Form of linear layers in memory.
+/// Form of matrices in memory: of linear layers, embedding and head.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Form {
     /// Packed tiles; products straight from them.
     Packed,
+    /// As in the file, decoded a slice at a time when they are used.
+    Coded,
     /// Values in f32.
     Dense,
 }
@@ -32,6 +36,10 @@ pub struct Runtime {
     pub linear_bytes: usize,
     /// Their weights.
     pub linear_weights: u64,
+    /// Bytes that all tensors take, embedding and head included.
+    pub resident_bytes: usize,
+    /// Weights of all tensors.
+    pub weights: u64,
     /// Seconds that loading took.
     pub load_seconds: f64,
 }
@@ -76,22 +84,25 @@ impl Runtime {
     /// As [`Runtime::open`].
     pub fn of(model: &Model, dir: &Path, form: Form, start: Instant) -> Result<Self> {
         let text = Text::open(dir, &model.config)?;
-        let (mut linear_bytes, mut linear_weights) = (0, 0);
-        let sizes: HashMap<String, u64> =
+        let (mut linear_bytes, mut linear_weights, mut resident_bytes) = (0, 0, 0);
+        let matrices: HashMap<String, u64> =
             model.weights().into_iter().map(|(name, [rows, cols])| (name, (rows * cols) as u64)).collect();
         let generator = Generator::with(model, &mut |name| {
-            let weights = sizes.get(name).copied().unwrap_or(0);
-            linear_weights += weights;
-            if form == Form::Dense {
-                linear_bytes += 4 * weights as usize;
-                return Ok(None);
+            let weights = matrices.get(name).copied().unwrap_or(0);
+            let (bytes, matrix) = matrix(model.checkpoint(), name, form)?;
+            let bytes = bytes.unwrap_or(4 * weights as usize);
+            resident_bytes += bytes;
+            if is_linear(name) {
+                linear_bytes += bytes;
+                linear_weights += weights;
             }
-            let packed = PackedLinear::open(model.checkpoint(), name)?;
-            linear_bytes += packed.resident_bytes();
-            Ok(Some(Arc::new(packed) as Arc<dyn Linear>))
+            Ok(matrix)
         })?;
-        let load_seconds = start.elapsed().as_secs_f64();
-        Ok(Self { generator, text, positions: model.config.positions, linear_bytes, linear_weights, load_seconds })
+        let others = model.checkpoint().tensors().filter(|info| !matrices.contains_key(&info.name));
+        resident_bytes += others.map(|info| 4 * info.weights() as usize).sum::<usize>();
+        let (load_seconds, weights) = (start.elapsed().as_secs_f64(), model.checkpoint().weights());
+        let positions = model.config.positions;
+        Ok(Self { generator, text, positions, linear_bytes, linear_weights, resident_bytes, weights, load_seconds })
     }
 
     /// The likeliest continuation of `prompt`, `most` tokens or fewer.
@@ -133,6 +144,23 @@ impl Runtime {
         Ok(ids)
     }
 }
+
+/// A matrix in a form with the bytes that it takes; none where it is to be dense.
+fn matrix(checkpoint: &Checkpoint, name: &str, form: Form) -> waterfill_checkpoint::Result<Matrix> {
+    if form == Form::Coded
+        && let Some(coded) = CodedLinear::open(checkpoint, name)?
+    {
+        return Ok((Some(coded.resident_bytes()), Some(Arc::new(coded))));
+    }
+    // Rows of embeddings cannot be looked up in layers that lie apart.
+    if form == Form::Dense || !is_linear(name) && checkpoint.tensor(name)?.quality_layers() > 1 {
+        return Ok((None, None));
+    }
+    let packed = PackedLinear::open(checkpoint, name)?;
+    Ok((Some(packed.resident_bytes()), Some(Arc::new(packed))))
+}
+
+type Matrix = (Option<usize>, Option<Arc<dyn Linear>>);
 
 /// A reader with the seconds of its calls.
 struct Timed<'a> {

@@ -1,11 +1,13 @@
 //! Products from tiles, and texts, against dense weights.
 
+use candle_core::{Device, Tensor};
 use waterfill_checkpoint::writer::{Data, Entry, write_checkpoint, write_quality_layers};
 use waterfill_checkpoint::{Checkpoint, Control};
 use waterfill_codec::encoder::quantize::quantize_slice;
 use waterfill_codec::{CodedTensor, Dtype, Format, Scales, TensorEncoder, TensorPlan, TilePlan, encode_tensor};
 use waterfill_fixture::{FAMILIES, small_config_of, write_random};
-use waterfill_runtime::{Form, PackedLinear, Runtime, RuntimeError, SparseLinear, check};
+use waterfill_model::Linear;
+use waterfill_runtime::{CodedLinear, Form, PackedLinear, Runtime, RuntimeError, SparseLinear, check};
 
 /// A matrix of some formats with scales of rows and columns, of a size that cuts tiles.
 fn coded(formats: &[Format], (rows, cols): (usize, usize)) -> (tempfile::TempDir, Checkpoint) {
@@ -58,6 +60,39 @@ fn products_from_tiles_are_those_of_their_values() {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
             assert_eq!(pool.install(|| linear.multiply(&x)), found, "threads do not matter");
         }
+    }
+}
+
+#[test]
+fn coded_matrices_multiply_and_look_up_as_their_values() {
+    let (rows, cols) = (3000, 75);
+    let (_dir, checkpoint) = coded(&[Format::Int4, Format::Lossless, Format::Fp8], (rows, cols));
+    let values = checkpoint.read_f32("w", &[rows, cols]).unwrap();
+    let held = CodedLinear::open(&checkpoint, "w").unwrap().unwrap();
+    assert_eq!(held.resident_bytes(), checkpoint.read_raw("w").unwrap().len());
+    let packed = PackedLinear::open(&checkpoint, "w").unwrap();
+    let x =
+        Tensor::from_vec((0..2 * cols).map(|n| (n as f32 * 0.377).cos()).collect(), (2, cols), &Device::Cpu).unwrap();
+    let weights = Tensor::from_slice(&values, (rows, cols), &Device::Cpu).unwrap();
+    let expected: Vec<Vec<f32>> = x.matmul(&weights.t().unwrap()).unwrap().to_vec2().unwrap();
+    for found in [held.forward(&x).unwrap(), packed.forward(&x).unwrap()] {
+        let found: Vec<Vec<f32>> = found.to_vec2().unwrap();
+        for (found, expected) in found.iter().flatten().zip(expected.iter().flatten()) {
+            assert!((found - expected).abs() < 1e-3, "{found} {expected}");
+        }
+    }
+    // The first and the last slice, out of order and twice.
+    let ids = [2999, 0, 17, 2999];
+    let looked_up: Vec<Vec<f32>> = held.rows(&ids).unwrap().to_vec2().unwrap();
+    let from_tiles: Vec<Vec<f32>> = packed.rows(&ids).unwrap().to_vec2().unwrap();
+    for (n, &id) in ids.iter().enumerate() {
+        let expected = &values[id as usize * cols..][..cols];
+        assert_eq!(looked_up[n], expected);
+        let near = |(a, b): (&f32, &f32)| (a - b).abs() <= b.abs() / 128.0;
+        assert!(from_tiles[n].iter().zip(expected).all(near), "row {id}");
+    }
+    for matrix in [&held as &dyn Linear, &packed] {
+        assert!(matrix.rows(&[3000]).unwrap_err().to_string().contains("row 3000 of 3000"));
     }
 }
 
@@ -140,6 +175,7 @@ fn families_write_the_same_from_tiles_and_from_dense_weights() {
         let worst = checked.layers.iter().map(|l| l.error).fold(0.0, f64::max);
         assert!(worst < 1e-6 && checked.kl < 1e-7, "{name}: {worst} {}", checked.kl);
         assert_eq!(checked.written[0].text, checked.written[1].text, "{name}");
+        assert_eq!(checked.written[0].text, checked.written[2].text, "{name}");
         assert_eq!(checked.layers.len(), 7 * config["num_hidden_layers"].as_u64().unwrap() as usize, "{name}");
     }
 }

@@ -1,68 +1,23 @@
 //! Matrices in the form that runtimes multiply with: tiles of one format together, scales separate.
 
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 
 use rayon::prelude::*;
-use waterfill_codec::{CodecError, CodedTensor, Dtype, Format, Minifloat, TILE, TilePlan};
+use waterfill_codec::scale::{UNIT, scale};
+use waterfill_codec::{CodecError, CodedTensor, Dtype, Format, Minifloat, TILE};
 
 use crate::control::{Control, Parts};
 use crate::error::{CheckpointError, Result, TensorError};
 use crate::open::Checkpoint;
 use crate::types::Storage;
 
-/// Weights of a tile.
-const WEIGHTS: usize = TILE * TILE;
+mod format;
+
+pub use format::PackedFormat;
+use format::WEIGHTS;
+
 /// Alignment of a bucket's data, bytes: a tile of four-bit levels.
 pub const ALIGNMENT: usize = 128;
-
-/// Number format of the tiles of a bucket.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum PackedFormat {
-    /// Levels -8 to 7 in two's complement, the first of two in the lower half of a byte: 128 bytes a tile.
-    Int4,
-    /// Levels -127 to 127: 256 bytes.
-    Int8,
-    /// FP8 E4M3: 256 bytes.
-    E4m3,
-    /// FP8 E5M2: 256 bytes.
-    E5m2,
-    /// Elements of the tensor's own type, without scales: 512 or 1024 bytes.
-    Plain(Dtype),
-}
-
-impl PackedFormat {
-    /// Bytes of a tile.
-    pub const fn tile_bytes(self) -> usize {
-        match self {
-            Self::Int4 => WEIGHTS / 2,
-            Self::Int8 | Self::E4m3 | Self::E5m2 => WEIGHTS,
-            Self::Plain(dtype) => WEIGHTS * dtype.bits() / 8,
-        }
-    }
-
-    /// Name in tables.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Int4 => "int4",
-            Self::Int8 => "int8",
-            Self::E4m3 => "fp8-e4m3",
-            Self::E5m2 => "fp8-e5m2",
-            Self::Plain(_) => "plain",
-        }
-    }
-
-    /// Packed form of a coded format; `None` for formats that are decoded to elements.
-    fn of(format: Format, dtype: Dtype) -> Option<Self> {
-        match format {
-            Format::Int4 | Format::Int2 | Format::Int3 => Some(Self::Int4),
-            Format::Int8 => Some(Self::Int8),
-            Format::Fp8 => Some(Self::E4m3),
-            Format::Fp8E5M2 => Some(Self::E5m2),
-            Format::Lossless => Some(Self::Plain(dtype)),
-            Format::Fp4 => None,
-        }
-    }
-}
 
 /// Bytes aligned to [`ALIGNMENT`].
 pub struct Aligned {
@@ -91,20 +46,26 @@ impl Deref for Aligned {
     }
 }
 
-/// Tiles of one format.
+/// Tiles of one format, row of tiles by row of tiles.
 pub struct Bucket {
     /// Their format.
     pub format: PackedFormat,
-    /// Index of each tile: row of tiles times tiles across, plus column of tiles; ascending.
-    pub tiles: Vec<u32>,
-    /// Scale of each tile; empty for plain tiles.
-    pub scales: Vec<f32>,
+    /// Number of the bucket's tiles before each row of tiles of the matrix, and of all: one entry more than rows of tiles.
+    pub row_starts: Vec<u32>,
+    /// Whether each tile of the matrix is in this bucket, a bit each from the lowest on: column of tiles `c` of a row of
+    /// tiles in bit `c mod 8` of its byte `c / 8`, `ceil(tiles across / 8)` bytes a row.
+    pub occupied: Vec<u8>,
+    /// Scale of each tile in quarter octaves over the bucket's, empty for plain tiles.
+    pub scales: Vec<i8>,
+    /// Scale of the bucket, 2^(k/8) ([`waterfill_codec::scale::scale`]).
+    pub scale: i32,
     /// Tiles one after the other, each `[16, 16]`; zeros beyond the matrix.
     pub data: Aligned,
 }
 
-/// A matrix `[rows, cols]` in tiles of 16x16. The weight in row r and column c of a tile of codes is code * scale of
-/// the tile * `row_scales[r]` * `col_scales[c]`; the decoded tensor has it rounded to its own type.
+/// A matrix `[rows, cols]` in tiles of 16x16. The weight in row r and column c of a tile of codes is its code times
+/// 2^((b + 2 k + 2 `row_scales[r]` + 2 `col_scales[c]`)/8) with scales k of the tile and b of the bucket; the decoded tensor
+/// has it rounded to its own type.
 pub struct PackedTensor {
     /// Rows (output features).
     pub rows: usize,
@@ -112,16 +73,16 @@ pub struct PackedTensor {
     pub cols: usize,
     /// Type of the decoded tensor.
     pub dtype: Dtype,
-    /// Scale of each row, or empty for ones.
-    pub row_scales: Vec<f32>,
-    /// Scale of each column, or empty for ones.
-    pub col_scales: Vec<f32>,
+    /// Scale of each row in quarter octaves, or empty for zeros.
+    pub row_scales: Vec<i8>,
+    /// Scale of each column in quarter octaves, or empty for zeros.
+    pub col_scales: Vec<i8>,
     /// Tiles by format, one bucket for each format that occurs.
     pub buckets: Vec<Bucket>,
 }
 
 /// A tile to be put into a bucket: format, index, scale, range of its bytes.
-type Piece = (PackedFormat, u32, f32, std::ops::Range<usize>);
+type Piece = (PackedFormat, u32, i32, Range<usize>);
 
 /// Tiles of a part of the matrix.
 #[derive(Default)]
@@ -132,18 +93,9 @@ struct Pieces {
 
 impl Pieces {
     /// Appends a tile of 256 values, row-major.
-    fn add(&mut self, format: PackedFormat, place: u32, scale: f32, values: &[i32; WEIGHTS]) {
+    fn add(&mut self, format: PackedFormat, place: u32, scale: i32, values: &[i32; WEIGHTS]) {
         let start = self.bytes.len();
-        match format {
-            PackedFormat::Int4 => {
-                self.bytes.extend(values.chunks_exact(2).map(|v| (v[0] & 15 | (v[1] & 15) << 4) as u8))
-            }
-            PackedFormat::Plain(dtype) => {
-                let bytes = dtype.bytes();
-                values.iter().for_each(|v| self.bytes.extend_from_slice(&v.to_le_bytes()[..bytes]));
-            }
-            _ => self.bytes.extend(values.iter().map(|&v| v as u8)),
-        }
+        format.pack(values, &mut self.bytes);
         self.pieces.push((format, place, scale, start..self.bytes.len()));
     }
 }
@@ -154,33 +106,85 @@ impl PackedTensor {
         self.cols.div_ceil(TILE)
     }
 
-    /// Bytes in memory: codes, indices and scales.
+    /// Factor of each row, or empty for ones.
+    pub fn row_factors(&self) -> Vec<f32> {
+        self.row_scales.iter().map(|&k| scale(UNIT * i32::from(k))).collect()
+    }
+
+    /// Factor of each column, or empty for ones.
+    pub fn col_factors(&self) -> Vec<f32> {
+        self.col_scales.iter().map(|&k| scale(UNIT * i32::from(k))).collect()
+    }
+
+    /// Bytes in memory: codes, places and scales.
     pub fn resident_bytes(&self) -> usize {
-        let bucket = |b: &Bucket| b.data.len() + 4 * (b.tiles.len() + b.scales.len());
-        self.buckets.iter().map(bucket).sum::<usize>() + 4 * (self.row_scales.len() + self.col_scales.len())
+        let bucket = |b: &Bucket| b.data.len() + 4 * b.row_starts.len() + b.occupied.len() + b.scales.len() + 4;
+        self.buckets.iter().map(bucket).sum::<usize>() + self.row_scales.len() + self.col_scales.len()
+    }
+
+    /// Values of a row before they are rounded to the tensor's own type; `None` if there is no such row.
+    pub fn row(&self, row: usize) -> Option<Vec<f32>> {
+        if row >= self.rows {
+            return None;
+        }
+        let mut out = vec![0.0; self.cols];
+        let own = UNIT * i32::from(self.row_scales.get(row).copied().unwrap_or(0));
+        for bucket in &self.buckets {
+            let tiles = bucket.tiles_of_row(row / TILE).zip(bucket.columns_of_row(row / TILE));
+            for (n, column) in tiles {
+                for (j, out) in out[column * TILE..].iter_mut().take(TILE).enumerate() {
+                    let col = UNIT * i32::from(self.col_scales.get(column * TILE + j).copied().unwrap_or(0));
+                    let factor = bucket.scale_index(n).map_or(1.0, |k| scale(k + own + col));
+                    *out = bucket.value(n, row % TILE * TILE + j) * factor;
+                }
+            }
+        }
+        Some(out)
     }
 
     /// Values `[rows, cols]` before they are rounded to the tensor's own type: a reference for kernels.
     pub fn to_f32(&self) -> Vec<f32> {
         let mut out = vec![0.0; self.rows * self.cols];
-        let at = |scales: &[f32], i: usize| scales.get(i).copied().unwrap_or(1.0);
+        let at = |scales: &[i8], i: usize| UNIT * i32::from(scales.get(i).copied().unwrap_or(0));
         for bucket in &self.buckets {
-            for (n, &place) in bucket.tiles.iter().enumerate() {
-                let (top, left) =
-                    (place as usize / self.tiles_across() * TILE, place as usize % self.tiles_across() * TILE);
+            for (n, [row, column]) in bucket.places().enumerate() {
+                let (top, left) = (row * TILE, column * TILE);
                 for i in 0..TILE.min(self.rows - top) {
                     for j in 0..TILE.min(self.cols - left) {
                         let value = bucket.value(n, i * TILE + j);
-                        let scale = match bucket.format {
-                            PackedFormat::Plain(_) => 1.0,
-                            _ => bucket.scales[n] * at(&self.row_scales, top + i) * at(&self.col_scales, left + j),
-                        };
-                        out[(top + i) * self.cols + left + j] = value * scale;
+                        let factor = bucket
+                            .scale_index(n)
+                            .map_or(1.0, |k| scale(k + at(&self.row_scales, top + i) + at(&self.col_scales, left + j)));
+                        out[(top + i) * self.cols + left + j] = value * factor;
                     }
                 }
             }
         }
         out
+    }
+
+    /// Tiles of a coded tensor without quality layers; `None` where tiles have another size or are decoded to elements.
+    ///
+    /// # Errors
+    /// Damaged slices.
+    pub fn of_coded(coded: &CodedTensor) -> std::result::Result<Option<Self>, CodecError> {
+        if !Self::can_hold(coded) {
+            return Ok(None);
+        }
+        let pieces = (0..coded.slices()).into_par_iter().map(|n| pieces_of(coded, n));
+        let pieces = pieces.collect::<std::result::Result<Option<Vec<_>>, CodecError>>()?;
+        Ok(pieces.and_then(|pieces| Self::empty(coded).assemble(pieces)))
+    }
+
+    fn can_hold(coded: &CodedTensor) -> bool {
+        let plan = coded.plan();
+        plan.tile == TILE && plan.parameters.filter.is_none() && plan.dtype.is_weight()
+    }
+
+    fn empty(coded: &CodedTensor) -> Self {
+        let plan = coded.plan();
+        let (row_scales, col_scales) = (plan.row_scale.clone(), plan.col_scale.clone());
+        Self { rows: plan.rows, cols: plan.cols, dtype: plan.dtype, row_scales, col_scales, buckets: vec![] }
     }
 
     /// Tiles of a coded tensor; `None` where tiles have another size or are decoded to elements.
@@ -189,8 +193,7 @@ impl PackedTensor {
         parts: &Parts,
         failed: impl Fn(CodecError) -> CheckpointError + Sync,
     ) -> Result<Option<Self>> {
-        let plan = coded.plan();
-        if plan.tile != TILE || plan.parameters.filter.is_some() || !plan.dtype.is_weight() {
+        if !Self::can_hold(coded) {
             return Ok(None);
         }
         let slice = |n: usize| {
@@ -200,14 +203,11 @@ impl PackedTensor {
             Ok(pieces)
         };
         let pieces = (0..coded.slices()).into_par_iter().map(slice).collect::<Result<Option<Vec<_>>>>()?;
-        let (row_scales, col_scales) = (plan.row_scales(), plan.col_scales());
-        let (rows, cols, dtype) = (plan.rows, plan.cols, plan.dtype);
-        let empty = Self { rows, cols, dtype, row_scales, col_scales, buckets: vec![] };
-        Ok(pieces.map(|pieces| empty.assemble(pieces)))
+        Ok(pieces.and_then(|pieces| Self::empty(coded).assemble(pieces)))
     }
 
-    /// Sorts tiles into buckets; parts are in order.
-    fn assemble(mut self, parts: Vec<Pieces>) -> Self {
+    /// Sorts tiles into buckets; parts are in order. `None` where scales of one format differ by more than 63 octaves.
+    fn assemble(mut self, parts: Vec<Pieces>) -> Option<Self> {
         let mut formats: Vec<PackedFormat> = Vec::new();
         for (format, ..) in parts.iter().flat_map(|p| &p.pieces) {
             if !formats.contains(format) {
@@ -215,6 +215,7 @@ impl PackedTensor {
             }
         }
         formats.sort_by_key(|f| (f.tile_bytes(), f.name()));
+        let (down, across) = (self.rows.div_ceil(TILE), self.tiles_across() as u32);
         for format in formats {
             let own = || {
                 parts.iter().flat_map(|p| p.pieces.iter().map(move |piece| (p, piece))).filter(|(_, q)| q.0 == format)
@@ -223,34 +224,83 @@ impl PackedTensor {
             for (to, (part, (.., range))) in data.as_mut().chunks_exact_mut(format.tile_bytes()).zip(own()) {
                 to.copy_from_slice(&part.bytes[range.clone()]);
             }
+            // Tiles lie whole quarter octaves apart.
+            let scales = || own().map(|(_, piece)| piece.2);
+            let (least, most) = (scales().min()?, scales().max()?);
+            let middle = least + (most - least) / UNIT / 2 * UNIT;
+            let scales = scales().map(|k| i8::try_from((k - middle) / UNIT).ok()).collect::<Option<Vec<_>>>()?;
             let scaled = !matches!(format, PackedFormat::Plain(_));
+            let places: Vec<u32> = own().map(|(_, piece)| piece.1).collect();
+            let before = |row: usize| places.partition_point(|&place| place < row as u32 * across) as u32;
             self.buckets.push(Bucket {
                 format,
-                tiles: own().map(|(_, piece)| piece.1).collect(),
-                scales: own().filter(|_| scaled).map(|(_, piece)| piece.2).collect(),
+                row_starts: (0..=down).map(before).collect(),
+                occupied: occupied(&places, down, across as usize),
+                scales: if scaled { scales } else { vec![] },
+                scale: middle,
                 data,
             });
         }
-        self
+        Some(self)
     }
 }
 
+/// A bit for each tile of the matrix, set for those in `places`.
+fn occupied(places: &[u32], down: usize, across: usize) -> Vec<u8> {
+    let bytes = across.div_ceil(8);
+    let mut bits = vec![0; down * bytes];
+    for place in places {
+        let (row, column) = (*place as usize / across, *place as usize % across);
+        bits[row * bytes + column / 8] |= 1 << (column % 8);
+    }
+    bits
+}
+
 impl Bucket {
+    /// Tiles in a row of tiles, by number.
+    pub fn tiles_of_row(&self, row: usize) -> Range<usize> {
+        self.row_starts[row] as usize..self.row_starts[row + 1] as usize
+    }
+
+    /// Columns of tiles of the tiles in a row of tiles, ascending.
+    pub fn columns_of_row(&self, row: usize) -> impl Iterator<Item = usize> {
+        let bytes = self.occupied.len() / (self.row_starts.len() - 1).max(1);
+        let own = self.occupied[row * bytes..][..bytes].iter().enumerate();
+        own.flat_map(|(n, &byte)| (0..8).filter(move |bit| byte >> bit & 1 == 1).map(move |bit| 8 * n + bit))
+    }
+
+    /// Row of tiles and column of tiles of each tile.
+    pub fn places(&self) -> impl Iterator<Item = [usize; 2]> {
+        let rows = 0..self.row_starts.len() - 1;
+        rows.flat_map(|row| self.columns_of_row(row).map(move |column| [row, column]))
+    }
+
+    /// Number of tiles.
+    pub fn tiles(&self) -> usize {
+        self.row_starts.last().map_or(0, |&all| all as usize)
+    }
+
+    /// Scale of tile `n` in eighths of an octave, the bucket's included; `None` for plain tiles.
+    pub fn scale_index(&self, n: usize) -> Option<i32> {
+        self.scales.get(n).map(|&k| self.scale + UNIT * i32::from(k))
+    }
+
+    /// Bytes of tile `n`.
+    pub fn tile(&self, n: usize) -> &[u8] {
+        &self.data[n * self.format.tile_bytes()..][..self.format.tile_bytes()]
+    }
+
     /// Value of element `i` of tile `n` before scales.
     pub fn value(&self, n: usize, i: usize) -> f32 {
-        let tile = &self.data[n * self.format.tile_bytes()..][..self.format.tile_bytes()];
+        let tile = self.tile(n);
         match self.format {
-            PackedFormat::Int4 => {
-                let nibble = tile[i / 2] >> (4 * (i % 2));
-                f32::from((nibble << 4) as i8 >> 4)
-            }
-            PackedFormat::Int8 => f32::from(tile[i] as i8),
             PackedFormat::E4m3 => Minifloat::E4M3.decode(tile[i]),
             PackedFormat::E5m2 => Minifloat::E5M2.decode(tile[i]),
             PackedFormat::Plain(dtype) => {
                 let bytes = &tile[i * dtype.bytes()..][..dtype.bytes()];
                 dtype.value_of(bytes.iter().rev().fold(0, |v, &b| v << 8 | u32::from(b)))
             }
+            integers => f32::from(integers.unpack(tile)[i]),
         }
     }
 }
@@ -266,7 +316,8 @@ impl Checkpoint {
         let &[rows, cols] = info.shape.as_slice() else {
             return Err(self.wrong(info, TensorError::NotAMatrix { shape: info.shape.clone() }));
         };
-        if rows.div_ceil(TILE).saturating_mul(cols.div_ceil(TILE)) > u32::MAX as usize {
+        let (down, across) = (rows.div_ceil(TILE), cols.div_ceil(TILE));
+        if down.saturating_mul(across) > u32::MAX as usize {
             return Err(self.wrong(info, TensorError::TooManyTiles));
         }
         let failed = self.codec_error(info);
@@ -289,7 +340,8 @@ impl Checkpoint {
             Ok(pieces)
         };
         let pieces = (0..rows.div_ceil(TILE)).into_par_iter().map(row).collect::<Result<Vec<_>>>()?;
-        Ok(empty(values.dtype).assemble(pieces))
+        // Elements have no scales.
+        Ok(empty(values.dtype).assemble(pieces).expect("one format without scales"))
     }
 }
 
@@ -300,21 +352,18 @@ fn pieces_of(coded: &CodedTensor, n: usize) -> std::result::Result<Option<Pieces
     let across = plan.cols.div_ceil(TILE);
     let mut pieces = Pieces::default();
     for (i, tile) in decoded.tiles.iter().enumerate() {
-        let Some(format) = PackedFormat::of(tile.format, plan.dtype) else { return Ok(None) };
         let (top, left) = (i / across * TILE, i % across * TILE);
         let mut values = [0; WEIGHTS];
         for (row, to) in (top..rows.len()).zip(values.chunks_exact_mut(TILE)) {
             let line = &decoded.plane[row * plan.cols + left..][..TILE.min(plan.cols - left)];
             to[..line.len()].copy_from_slice(line);
         }
+        let Some(format) = PackedFormat::of(tile.format, plan.dtype, &values) else { return Ok(None) };
         let place = (rows.start / TILE * across + i) as u32;
-        pieces.add(format, place, scale_of(coded, tile), &values);
+        let scale = if tile.format == Format::Lossless { 0 } else { plan.tile_scale_index(tile) };
+        pieces.add(format, place, scale, &values);
     }
     Ok(Some(pieces))
-}
-
-fn scale_of(coded: &CodedTensor, tile: &TilePlan) -> f32 {
-    if tile.format == Format::Lossless { 1.0 } else { coded.plan().tile_scale(tile) }
 }
 
 /// A row of tiles of elements.
@@ -329,7 +378,7 @@ fn plain_pieces(bytes: &[u8], dtype: Dtype, (rows, cols): (usize, usize), n: usi
             let pattern = |b: &[u8]| b.iter().rev().fold(0u32, |v, &x| v << 8 | u32::from(x)) as i32;
             to.iter_mut().zip(line.chunks_exact(dtype.bytes())).for_each(|(v, b)| *v = pattern(b));
         }
-        pieces.add(PackedFormat::Plain(dtype), (n * across + i) as u32, 1.0, &values);
+        pieces.add(PackedFormat::Plain(dtype), (n * across + i) as u32, 0, &values);
     }
     pieces
 }

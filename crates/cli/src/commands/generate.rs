@@ -34,13 +34,14 @@ pub fn execute_check(arguments: &Arguments, checkpoint: &Path, prompt: &str, tok
 /// Time and memory of a text.
 fn render(runtime: &Runtime, written: &Written) -> String {
     format!(
-        "{} tokens at {:.1} a second, {} of the prompt at {:.0} a second; linear layers {:.2} MB, {:.2} bits a weight; \
-         loaded in {:.1} s",
+        "{} tokens at {:.1} a second, {} of the prompt at {:.0} a second; weights {:.2} MB, {:.2} bits a weight, \
+         linear layers {:.2} bits; loaded in {:.1} s",
         written.tokens,
         written.rate,
         written.prompt_tokens,
         written.prompt_rate,
-        runtime.linear_bytes as f64 / 1e6,
+        runtime.resident_bytes as f64 / 1e6,
+        runtime.resident_bytes as f64 * 8.0 / runtime.weights.max(1) as f64,
         runtime.linear_bytes as f64 * 8.0 / runtime.linear_weights.max(1) as f64,
         runtime.load_seconds
     )
@@ -50,15 +51,16 @@ fn render(runtime: &Runtime, written: &Written) -> String {
 fn object(runtime: &Runtime, written: &Written) -> serde_json::Value {
     let mut object = serde_json::to_value(written).expect("plain data");
     object["linear_bytes"] = runtime.linear_bytes.into();
+    object["resident_bytes"] = runtime.resident_bytes.into();
+    object["weights"] = runtime.weights.into();
     object["linear_weights"] = runtime.linear_weights.into();
     object["load_seconds"] = runtime.load_seconds.into();
     object
 }
 
-/// Products and texts of both forms.
+/// Products, and texts of every form.
 fn render_checked(c: &Checked) -> String {
     let worst = c.layers.iter().max_by(|a, b| a.error.total_cmp(&b.error));
-    let weights: u64 = c.layers.iter().map(|l| l.weights).sum();
     let mut text = String::new();
     let mut line = |s: String| writeln!(text, "{s}").expect("writing to a string");
     if let Some(worst) = worst {
@@ -74,17 +76,17 @@ fn render_checked(c: &Checked) -> String {
         "{:<10}{:>12}{:>14}{:>12}{:>16}{:>12}",
         "form", "MB", "bits/weight", "loaded, s", "prompt tok/s", "tok/s"
     ));
-    let bytes = [c.linear_bytes[0], 2 * c.linear_bytes[1]];
-    for (n, form) in ["packed", "dense f32"].into_iter().enumerate() {
+    for (n, form) in ["packed", "dense f32", "coded"].into_iter().enumerate() {
         line(format!(
             "{form:<10}{:>12.2}{:>14.2}{:>12.2}{:>16.0}{:>12.1}",
-            bytes[n] as f64 / 1e6,
-            bytes[n] as f64 * 8.0 / weights.max(1) as f64,
+            c.resident_bytes[n] as f64 / 1e6,
+            c.resident_bytes[n] as f64 * 8.0 / c.weights.max(1) as f64,
             c.load_seconds[n],
             c.written[n].prompt_rate,
             c.written[n].rate
         ));
     }
-    line(format!("same text: {}", if c.written[0].text == c.written[1].text { "yes" } else { "no" }));
+    let same = c.written.iter().all(|written| written.text == c.written[0].text);
+    line(format!("same text: {}", if same { "yes" } else { "no" }));
     text
 }

@@ -56,8 +56,12 @@ pub fn execute(arguments: &Arguments, console: &Console) -> Result<()> {
         Command::Verify { path, base } => {
             show(arguments, inspect::verify(path, base.as_deref())?.trim_end(), "verified")
         }
-        Command::Generate { checkpoint, prompt, tokens, dense } => {
-            let form = if *dense { Form::Dense } else { Form::Packed };
+        Command::Generate { checkpoint, prompt, tokens, dense, coded } => {
+            let form = match (dense, coded) {
+                (true, _) => Form::Dense,
+                (false, true) => Form::Coded,
+                (false, false) => Form::Packed,
+            };
             generate::execute(arguments, checkpoint, prompt, *tokens as usize, form)
         }
         Command::ServeCheck { checkpoint, prompt, tokens } => {

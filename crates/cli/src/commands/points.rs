@@ -52,6 +52,15 @@ pub fn predictions(point: &PointOutput) -> Vec<String> {
     (!texts.is_empty()).then_some(predicted).into_iter().chain(beyond).collect()
 }
 
+/// What floors cost.
+pub fn floors(point: &PointOutput) -> Option<String> {
+    let f = point.floors?;
+    Some(format!(
+        "lambda {:.2e}: floors give {} matrices {:.2} bits a weight more, which cost {:.1} times what they are worth (theory: {:.1})",
+        point.lambda, f.matrices, f.bits, f.price_over_worth, f.expected
+    ))
+}
+
 /// All allocations of a closed loop.
 pub fn closed_loop(point: &PointOutput) -> Vec<String> {
     let one = |a: &Attempt| {

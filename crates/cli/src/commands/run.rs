@@ -8,7 +8,7 @@ use waterfill_experiments::{SweepSlot, run};
 use waterfill_pipeline::{Console, Context, Mode, OriginalOutput, RunOutput, Until, evaluate_original};
 use waterfill_store::Store;
 
-use super::points::{HEADS, benchmarks, by_position, cells, closed_loop, predictions, row, tells_more};
+use super::points::{HEADS, benchmarks, by_position, cells, closed_loop, floors, predictions, row, tells_more};
 use super::show::{load, show_figures};
 use crate::arguments::{Arguments, RunArguments, RunOptions};
 
@@ -57,6 +57,7 @@ fn render(output: &RunOutput) -> String {
         output.points.iter().for_each(|p| line(row(&cells(p))));
     }
     output.points.iter().flat_map(predictions).for_each(&mut line);
+    output.points.iter().filter_map(floors).for_each(&mut line);
     output.points.iter().flat_map(closed_loop).for_each(&mut line);
     let base = output.base.iter().map(|b| ("original".to_string(), &b.benchmarks, &b.by_position));
     let compressed = output.points.iter().map(|p| (format!("{:.2e}", p.lambda), &p.benchmarks, &p.by_position));

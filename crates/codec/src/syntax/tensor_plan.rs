@@ -317,7 +317,7 @@ impl TensorPlan {
 
     /// The tile's part of a scale index.
     #[inline]
-    pub(crate) fn tile_scale_index(&self, tile: &TilePlan) -> i32 {
+    pub fn tile_scale_index(&self, tile: &TilePlan) -> i32 {
         let shift = tile.format.minifloat().map_or(0, |m| m.scale_shift());
         self.step_base + UNIT * i32::from(tile.step) - shift
     }

@@ -78,8 +78,13 @@ pub(crate) fn close_loop(engine: &Engine, inputs: &Inputs, goal: Goal) -> Result
     let allocation = first.allocation()?;
     let lambda = allocation.map(|a: AllocationSummary| a.lambda);
     let weighed = engine.make(&LoopCorrections { groups: &groups, parts: &parts, encoded: &encoded, lambda })?;
-    let bytes = first.sizes()?.map(|sizes| sizes.bytes);
-    let goal = bytes.map_or(goal, Goal::Bytes);
+    let sizes = first.sizes()?;
+    let bytes = sizes.as_ref().map(|sizes| sizes.bytes);
+    let goal = match (sizes, context.config.allocate.rate().memory_first()) {
+        (Some(sizes), true) => Goal::Resident(sizes.resident_bytes),
+        (Some(sizes), false) => Goal::Bytes(sizes.bytes),
+        (None, _) => goal,
+    };
     let second = compress(engine, &inputs.corrected(&weighed), goal)?;
     let uniform = engine.make(&UniformCorrections { measured, bytes: bytes.unwrap_or(0) })?;
     let uniform = compress(engine, &inputs.corrected(&uniform), goal)?;

@@ -23,6 +23,10 @@ const TOLERANCE_LARGE: f64 = 4e-3;
 const LARGE: u64 = 1 << 30;
 /// Checkpoints that are coded for one size, at most.
 const ROUNDS: usize = 8;
+/// Share by which a budget of memory is aimed below, more than the tolerance.
+const BELOW: f64 = 2.5e-3;
+/// Relative distance from there at which the search ends.
+const TOLERANCE_RESIDENT: f64 = 2e-3;
 
 /// Artifacts that every goal starts from.
 #[derive(Clone)]
@@ -67,7 +71,7 @@ impl Compressed {
                 target_bytes: None,
                 predicted_loss: 0.0,
                 estimated_bytes: sizes.bytes,
-                resident_bits: sizes.bytes as f64 * 8.0,
+                resident_bits: sizes.resident_bytes as f64 * 8.0,
                 weights: sizes.weights,
                 tensors: Vec::new(),
             }),
@@ -125,17 +129,33 @@ pub(crate) fn compress(engine: &Engine, inputs: &Inputs, goal: Goal) -> Result<C
     };
     let first = at(goal)?;
     match (goal, e.feedback) {
-        (Goal::Bytes(wanted), true) => search_size(first, wanted, at),
+        (Goal::Bytes(wanted), true) => {
+            let large = context.model.checkpoint().weights() >= LARGE;
+            let tolerance = if large { TOLERANCE_LARGE } else { TOLERANCE };
+            let found = search_size(first, (wanted, tolerance), |sizes| sizes.bytes, at)?;
+            Ok(Compressed { wanted: Some(wanted), ..found })
+        }
+        // A budget is not exceeded.
+        (Goal::Resident(budget), _) => {
+            let wanted = (budget as f64 * (1.0 - BELOW)) as u64;
+            search_size(first, (wanted, TOLERANCE_RESIDENT), |sizes| sizes.resident_bytes, at)
+        }
         _ => Ok(first),
     }
 }
 
-/// Secant search over the logarithm of lambda for a file of `wanted` bytes; ends where a plan does not know a size yet.
-fn search_size(first: Compressed, wanted: u64, at: impl Fn(Goal) -> Result<Compressed>) -> Result<Compressed> {
+/// Secant search over the logarithm of lambda for the checkpoint whose `size` is `wanted` bytes; ends where a plan does not
+/// know a size yet.
+fn search_size(
+    first: Compressed,
+    (wanted, tolerance): (u64, f64),
+    size: impl Fn(&EncodeSummary) -> u64,
+    at: impl Fn(Goal) -> Result<Compressed>,
+) -> Result<Compressed> {
     // Logarithm of lambda, relative distance to the size, and weights.
     let measured = |compressed: &Compressed| -> Result<Option<(f64, f64, u64)>> {
         let (Some(allocation), Some(sizes)) = (compressed.allocation()?, compressed.sizes()?) else { return Ok(None) };
-        Ok(Some((allocation.lambda.ln(), sizes.bytes as f64 / wanted as f64 - 1.0, sizes.weights)))
+        Ok(Some((allocation.lambda.ln(), size(&sizes) as f64 / wanted as f64 - 1.0, sizes.weights)))
     };
     let mut best = first;
     let Some((lambda, distance, weights)) = measured(&best)? else { return Ok(best) };
@@ -144,7 +164,6 @@ fn search_size(first: Compressed, wanted: u64, at: impl Fn(Goal) -> Result<Compr
     let (mut last, mut nearest) = ((lambda, distance), distance);
     // Logarithms of lambdas whose files are too large, and too small, with their distances.
     let mut bracket: [Option<(f64, f64)>; 2] = [None, None];
-    let tolerance = if weights < LARGE { TOLERANCE } else { TOLERANCE_LARGE };
     for _ in 1..ROUNDS {
         if nearest.abs() < tolerance {
             break;
@@ -161,7 +180,6 @@ fn search_size(first: Compressed, wanted: u64, at: impl Fn(Goal) -> Result<Compr
             (best, nearest) = (tried, distance);
         }
     }
-    best.wanted = Some(wanted);
     Ok(best)
 }
 

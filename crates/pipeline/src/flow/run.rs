@@ -14,7 +14,9 @@ use crate::context::Context;
 use crate::engine::{Engine, PlannedStage};
 use crate::error::Result;
 use crate::goal::Goal;
-use crate::output::{Attempt, BaseOutput, BenchmarkOutput, PointOutput, PredictedKl, QualityLayers, RunOutput, SCHEMA};
+use crate::output::{
+    Attempt, BaseOutput, BenchmarkOutput, FloorsOutput, PointOutput, PredictedKl, QualityLayers, RunOutput, SCHEMA,
+};
 use crate::results::{AllocationSummary, EvaluationResult};
 use crate::stage::ArtifactRef;
 use crate::stages::corrections::{CORRECTIONS, Corrections};
@@ -238,14 +240,15 @@ impl PointArtifacts {
             .map(|p| p.texts.iter().map(|t| PredictedKl::new(&t.text, p.expected(t.ratio, loss))).collect::<Vec<_>>());
         let sizes = self.encoded.as_ref().map(|(_, sizes)| sizes);
         let text = self.evaluated.as_ref().map(|e| &e.text);
-        let widened_bits = sizes.map_or(0.0, |s| s.widened_bits);
+        let resident_bits = sizes.map_or(self.summary.resident_bits, |s| 8.0 * s.resident_bytes as f64);
         PointOutput {
             lambda: self.summary.lambda,
             quality_layers: self.layers,
             bytes: sizes.map(|s| s.bytes),
             bits_per_weight: sizes.map(|s| BitsPerWeight::of_bytes(s.bytes, s.weights).0),
             linear_bits_per_weight: sizes.map(|s| BitsPerWeight::of_bytes(s.linear_bytes, s.linear_weights).0),
-            resident_bits_per_weight: (self.summary.resident_bits + widened_bits) / self.summary.weights as f64,
+            resident_bits_per_weight: resident_bits / self.summary.weights as f64,
+            floors: FloorsOutput::of(&self.summary),
             nll: text.map(|t| t.nll.mean),
             perplexity: text.map(|t| t.perplexity),
             kl: text.map(|t| t.kl.mean),

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use waterfill_allocate as allocate;
+use waterfill_allocate::{self as allocate, TargetSize};
 use waterfill_codec::{Lambda, Rate};
 use waterfill_store::{Identity, Work, in_groups};
 
@@ -17,7 +17,7 @@ use crate::results::{AllocationSummary, TensorSummary, write_json};
 use crate::stage::{ArtifactRef, Estimate, Stage};
 
 /// Version of the artifact; raised when results change.
-const VERSION: u32 = 3;
+const VERSION: u32 = 4;
 /// Bytes of candidates that are read at the same time.
 const CANDIDATE_BYTES: u64 = 1 << 30;
 
@@ -27,7 +27,7 @@ pub(crate) struct Allocate<'a> {
     /// Measured over predicted loss by tensor.
     pub corrections: Option<&'a ArtifactRef>,
     pub goal: Goal,
-    /// Without the configuration's floors and margin, and by the bits of the file alone: so that runs which differ in these
+    /// Without the configuration's floors and margin, and by the bits of the file or of memory alone: so that runs which differ in these
     /// share what probes quantize.
     pub plain: bool,
 }
@@ -40,10 +40,10 @@ impl Stage for Allocate<'_> {
     fn identity(&self, context: &Context) -> Result<Identity> {
         let a = &context.config.allocate;
         let mut settings = serde_json::json!({
-            "goal": self.goal, "formats": a.formats, "policy": a.policy, "floors": a.floors, "margin": a.margin, "rate": a.rate,
+            "goal": self.goal, "formats": a.formats, "policy": a.policy, "floors": a.floors, "margin": a.margin, "rate": a.rate(),
         });
         if self.plain {
-            settings = serde_json::json!({"goal": self.goal, "formats": a.formats, "plain": true});
+            settings = serde_json::json!({"goal": self.goal, "formats": a.formats, "plain": true, "rate": plain_rate(a.rate())});
         }
         if a.granularity.sharing() != allocate::Sharing::Tile {
             settings["granularity"] = String::from(a.granularity).into();
@@ -65,7 +65,7 @@ impl Stage for Allocate<'_> {
         let checkpoint = context.model.checkpoint();
         let mut policy = policy(context)?;
         if self.plain {
-            (policy.floors, policy.margin, policy.rate) = (Vec::new(), 0.0, allocate::RateWeights::default());
+            (policy.floors, policy.margin, policy.rate) = (Vec::new(), 0.0, plain_rate(policy.rate));
         }
         if let Some(corrections) = self.corrections {
             policy.corrections = corrections.read::<Corrections>(CORRECTIONS)?.corrections;
@@ -74,7 +74,12 @@ impl Stage for Allocate<'_> {
         let overhead = overhead(checkpoint, &files);
         let lambda = match self.goal {
             Goal::Lambda(lambda) => Lambda(lambda),
-            Goal::Bytes(bytes) => allocate::meet_target(bytes, &files, checkpoint, &policy, overhead)?.lambda,
+            Goal::Bytes(bytes) => {
+                allocate::meet_target(TargetSize::File(bytes), &files, checkpoint, &policy, overhead)?.lambda
+            }
+            Goal::Resident(bytes) => {
+                allocate::meet_target(TargetSize::Resident(bytes), &files, checkpoint, &policy, overhead)?.lambda
+            }
             Goal::Width(_) => unreachable!("baselines are not allocated"),
         };
         let sizes: Vec<u64> = files.iter().map(|(_, path)| path.metadata().map_or(0, |m| m.len())).collect();
@@ -100,6 +105,14 @@ impl Stage for Allocate<'_> {
     }
 }
 
+/// Bits of the file alone, or of memory alone where they come first.
+fn plain_rate(rate: allocate::RateWeights) -> allocate::RateWeights {
+    match rate.memory_first() {
+        true => allocate::RateWeights { storage: 0.0, resident: 1.0 },
+        false => allocate::RateWeights::default(),
+    }
+}
+
 fn summarise(
     selections: &[(&str, allocate::Selection)],
     lambda: Lambda,
@@ -120,6 +133,9 @@ fn summarise(
             bits: allocate::estimated_bits(s).0,
             loss: s.loss.0,
             formats,
+            without_floor: s
+                .without_floor
+                .map(|(loss, rate)| [allocate::estimated_bits(s).0 - s.rate.0 + rate.0, loss.0]),
         }
     });
     let tensors: Vec<TensorSummary> = tensors.collect();
@@ -129,7 +145,7 @@ fn summarise(
         lambda: lambda.0,
         target_bytes: match goal {
             Goal::Bytes(bytes) => Some(bytes),
-            Goal::Lambda(_) | Goal::Width(_) => None,
+            Goal::Lambda(_) | Goal::Resident(_) | Goal::Width(_) => None,
         },
         predicted_loss: tensors.iter().map(|t| t.loss).sum(),
         estimated_bytes: (bits / 8.0).round() as u64,

@@ -132,7 +132,7 @@ impl Stage for UniformCorrections<'_> {
         let a = &context.config.allocate;
         let settings = serde_json::json!({
             "bytes": self.bytes, "formats": a.formats, "policy": a.policy, "floors": a.floors,
-            "rate": a.rate, "granularity": String::from(a.granularity),
+            "rate": a.rate(), "granularity": String::from(a.granularity),
         });
         Ok(context.identity("uniform-correction", 1, &[("measure", self.measured.digest())], settings))
     }

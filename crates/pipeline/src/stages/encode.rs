@@ -16,7 +16,7 @@ use crate::results::write_json;
 use crate::stage::{ArtifactRef, Estimate, Stage};
 
 /// Version of the artifact; raised when results change.
-pub(super) const VERSION: u32 = 13;
+pub(super) const VERSION: u32 = 14;
 
 /// The compressed checkpoint of allocations, in `checkpoint/` of the artifact: the base's, and one for each refinement.
 pub(crate) struct Encode<'a> {
@@ -136,5 +136,5 @@ pub(super) fn note_freedom(context: &Context, settings: &mut serde_json::Value) 
 /// count.
 fn allows(context: &Context, format: Format) -> bool {
     let a = &context.config.allocate;
-    a.rate.resident == 0.0 && a.formats.iter().any(|f| f.0 == format)
+    a.rate().resident == 0.0 && a.formats.iter().any(|f| f.0 == format)
 }

@@ -18,7 +18,7 @@ use crate::results::write_json;
 use crate::stage::{ArtifactRef, Estimate, Stage};
 
 /// Version of the artifact; raised when results change.
-const VERSION: u32 = 7;
+const VERSION: u32 = 8;
 /// File with the name of every matrix and the file of its candidates.
 const INDEX: &str = "index.json";
 /// Shares of the information of a head, and of an embedding that is not the head, that are added to their rows in equal
@@ -66,7 +66,7 @@ impl Stage for Measure<'_> {
         let floats: Vec<_> = formats(context).iter().filter(|f| f.minifloat().is_some()).map(|f| f.name()).collect();
         let settings = serde_json::json!({
             "feedback": e.feedback, "damping": e.damping, "fold_rule": a.fold_rule, "granularity": a.granularity,
-            "sensitivity_floor": a.sensitivity_floor, "float_formats": floats,
+            "sensitivity_floor": a.sensitivity_floor, "float_formats": floats, "planes": a.rate().memory_first(),
         });
         Ok(context.identity("measure", VERSION, &[("calibrate", self.calibration.digest())], settings))
     }
@@ -119,6 +119,7 @@ impl Stage for Measure<'_> {
                     scale_vectors: if linear { of_linears } else { of_others },
                     shared_steps: linear && a.granularity.sharing() != allocate::Sharing::Tile,
                     unseen: unseen(name, shape[0], context.model.config.tied),
+                    planes: a.rate().memory_first() && a.granularity.sharing() == allocate::Sharing::Tile,
                     loss_factor: loss_factors[i],
                     formats: &formats,
                     ldl: ldl.as_ref(),
@@ -179,6 +180,7 @@ mod tests {
                 unseen: unseen(name, rows, false),
                 loss_factor: 1.0,
                 formats: &formats,
+                planes: false,
                 shared_steps: false,
                 ldl: None,
             };

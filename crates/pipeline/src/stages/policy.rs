@@ -28,7 +28,7 @@ pub(crate) fn policy(context: &Context) -> Result<allocate::Policy> {
         floors.push(allocate::Floor::new(&floor.pattern, floor.at_least.0)?);
     }
     let (formats, corrections, structure) = (formats(context), BTreeMap::new(), structure(context));
-    Ok(allocate::Policy { formats, floors, margin: a.margin, rate: a.rate, corrections, structure })
+    Ok(allocate::Policy { formats, floors, margin: a.margin, rate: a.rate(), corrections, structure })
 }
 
 /// Matrices that have one format each.

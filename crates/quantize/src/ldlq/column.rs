@@ -6,9 +6,10 @@ use waterfill_codec::entropy::tables::class_of;
 use waterfill_codec::recon::reconstruct::TileScales;
 use waterfill_codec::scale::{UNIT, scale};
 use waterfill_codec::syntax::slice::{SlicePlan, neighbour_bin};
-use waterfill_codec::{Format, Result, TensorPlan, TileMode, dispatch};
+use waterfill_codec::{Format, Result, TensorPlan, TileMode, TilePlan, dispatch};
 
 use super::input::LdlqInput;
+use super::planes::{best_step, level_range};
 use super::survivors::{Kind, Survivors, WINDOW};
 use super::viterbi::{PathSearch, Sample};
 use crate::rdo::Rounding;
@@ -35,6 +36,8 @@ pub(super) struct ColumnCoder<'a> {
     upper: Option<&'a [f32]>,
     rounding: Rounding,
     path: Option<PathSearch>,
+    /// Steps of the slice's tiles, in raster order.
+    tile_steps: Vec<i16>,
     /// The tile of the current column in every row of tiles.
     tiles: Vec<RowTile>,
     /// The current column: samples (values are targets in steps), steps, levels.
@@ -73,6 +76,7 @@ impl<'a> ColumnCoder<'a> {
             rounding: Rounding::new(input.lambda, &[0; 3]),
             path,
             upper,
+            tile_steps: slice.tiles.iter().map(|tile| tile.step).collect(),
             tiles: Vec::new(),
             samples: Vec::new(),
             steps: Vec::new(),
@@ -115,17 +119,36 @@ impl<'a> ColumnCoder<'a> {
         );
     }
 
+    /// Steps of the slice's tiles, in raster order.
+    pub fn tile_steps(&self) -> &[i16] {
+        &self.tile_steps
+    }
+
+    /// Where levels have a fixed number of bits, fits the steps of the tiles that begin in column `col` to the targets of it
+    /// and the columns behind it, column by column.
+    pub fn fit_steps(&mut self, col: usize, targets: &[f32]) {
+        let plan = self.input.plan;
+        if self.input.widths.is_none() || !col.is_multiple_of(plan.tile) {
+            return;
+        }
+        for (down, top) in self.rows.clone().step_by(plan.tile).enumerate() {
+            let step = &mut self.tile_steps[down * plan.tiles_across() + col / plan.tile];
+            *step = best_step(self.input, plan.tile_index(top, col), *step, self.rows.clone(), targets);
+        }
+    }
+
     fn enter_tiles(&mut self, col: usize) {
         let (plan, loss_weights) = (self.input.plan, self.input.loss_weights);
         self.tiles.clear();
-        for top in self.rows.clone().step_by(plan.tile) {
+        for (down, top) in self.rows.clone().step_by(plan.tile).enumerate() {
             let n = plan.tile_index(top, col);
-            let tile = &plan.tiles[n];
+            let step = self.tile_steps[down * plan.tiles_across() + col / plan.tile];
+            let tile = TilePlan { step, ..plan.tiles[n] };
             let shift = tile.format.minifloat().map_or(0, |m| m.scale_shift());
             self.tiles.push(RowTile {
                 // A skipped tile is exact as it is.
                 format: if tile.mode == TileMode::Skip { Format::Lossless } else { tile.format },
-                range: tile.format.level_range().unwrap_or((0, 0)),
+                range: level_range(self.input, n, tile.format).unwrap_or((0, 0)),
                 scale: plan.step_base + UNIT * i32::from(tile.step) - shift,
                 sigma: plan.sigma_base + i32::from(tile.sigma) - i32::from(tile.step),
                 loss_weights: loss_weights.tiles[n],
@@ -168,7 +191,7 @@ impl<'a> ColumnCoder<'a> {
         let format = self.tiles[i / self.input.plan.tile].format;
         let sample = &self.samples[i];
         match format.level_range() {
-            Some(range) => self.rounding.level(sample.value + more, sample.weight, class_of(sample.sigma), range),
+            Some(_) => self.rounding.level(sample.value + more, sample.weight, class_of(sample.sigma), sample.range),
             None => format.minifloat().map_or(0, |kind| kind.encode(sample.value + more).into()),
         }
     }

@@ -9,6 +9,7 @@
 mod column;
 mod input;
 mod options;
+mod planes;
 mod quantize;
 mod refinement;
 mod slice;

@@ -16,6 +16,11 @@ use super::slice::Slice;
 /// # Errors
 /// Scales out of range.
 pub fn quantize_ldlq(input: &LdlqInput) -> Result<Vec<i16>> {
+    Ok(quantize_with_steps(input)?.0)
+}
+
+/// As [`quantize_ldlq`], with the steps of all tiles in raster order: other than the plan's where they are fitted.
+pub(super) fn quantize_with_steps(input: &LdlqInput) -> Result<(Vec<i16>, Vec<i16>)> {
     let plan = input.plan;
     let blocks = plan.cols.div_ceil(BLOCK);
     let upper = input.rows.and_then(|rows| Some(rows.block(0)?.1));
@@ -24,9 +29,9 @@ pub fn quantize_ldlq(input: &LdlqInput) -> Result<Vec<i16>> {
         let whole = |n: usize| {
             let mut slice = slice(n)?;
             (0..blocks).for_each(|n| drop(slice.block(n, &[])));
-            Ok(slice.into_samples())
+            Ok(slice.finish())
         };
-        return Ok((0..plan.slices()).into_par_iter().map(whole).collect::<Result<Vec<_>>>()?.concat());
+        return Ok(joined((0..plan.slices()).into_par_iter().map(whole).collect::<Result<Vec<_>>>()?));
     }
     let mut slices = (0..plan.slices()).map(slice).collect::<Result<Vec<_>>>()?;
     // Of every block of columns, what they saw of the errors of the slices that are done with it.
@@ -43,5 +48,11 @@ pub fn quantize_ldlq(input: &LdlqInput) -> Result<Vec<i16>> {
             if n + 1 == plan.slices() { seen[step - n].clear() } else { seen[step - n].push(errors) }
         }
     }
-    Ok(slices.into_iter().flat_map(Slice::into_samples).collect())
+    Ok(joined(slices.into_iter().map(Slice::finish).collect()))
+}
+
+/// Samples and steps of slices, one after the other.
+fn joined(slices: Vec<(Vec<i16>, Vec<i16>)>) -> (Vec<i16>, Vec<i16>) {
+    let (samples, steps): (Vec<_>, Vec<_>) = slices.into_iter().unzip();
+    (samples.concat(), steps.concat())
 }

@@ -40,9 +40,9 @@ impl<'a> Slice<'a> {
         })
     }
 
-    /// Row-major samples.
-    pub fn into_samples(self) -> Vec<i16> {
-        self.samples
+    /// Row-major samples, and steps of tiles in raster order.
+    pub fn finish(self) -> (Vec<i16>, Vec<i16>) {
+        (self.samples, self.coder.tile_steps().to_vec())
     }
 
     /// Quantizes the `n`-th block of columns, after those before. With feedback over rows, `above` holds the errors of each
@@ -77,6 +77,7 @@ impl<'a> Slice<'a> {
                 );
             }
             for col in at..end {
+                self.coder.fit_steps(col, &self.targets[(col - first) * count..width * count]);
                 let (target, rest) = self.targets[(col - first) * count..].split_at_mut(count);
                 let error = &mut self.errors[col * count..][..count];
                 let at = seen.get_mut((col - first) * count..(col + 1 - first) * count).unwrap_or_default();

@@ -10,13 +10,9 @@ use waterfill_quadratic::{LossWeights, water_damping};
 /// quantizer.
 const SCALAR_ERROR: f64 = 1.0 / 12.0;
 const TRELLIS_ERROR: f64 = 0.275;
-/// Eighths of an octave between steps of the same error: 8 log2(sqrt(0.275 * 12)).
-const UNION_STEP: i32 = 7;
 /// Largest level planned for a plane of eight bits, or of four; feedback adds to the weights, which takes the rest.
 const PEAK: f32 = 120.0;
 const PEAK_INT4: f32 = 7.0;
-/// Eighths of an octave by which the allocated step must be finer than the water level's to be kept: a floor chose it.
-const FLOOR: i32 = 8;
 /// Quarter octaves by which a step may be too coarse: beyond, five bits more cost less than the error.
 const LOSSLESS: f32 = 6.0;
 /// Largest scale index of a tile, eighths of an octave.
@@ -72,7 +68,6 @@ pub fn set_tile_steps(
         return 0.0;
     }
     let trellis = plan.parameters.trellis.is_some();
-    let allocated: Vec<i32> = plan.tiles.iter().map(|t| plan.step_base + UNIT * i32::from(t.step)).collect();
     let error = if trellis { TRELLIS_ERROR } else { SCALAR_ERROR };
     let log_tile =
         log2_mean(integer.iter().map(|&n| f64::from(loss_weights.tiles[n]))).unwrap_or(f64::MIN_POSITIVE.log2());
@@ -92,9 +87,7 @@ pub fn set_tile_steps(
         let average = |of: &dyn Fn(usize) -> i32| {
             unit.iter().map(|&n| i64::from(of(n))).sum::<i64>().div_euclid(unit.len().max(1) as i64) as i32
         };
-        let wanted = average(&wanted);
-        let floor = average(&|n| allocated[n]) - if trellis { UNION_STEP } else { 0 };
-        let index = if floor + FLOOR < wanted { floor.max(-LIMIT as i32) } else { wanted };
+        let index = average(&wanted);
         for &n in &unit {
             let tile = &mut plan.tiles[n];
             tile.step = (f64::from(index - mean) / f64::from(UNIT)).round() as i16;

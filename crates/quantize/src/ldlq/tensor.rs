@@ -6,7 +6,7 @@ use waterfill_quadratic::{Curvature, Damping, LdlFactor, LossWeights, add_error_
 
 use super::input::LdlqInput;
 use super::options::LdlqOptions;
-use super::quantize::quantize_ldlq;
+use super::quantize::quantize_with_steps;
 use super::steps::{Freedom, relative_water_levels, set_steps};
 use crate::slices::{encode_parallel, slice_samples};
 
@@ -32,6 +32,12 @@ pub fn encode_ldlq(
     let costs = Costs::new(weight, weights, false, curvature, options);
     let Costs { loss_weights, lambda, .. } = &costs;
     let mut plan = weight.plan.clone();
+    if !weight.widths.is_empty() {
+        let samples = costs.quantize_planes(&mut plan, weights, &weight.widths)?;
+        return encode_parallel(TensorEncoder::of_weights(&plan, weights)?, |slice| {
+            Ok(slice_samples(&plan, slice, weights, &samples))
+        });
+    }
     let (shared, narrow_format) =
         (weight.sharing != Sharing::Tile, plan.tiles.iter().any(|t| t.format == Format::Int4));
     plan.parameters.trellis = options.trellis.filter(|_| options.allow_int8 && !(shared && narrow_format));
@@ -128,7 +134,9 @@ impl Costs {
         let quantize = |plan: &TensorPlan| {
             let Self { loss_weights, factor, rows, level_lambda, .. } = self;
             let (rows, lambda) = (rows.as_ref(), *level_lambda);
-            quantize_ldlq(&LdlqInput { plan, weights, loss_weights, factor, rows, lambda, before, dropped })
+            let widths = None;
+            let input = LdlqInput { plan, weights, loss_weights, factor, rows, lambda, before, widths, dropped };
+            Ok(quantize_with_steps(&input)?.0)
         };
         // How wide levels are, the smallest trellis tells as well.
         let mut quick = plan.clone();
@@ -137,6 +145,28 @@ impl Costs {
         let change = sigma_change(plan, &first);
         plan.sigma_base += change;
         if self.draft || (change == 0 && quick == *plan) { Ok(first) } else { quantize(plan) }
+    }
+}
+
+impl Costs {
+    /// Samples of `weights` whose levels take `widths` bits in each tile. Steps are fitted to what feedback makes of the
+    /// weights; spreads become what levels are found to have.
+    fn quantize_planes(&self, plan: &mut TensorPlan, weights: &[f32], widths: &[u8]) -> Result<Vec<i16>> {
+        let Self { loss_weights, factor, rows, level_lambda, .. } = self;
+        let (samples, steps) = quantize_with_steps(&LdlqInput {
+            plan,
+            weights,
+            loss_weights,
+            factor,
+            rows: rows.as_ref(),
+            lambda: *level_lambda,
+            before: None,
+            widths: Some(widths),
+            dropped: None,
+        })?;
+        plan.tiles.iter_mut().zip(steps).for_each(|(tile, step)| tile.step = step);
+        plan.sigma_base += sigma_change(plan, &samples);
+        Ok(samples)
     }
 }
 

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
+mod allocated;
+
 use anyhow::{Context as _, Result, bail};
 use waterfill_checkpoint::delta::{self, is_delta};
 use waterfill_checkpoint::pack::{is_packed, verify_packed};
@@ -126,7 +128,9 @@ fn inspect_artifact(path: &Path) -> Result<String> {
         fields.for_each(|(key, value)| line(format!("  {key}: {value}")));
     }
     if is_checkpoint(&artifact.path("checkpoint")) {
-        text += &inspect_checkpoint(&Checkpoint::open(artifact.path("checkpoint"))?)?;
+        let checkpoint = Checkpoint::open(artifact.path("checkpoint"))?;
+        text += &inspect_checkpoint(&checkpoint)?;
+        text += &allocated::beside(&artifact, &checkpoint)?.unwrap_or_default();
     }
     Ok(text)
 }

@@ -75,7 +75,8 @@ fn choice(context: &Context, groups: &[PackedGroup], goal: Goal) -> Result<Chose
     let candidates: Vec<Vec<Candidate<Option<Scheme>>>> = groups.iter().map(|g| g.candidates.clone()).collect();
     let goal = match goal {
         Goal::Lambda(lambda) => Err(Lambda(lambda)),
-        Goal::Bytes(bytes) => {
+        // A runtime holds the files as they are.
+        Goal::Bytes(bytes) | Goal::Resident(bytes) => {
             let linears: BTreeSet<&String> = groups.iter().flat_map(|g| &g.names).collect();
             let around = |info: &TensorInfo| ENTRY + if linears.contains(&info.name) { 0 } else { info.bytes };
             let around: u64 = context.model.checkpoint().tensors().map(around).sum();

@@ -94,7 +94,8 @@ fn choice(context: &Context, matrices: &[GgufMatrix], goal: Goal) -> Result<Chos
     let candidates: Vec<Vec<Candidate<GgufType>>> = matrices.iter().map(|m| m.candidates.clone()).collect();
     let goal = match goal {
         Goal::Lambda(lambda) => Err(Lambda(lambda)),
-        Goal::Bytes(bytes) => {
+        // A runtime holds the file as it is.
+        Goal::Bytes(bytes) | Goal::Resident(bytes) => {
             let (architecture, metadata) = gguf_metadata(context, GgufType::Q8_0)?;
             let mut around = 0;
             let mut names = Vec::new();
