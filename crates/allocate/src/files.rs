@@ -279,7 +279,8 @@ pub fn read_plan(allocation: &Allocation, name: &str) -> Result<PlannedWeight> {
         return Err(failed(&blobs.path, format!("{name}: loss_weights does not fit the plan")));
     }
     let allow_int4 = blobs.u8s(&format!("{name}|narrow"))?.first() == Some(&1);
-    let widths = blobs.u8s(&format!("{name}|width"))?;
+    let key = format!("{name}|width");
+    let widths = if blobs.arrays.contains_key(&key) { blobs.u8s(&key)? } else { vec![] };
     if ![0, plan.tiles.len()].contains(&widths.len()) {
         return Err(failed(&blobs.path, format!("{name}: {} widths of {} tiles", widths.len(), plan.tiles.len())));
     }

@@ -88,7 +88,7 @@ pub use policy::{Floor, Policy, RateWeights};
 pub use rd_candidate::{Candidates, RdCandidate, TensorCandidates};
 pub use rd_measure::{MeasureOptions, measure_candidates};
 pub use scales::{ScaleVectors, water_fill};
-pub use select::{Selection, select_weight};
+pub use select::{Selection, WithoutFloor, select_weight};
 pub use shared_steps::format_costs;
 pub use structure::{FormatCosts, Sharing, Structure};
 pub use table::write_table;

@@ -14,7 +14,7 @@ use crate::structure::{FormatCosts, Sharing, Structure};
 #[derive(Debug, Clone)]
 pub struct Floor {
     matcher: GlobMatcher,
-    /// Formats below this one are not used, and no tile loses more than this format would.
+    /// Formats below this one are not used, and a matrix loses at most what its tiles would in this one.
     pub at_least: Format,
 }
 

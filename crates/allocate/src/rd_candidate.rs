@@ -74,7 +74,7 @@ impl Candidates {
     }
 }
 
-/// Largest loss that a floor allows a tile: that of the floor's format at its finest step without saturation.
+/// What a floor counts for a tile: the loss of the floor's format with its best step.
 pub(crate) fn floor_loss(candidates: impl Iterator<Item = RdCandidate>, floor: Format) -> f64 {
     let matching = |p: &RdCandidate| match floor {
         Format::Int8 => p.format.level_range().is_some(),

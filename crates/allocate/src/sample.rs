@@ -12,7 +12,7 @@ use crate::error::{AllocateError, Result};
 use crate::overhead::side_bits;
 use crate::policy::Policy;
 use crate::rd_candidate::{Candidates, TensorCandidates};
-use crate::select::{floor_lambda, select_at};
+use crate::select::{floor_lambda, scale_bits, select_at};
 use crate::shared_steps::format_costs;
 use crate::structure::FormatCosts;
 
@@ -107,9 +107,11 @@ impl Sample {
         (&self.name, costs.into_iter().map(|(format, cost)| (format, cost * self.tile_factor)).collect())
     }
 
-    /// Lambda as the floor of a policy lets the matrix have it; all policies that ask have the same floor.
+    /// Lambda as the floor of a policy lets the matrix have it. All policies that ask have the same floor; where matrices have
+    /// one format, it also depends on that.
     fn within_floor(&self, policy: &Policy, lambda: Lambda) -> Result<Lambda> {
         let most = match self.floor_lambda.get() {
+            _ if policy.structure.is_some() => floor_lambda(&self.name, &self.tiles, policy)?,
             Some(most) => *most,
             None => {
                 let found = floor_lambda(&self.name, &self.tiles, policy)?;
@@ -130,7 +132,8 @@ impl Sample {
     /// Estimated bits of the matrix in memory.
     pub fn estimate_resident(&self, policy: &Policy, lambda: Lambda) -> Result<f64> {
         let lambda = self.within_floor(policy, lambda)?;
-        Ok(select_at(&self.name, &self.tiles, policy, lambda)?.resident.0 * self.tile_factor)
+        let tiles = select_at(&self.name, &self.tiles, policy, lambda)?.resident.0 - scale_bits(&self.tiles.plan).0;
+        Ok(tiles * self.tile_factor + scale_bits(&self.plan).0)
     }
 
     /// Estimated and exact bits of the matrix, from its sampled slices.

@@ -42,7 +42,7 @@ pub(crate) fn plan_scales(
     let row_sigma = sigma_vector(&row_rms, cols);
     let col_sigma = sigma_vector(&col_rms, rows);
     // In a plane of a fixed width the best step of a weight follows its spread, whatever errors cost.
-    if planes {
+    if planes && vectors != ScaleVectors::None {
         (row_scale, col_scale) = (row_sigma.clone(), col_sigma.clone());
     }
     let sigma = |i: usize, j: usize| {

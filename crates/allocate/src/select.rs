@@ -36,8 +36,19 @@ pub struct Selection {
     pub sharing: Sharing,
     /// Bits of a level of each tile, which with steps and scales are to be kept; empty where quantization decides by lambda.
     pub widths: Vec<u8>,
-    /// Loss and rate without a floor, where there is one that asks for more.
-    pub without_floor: Option<(Loss, Rate)>,
+    /// Where a floor asks for more than lambda does.
+    pub without_floor: Option<WithoutFloor>,
+}
+
+/// What a floor costs, against the choice without it at the same lambda.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct WithoutFloor {
+    /// Bits of the file more than without it.
+    pub rate: Rate,
+    /// The bits that lambda counts, in the file and in memory, at lambda.
+    pub price: Loss,
+    /// Loss less than without it, margin included.
+    pub worth: Loss,
 }
 
 /// Bits of a tile header given the tile before, about: an adaptive code of the format and of the
@@ -68,7 +79,14 @@ pub fn select_weight(name: &str, candidates: &TensorCandidates, policy: &Policy,
         Some(most) => {
             let free = select_at(name, candidates, policy, lambda)?;
             let floored = select_at(name, candidates, policy, most)?;
-            Ok(Selection { without_floor: Some((free.loss, free.rate)), ..floored })
+            let more = (floored.rate - free.rate) * policy.rate.storage
+                + (floored.resident - free.resident) * policy.rate.resident;
+            let without_floor = WithoutFloor {
+                rate: floored.rate - free.rate,
+                price: Loss(lambda.0 * more.0),
+                worth: (free.loss - floored.loss) * (1.0 + policy.margin),
+            };
+            Ok(Selection { without_floor: Some(without_floor), ..floored })
         }
     }
 }
@@ -83,6 +101,10 @@ pub(crate) fn floor_lambda(name: &str, candidates: &TensorCandidates, policy: &P
     let tiles = (0..candidates.tiles.tiles()).map(|n| floor_loss(candidates.tiles.tile(n), floor));
     let most = tiles.sum::<f64>() * policy.correction(name);
     let [mut low, mut high] = FLOOR_LAMBDAS.map(f64::ln);
+    let finest = select_at(name, candidates, policy, Lambda(low.exp()))?;
+    if finest.loss.0 > most {
+        return Err(no_candidate(name, policy, (0, 0)));
+    }
     if select_at(name, candidates, policy, Lambda(high.exp()))?.loss.0 <= most {
         return Ok(None);
     }
@@ -114,8 +136,7 @@ pub(crate) fn select_at(
     let correction = policy.correction(name);
     let mut chosen = Vec::with_capacity(candidates.tiles.tiles());
     let (mut loss, mut rate, mut resident) = (Loss(0.0), Rate(0.0), Rate(0.0));
-    let entries = plan.row_scale.len() + plan.col_scale.len();
-    resident += Rate(8.0 * entries as f64);
+    resident += scale_bits(&plan);
     let mut left = TilePlan::default();
     let sharing = policy.sharing(name).unwrap_or_default();
     let shared = if sharing == Sharing::Tile { None } else { Some(structured(name, candidates, policy, lambda)?) };
@@ -155,7 +176,7 @@ pub(crate) fn select_at(
     loss_weights.tiles.iter_mut().for_each(|t| *t *= (correction * (1.0 + policy.margin)) as f32);
     let lambda = Lambda(lambda.0 * policy.rate.storage);
     let allow_int4 = sharing == Sharing::Tile && policy.allows(Format::Int4, floor);
-    let kept = sharing == Sharing::Tile && policy.rate.memory_first();
+    let kept = policy.structure.is_none() && policy.rate.memory_first();
     let widths = chosen.iter().filter(|_| kept).map(|candidate| candidate.width).collect();
     let without_floor = None;
     Ok(Selection {
@@ -171,6 +192,11 @@ pub(crate) fn select_at(
         widths,
         without_floor,
     })
+}
+
+/// Bits of row and column scales in memory.
+pub(crate) fn scale_bits(plan: &waterfill_codec::TensorPlan) -> Rate {
+    Rate(8.0 * (plan.row_scale.len() + plan.col_scale.len()) as f64)
 }
 
 /// Candidates of a matrix that has one format.

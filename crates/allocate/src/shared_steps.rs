@@ -3,14 +3,25 @@
 use waterfill_codec::{Format, Lambda, Loss, Rate, TILE};
 
 use crate::policy::{Policy, resident_bits_of_format};
-use crate::rd_candidate::{RdCandidate, TensorCandidates};
+use crate::rd_candidate::{RdCandidate, TensorCandidates, floor_loss};
 use crate::structure::{FormatCosts, Sharing};
 
 /// J of a matrix for every format; empty where its tiles have formats of their own.
 pub fn format_costs(name: &str, candidates: &TensorCandidates, policy: &Policy, lambda: Lambda) -> FormatCosts {
     let Some(sharing) = policy.sharing(name) else { return FormatCosts::new() };
     let floor = policy.floor(name);
-    let formats = policy.formats.iter().copied().filter(|&format| policy.allows(format, floor));
+    let most = floor
+        .map(|floor| (0..candidates.tiles.tiles()).map(|n| floor_loss(candidates.tiles.tile(n), floor)).sum::<f64>());
+    // A format whose finest common steps lose more than the floor allows is none.
+    let reaches = |format: Format| {
+        let finest = SharedSteps { lambda: Lambda(0.0), sharing, format };
+        let loss = |(chosen, _): (Vec<RdCandidate>, f64)| chosen.iter().map(|candidate| candidate.loss.0).sum::<f64>();
+        most.is_none_or(|most| {
+            shared_steps(name, candidates, policy, finest).map(loss).is_some_and(|loss| loss <= most)
+        })
+    };
+    let allowed = |&format: &Format| policy.allows(format, floor) && reaches(format);
+    let formats = policy.formats.iter().copied().filter(allowed);
     let cost =
         |format| Some((format, shared_steps(name, candidates, policy, SharedSteps { lambda, sharing, format })?.1));
     formats.filter_map(cost).collect()

@@ -120,7 +120,7 @@ pub enum PolicyName {
 pub struct Floor {
     /// Glob over tensor names, such as `*.layers.0.*`.
     pub pattern: String,
-    /// Formats below this one are not used and no tile loses more than it would.
+    /// Formats below this one are not used, and each matrix loses at most what its tiles would in it.
     pub at_least: FormatName,
 }
 

@@ -165,6 +165,10 @@ pub(crate) fn problems(config: &Config) -> Vec<Problem> {
          lambdas, in a run of their own",
     );
     require(
+        !rate.memory_first() || !a.formats.iter().any(|f| f.0 == waterfill_codec::Format::Fp4),
+        "allocate.formats has fp4, which packed tiles do not hold: with allocate.rate that puts memory first it would be decoded",
+    );
+    require(
         !rate.memory_first() || config.encode.quality_layers.is_none(),
         "allocate.rate puts memory first, which encode.quality_layers cannot have: layers are held as elements",
     );

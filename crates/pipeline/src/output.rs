@@ -104,7 +104,7 @@ pub struct FloorsOutput {
     pub bits: f64,
     /// Predicted loss less than without floors, nats per token.
     pub gain: f64,
-    /// The bits at lambda over the gain: how many times more they cost than they are worth.
+    /// Price of the bits over the gain: how many times more they cost than they are worth.
     pub price_over_worth: f64,
     /// The same by theory: `2 ln 2 b / (1 - 4^-b)` for `b` bits a weight above the optimum, numerator and denominator
     /// summed over the weights.
@@ -114,23 +114,21 @@ pub struct FloorsOutput {
 impl FloorsOutput {
     /// Of an allocation; `None` where no floor asks for more.
     pub(crate) fn of(summary: &AllocationSummary) -> Option<Self> {
-        let floored = || summary.tensors.iter().filter_map(|t| Some((t, t.without_floor?)));
-        let (mut bits, mut gain, mut weights, mut worth) = (0.0, 0.0, 0, 0.0);
-        for (tensor, [free_bits, free_loss]) in floored() {
-            bits += tensor.bits - free_bits;
-            gain += free_loss - tensor.loss;
-            weights += tensor.weights;
-            let own = (tensor.bits - free_bits) / tensor.weights as f64;
-            worth += (1.0 - 4f64.powf(-own)) * tensor.weights as f64;
+        let floored = || summary.tensors.iter().filter_map(|t| Some((t.weights as f64, t.without_floor?)));
+        let (mut bits, mut price, mut gain, mut weights, mut expected) = (0.0, 0.0, 0.0, 0.0, 0.0);
+        for (own, [more, cost, worth]) in floored() {
+            bits += more;
+            price += cost;
+            gain += worth;
+            weights += own;
+            expected += (1.0 - 4f64.powf(-more / own)) * own;
         }
-        let matrices = floored().count();
-        let b = bits / weights.max(1) as f64;
-        (matrices > 0 && b > 0.0 && gain > 0.0).then(|| Self {
-            matrices,
-            bits: b,
+        (bits > 0.0 && gain > 0.0).then(|| Self {
+            matrices: floored().count(),
+            bits: bits / weights,
             gain,
-            price_over_worth: summary.lambda * bits / gain,
-            expected: 2.0 * std::f64::consts::LN_2 * bits / worth,
+            price_over_worth: price / gain,
+            expected: 2.0 * std::f64::consts::LN_2 * bits / expected,
         })
     }
 }

@@ -42,9 +42,10 @@ pub struct TensorSummary {
     pub loss: f64,
     /// Weights in each format.
     pub formats: BTreeMap<String, u64>,
-    /// Bits and predicted loss without a floor, where there is one that asks for more.
+    /// Where a floor asks for more than lambda does: bits of the file more than without it, what the bits that lambda counts
+    /// cost, and the loss that they save, nats per token.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub without_floor: Option<[f64; 2]>,
+    pub without_floor: Option<[f64; 3]>,
 }
 
 /// Figures of a model.

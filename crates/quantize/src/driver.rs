@@ -128,8 +128,9 @@ pub fn encode(
         made.extend(group.into_iter().zip(entries));
     }
     let entries: Vec<(Vec<Entry>, Option<EncodedStats>)> = made.into_values().collect();
-    let (mut usage, mut loss, mut resident_bytes): (BTreeMap<String, Usage>, f64, u64) = Default::default();
-    resident_bytes += tensors.iter().filter(|info| !names.contains(&info.name)).map(|info| info.bytes).sum::<u64>();
+    let (mut usage, mut loss): (BTreeMap<String, Usage>, f64) = Default::default();
+    let plain = tensors.iter().filter(|info| !names.contains(&info.name)).map(|info| info.bytes).sum::<u64>();
+    let mut layer_resident = vec![plain; allocations.len()];
     let mut losses = BTreeMap::new();
     let mut layer_losses = vec![BTreeMap::new(); allocations.len()];
     for (layers, found) in entries.iter().filter_map(|(e, found)| Some((e, found.as_ref()?))) {
@@ -137,7 +138,9 @@ pub fn encode(
         usage.entry(label_of(name).to_string()).or_default().add(&found.usage);
         loss += found.loss();
         losses.insert(name.clone(), found.loss());
-        resident_bytes += found.resident_bytes;
+        for (all, &bytes) in layer_resident.iter_mut().zip(&found.resident_bytes) {
+            *all += bytes;
+        }
         for (all, &loss) in layer_losses.iter_mut().zip(&found.losses) {
             all.insert(name.clone(), loss);
         }
@@ -148,7 +151,7 @@ pub fn encode(
     let mut layers = Vec::new();
     for (n, losses) in layer_losses.into_iter().enumerate().filter(|_| count > 1) {
         let bytes = Checkpoint::open_prefix(&out, QualityPrefix::Layers(n + 1))?.bytes();
-        layers.push(LayerSummary { bytes, losses });
+        layers.push(LayerSummary { bytes, resident_bytes: layer_resident[n], losses });
     }
     Ok(EncodeSummary {
         layers,
@@ -156,7 +159,7 @@ pub fn encode(
         weights: written.weights(),
         linear_bytes: written.tensors().filter(linear).map(TensorInfo::stored_bytes).sum(),
         linear_weights: written.tensors().filter(linear).map(TensorInfo::weights).sum(),
-        resident_bytes,
+        resident_bytes: layer_resident.last().copied().unwrap_or(plain),
         loss,
         losses,
         usage,

@@ -39,6 +39,9 @@ pub struct EncodeSummary {
 pub struct LayerSummary {
     /// Bytes of the shards, whole.
     pub bytes: u64,
+    /// Bytes in memory, as [`EncodeSummary::resident_bytes`]; of several layers those of elements, although a runtime may keep
+    /// 2:4 sparse ones apart.
+    pub resident_bytes: u64,
     /// Loss by tensor, as [`EncodeSummary::losses`].
     pub losses: BTreeMap<String, f64>,
 }

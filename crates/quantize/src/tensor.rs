@@ -118,8 +118,8 @@ pub(crate) struct EncodedStats {
     pub usage: Usage,
     /// Loss after each layer, nats per token.
     pub losses: Vec<f64>,
-    /// Bytes in a runtime's memory.
-    pub resident_bytes: u64,
+    /// Bytes in a runtime's memory after each layer; several layers are held as elements.
+    pub resident_bytes: Vec<u64>,
     /// Decoded values, if they were to be kept.
     pub decoded: Option<Vec<f32>>,
 }
@@ -154,12 +154,10 @@ pub(crate) fn read_back(
     .map_err(failed(info))?;
     let decoded = keep.then(|| values(&decoded));
     let usage = Usage::of(&tiles, chain[0].plan());
-    let packed = match chain.as_slice() {
-        [one] => PackedTensor::of_coded(one).map_err(failed(info))?,
-        // Layers are held as elements.
-        _ => None,
-    };
-    let resident_bytes = packed.map_or(dtype.bytes() * weights.len(), |packed| packed.resident_bytes()) as u64;
+    let elements = (dtype.bytes() * weights.len()) as u64;
+    let packed = PackedTensor::of_coded(&chain[0]).map_err(failed(info))?;
+    let mut resident_bytes = vec![elements; chain.len()];
+    resident_bytes[0] = packed.map_or(elements, |packed| packed.resident_bytes() as u64);
     Ok(EncodedStats { usage, losses, resident_bytes, decoded })
 }
 

@@ -86,11 +86,14 @@ impl Linear for CodedLinear {
             return Err(Error::Msg(format!("{}: row {id} of {}", self.name, self.rows)));
         }
         let wanted = |rows: std::ops::Range<usize>| ids.iter().any(|&id| rows.contains(&(id as usize)));
-        for (first, values) in self.of_slices(wanted, |first, values| (first, values))? {
+        // Rows of a slice by the places of their ids.
+        let found = |first: usize, values: Vec<f32>| -> Vec<(usize, Vec<f32>)> {
             let rows = first..first + values.len() / cols.max(1);
-            for (to, id) in out.chunks_exact_mut(cols).zip(ids).filter(|(_, id)| rows.contains(&(**id as usize))) {
-                to.copy_from_slice(&values[(*id as usize - first) * cols..][..cols]);
-            }
+            let own = ids.iter().enumerate().filter(|(_, id)| rows.contains(&(**id as usize)));
+            own.map(|(n, &id)| (n, values[(id as usize - first) * cols..][..cols].to_vec())).collect()
+        };
+        for (n, row) in self.of_slices(wanted, found)?.into_iter().flatten() {
+            out[n * cols..][..cols].copy_from_slice(&row);
         }
         Tensor::from_vec(out, (ids.len(), cols), &Device::Cpu)
     }

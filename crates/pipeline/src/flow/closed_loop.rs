@@ -7,7 +7,7 @@ use waterfill_codec::BitsPerWeight;
 use waterfill_evaluate::{Estimate, SEQUENCES, Sequences, TextResult};
 use waterfill_quantize::EncodeSummary;
 
-use super::compress::{Compressed, Inputs, compress, encode_allocated};
+use super::compress::{Compressed, Inputs, budget_for, compress, encode_allocated};
 use crate::engine::Engine;
 use crate::error::Result;
 use crate::goal::Goal;
@@ -80,10 +80,11 @@ pub(crate) fn close_loop(engine: &Engine, inputs: &Inputs, goal: Goal) -> Result
     let weighed = engine.make(&LoopCorrections { groups: &groups, parts: &parts, encoded: &encoded, lambda })?;
     let sizes = first.sizes()?;
     let bytes = sizes.as_ref().map(|sizes| sizes.bytes);
-    let goal = match (sizes, context.config.allocate.rate().memory_first()) {
-        (Some(sizes), true) => Goal::Resident(sizes.resident_bytes),
-        (Some(sizes), false) => Goal::Bytes(sizes.bytes),
-        (None, _) => goal,
+    let memory = !matches!(goal, Goal::Bytes(_)) && context.config.allocate.rate().memory_first();
+    let goal = match sizes {
+        Some(sizes) if memory => budget_for(sizes.resident_bytes),
+        Some(sizes) => Goal::Bytes(sizes.bytes),
+        None => goal,
     };
     let second = compress(engine, &inputs.corrected(&weighed), goal)?;
     let uniform = engine.make(&UniformCorrections { measured, bytes: bytes.unwrap_or(0) })?;

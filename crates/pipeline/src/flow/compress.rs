@@ -8,7 +8,7 @@ use waterfill_model::TensorRole;
 use waterfill_quantize::EncodeSummary;
 
 use crate::engine::Engine;
-use crate::error::Result;
+use crate::error::{PipelineError, Result};
 use crate::goal::Goal;
 use crate::output::QualityLayers;
 use crate::results::AllocationSummary;
@@ -27,6 +27,11 @@ const ROUNDS: usize = 8;
 const BELOW: f64 = 2.5e-3;
 /// Relative distance from there at which the search ends.
 const TOLERANCE_RESIDENT: f64 = 2e-3;
+
+/// The budget for which [`compress`] aims at `resident` bytes in memory.
+pub(crate) fn budget_for(resident: u64) -> Goal {
+    Goal::Resident((resident as f64 / (1.0 - BELOW)).round() as u64)
+}
 
 /// Artifacts that every goal starts from.
 #[derive(Clone)]
@@ -132,36 +137,48 @@ pub(crate) fn compress(engine: &Engine, inputs: &Inputs, goal: Goal) -> Result<C
         (Goal::Bytes(wanted), true) => {
             let large = context.model.checkpoint().weights() >= LARGE;
             let tolerance = if large { TOLERANCE_LARGE } else { TOLERANCE };
-            let found = search_size(first, (wanted, tolerance), |sizes| sizes.bytes, at)?;
+            let found = search_size(first, (wanted, tolerance, f64::INFINITY), |sizes| sizes.bytes, at)?.0;
             Ok(Compressed { wanted: Some(wanted), ..found })
         }
         // A budget is not exceeded.
         (Goal::Resident(budget), _) => {
             let wanted = (budget as f64 * (1.0 - BELOW)) as u64;
-            search_size(first, (wanted, TOLERANCE_RESIDENT), |sizes| sizes.resident_bytes, at)
+            let range = (wanted, TOLERANCE_RESIDENT, budget as f64 / wanted as f64 - 1.0);
+            let (found, least) = search_size(first, range, |sizes| sizes.resident_bytes, at)?;
+            match found.sizes()? {
+                Some(sizes) if sizes.resident_bytes > budget => {
+                    let reason =
+                        format!("{budget} bytes in memory are asked for, the least that was reached is {least}");
+                    Err(PipelineError::Value { key: "allocate.sizes".into(), reason })
+                }
+                _ => Ok(found),
+            }
         }
         _ => Ok(first),
     }
 }
 
 /// Secant search over the logarithm of lambda for the checkpoint whose `size` is `wanted` bytes; ends where a plan does not
-/// know a size yet.
+/// know a size yet. `most` is the relative distance from there that must not be exceeded. Returns the nearest of those that do
+/// not, and the least size of all.
 fn search_size(
     first: Compressed,
-    (wanted, tolerance): (u64, f64),
+    (wanted, tolerance, most): (u64, f64, f64),
     size: impl Fn(&EncodeSummary) -> u64,
     at: impl Fn(Goal) -> Result<Compressed>,
-) -> Result<Compressed> {
+) -> Result<(Compressed, u64)> {
     // Logarithm of lambda, relative distance to the size, and weights.
     let measured = |compressed: &Compressed| -> Result<Option<(f64, f64, u64)>> {
         let (Some(allocation), Some(sizes)) = (compressed.allocation()?, compressed.sizes()?) else { return Ok(None) };
         Ok(Some((allocation.lambda.ln(), size(&sizes) as f64 / wanted as f64 - 1.0, sizes.weights)))
     };
     let mut best = first;
-    let Some((lambda, distance, weights)) = measured(&best)? else { return Ok(best) };
+    let Some((lambda, distance, weights)) = measured(&best)? else { return Ok((best, 0)) };
     // Half a bit per weight for a factor of two in lambda.
     let slope = weights as f64 / wanted as f64 / (16.0 * std::f64::consts::LN_2);
-    let (mut last, mut nearest) = ((lambda, distance), distance);
+    let (mut last, mut nearest, mut least) = ((lambda, distance), distance, distance);
+    // What is too large is worse than anything that is not.
+    let rank = |distance: f64| (distance > most, distance.abs());
     // Logarithms of lambdas whose files are too large, and too small, with their distances.
     let mut bracket: [Option<(f64, f64)>; 2] = [None, None];
     for _ in 1..ROUNDS {
@@ -176,11 +193,12 @@ fn search_size(
         let tried = at(Goal::Lambda(next.exp()))?;
         let Some((_, distance, _)) = measured(&tried)? else { break };
         last = (next, distance);
-        if distance.abs() < nearest.abs() {
+        least = least.min(distance);
+        if rank(distance) < rank(nearest) {
             (best, nearest) = (tried, distance);
         }
     }
-    Ok(best)
+    Ok((best, ((1.0 + least) * wanted as f64).round() as u64))
 }
 
 /// A prefix of a compressed checkpoint.
@@ -232,6 +250,7 @@ pub(crate) fn prefixes(engine: &Engine, compressed: &Compressed) -> Result<Vec<C
             linear_bytes: linear.map(TensorInfo::stored_bytes).sum(),
             loss: losses.values().sum(),
             losses,
+            resident_bytes: sizes.layers[used - 1].resident_bytes,
             ..sizes.clone()
         };
         let layers = Some(QualityLayers { used, of, whole });

@@ -248,7 +248,8 @@ impl PointArtifacts {
             bits_per_weight: sizes.map(|s| BitsPerWeight::of_bytes(s.bytes, s.weights).0),
             linear_bits_per_weight: sizes.map(|s| BitsPerWeight::of_bytes(s.linear_bytes, s.linear_weights).0),
             resident_bits_per_weight: resident_bits / self.summary.weights as f64,
-            floors: FloorsOutput::of(&self.summary),
+            // Of a prefix of quality layers the allocation is that of the finest.
+            floors: self.layers.is_none().then(|| FloorsOutput::of(&self.summary)).flatten(),
             nll: text.map(|t| t.nll.mean),
             perplexity: text.map(|t| t.perplexity),
             kl: text.map(|t| t.kl.mean),

@@ -17,7 +17,7 @@ use crate::results::{AllocationSummary, TensorSummary, write_json};
 use crate::stage::{ArtifactRef, Estimate, Stage};
 
 /// Version of the artifact; raised when results change.
-const VERSION: u32 = 4;
+const VERSION: u32 = 5;
 /// Bytes of candidates that are read at the same time.
 const CANDIDATE_BYTES: u64 = 1 << 30;
 
@@ -133,9 +133,7 @@ fn summarise(
             bits: allocate::estimated_bits(s).0,
             loss: s.loss.0,
             formats,
-            without_floor: s
-                .without_floor
-                .map(|(loss, rate)| [allocate::estimated_bits(s).0 - s.rate.0 + rate.0, loss.0]),
+            without_floor: s.without_floor.map(|w| [w.rate.0, w.price.0, w.worth.0]),
         }
     });
     let tensors: Vec<TensorSummary> = tensors.collect();

@@ -6,6 +6,7 @@ use rayon::prelude::*;
 use waterfill_allocate as allocate;
 use waterfill_calibrate::Sensitivities;
 use waterfill_codec::Format;
+use waterfill_config::PolicyName;
 use waterfill_model::TensorRole;
 use waterfill_model::roles::is_linear;
 use waterfill_quadratic::{Damping, LdlFactor};
@@ -18,7 +19,7 @@ use crate::results::write_json;
 use crate::stage::{ArtifactRef, Estimate, Stage};
 
 /// Version of the artifact; raised when results change.
-const VERSION: u32 = 8;
+const VERSION: u32 = 9;
 /// File with the name of every matrix and the file of its candidates.
 const INDEX: &str = "index.json";
 /// Shares of the information of a head, and of an embedding that is not the head, that are added to their rows in equal
@@ -42,6 +43,20 @@ pub(super) fn formats(context: &Context) -> Vec<Format> {
     context.config.allocate.formats.iter().map(|f| f.0).collect()
 }
 
+/// Formats whose candidates are measured: also those of floors, which say how much may be lost.
+fn measured_formats(context: &Context) -> Vec<Format> {
+    let a = &context.config.allocate;
+    let safe = (a.policy == PolicyName::Safe).then_some(Format::Fp8);
+    let floors = a.floors.iter().map(|floor| floor.at_least.0).chain(safe);
+    let mut all = formats(context);
+    floors.for_each(|format| {
+        if !all.contains(&format) {
+            all.push(format)
+        }
+    });
+    all
+}
+
 /// Share of a matrix' information that each of its `rows` gets, whether calibration has seen its token or not.
 fn unseen(name: &str, rows: usize, tied: bool) -> f64 {
     match TensorRole::parse(name) {
@@ -63,7 +78,8 @@ impl Stage for Measure<'_> {
 
     fn identity(&self, context: &Context) -> Result<Identity> {
         let (a, e) = (&context.config.allocate, &context.config.encode);
-        let floats: Vec<_> = formats(context).iter().filter(|f| f.minifloat().is_some()).map(|f| f.name()).collect();
+        let floats: Vec<_> =
+            measured_formats(context).iter().filter(|f| f.minifloat().is_some()).map(|f| f.name()).collect();
         let settings = serde_json::json!({
             "feedback": e.feedback, "damping": e.damping, "fold_rule": a.fold_rule, "granularity": a.granularity,
             "sensitivity_floor": a.sensitivity_floor, "float_formats": floats, "planes": a.rate().memory_first(),
@@ -101,7 +117,7 @@ impl Stage for Measure<'_> {
         };
         let erasures = weights.par_iter().map(erasure).collect::<Result<Vec<_>>>()?;
         let loss_factors = allocate::sensitivity_floor(&erasures, a.sensitivity_floor);
-        let formats = formats(context);
+        let formats = measured_formats(context);
         context.console.start("measure", weights.len() as u64);
         let mut index = Vec::new();
         for (i, (name, shape)) in weights.iter().enumerate() {

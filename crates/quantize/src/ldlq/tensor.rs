@@ -152,14 +152,15 @@ impl Costs {
     /// Samples of `weights` whose levels take `widths` bits in each tile. Steps are fitted to what feedback makes of the
     /// weights; spreads become what levels are found to have.
     fn quantize_planes(&self, plan: &mut TensorPlan, weights: &[f32], widths: &[u8]) -> Result<Vec<i16>> {
-        let Self { loss_weights, factor, rows, level_lambda, .. } = self;
+        let Self { loss_weights, factor, rows, .. } = self;
         let (samples, steps) = quantize_with_steps(&LdlqInput {
             plan,
             weights,
             loss_weights,
             factor,
             rows: rows.as_ref(),
-            lambda: *level_lambda,
+            // Bits in memory are the same for every level.
+            lambda: 0.0,
             before: None,
             widths: Some(widths),
             dropped: None,
