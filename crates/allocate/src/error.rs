@@ -55,14 +55,16 @@ pub enum AllocateError {
         /// Floor for this weight.
         floor: String,
     },
-    /// A target size that no allocation reaches.
-    #[error("target of {target} bytes cannot be met: with this policy files have {least} to {most} bytes")]
+    /// A size that no allocation reaches.
+    #[error("a size of {target} bytes{where_} cannot be met: these formats and floors give {least} to {most} bytes")]
     Target {
         /// Bytes asked for.
         target: u64,
-        /// Smallest file.
+        /// Of the file, or in memory.
+        where_: &'static str,
+        /// Smallest size.
         least: u64,
-        /// Largest file.
+        /// Largest size.
         most: u64,
     },
 }

@@ -15,6 +15,8 @@ use crate::sample::{Sample, sample_weights};
 const TOLERANCE: f64 = 5e-4;
 /// Lambdas searched.
 const RANGE: (f64, f64) = (1e-18, 1e3);
+/// The smallest lambda, at which matrices take as many bits as are of use.
+pub const FINEST: Lambda = Lambda(RANGE.0);
 
 /// A wanted size in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -125,7 +127,13 @@ impl Search<'_> {
         let (mut at_low, mut at_high) = (value(low)?, value(high)?);
         if at_low < 0.0 || at_high > 0.0 {
             let bytes = |difference: f64| (wanted * difference.exp() / 8.0).round() as u64;
-            return Err(AllocateError::Target { target, least: bytes(at_high), most: bytes(at_low) });
+            let where_ = match self.target {
+                TargetSize::File(_) => "",
+                // More than everything takes is a budget that is kept.
+                TargetSize::Resident(_) if at_low < 0.0 => return Ok(FINEST),
+                TargetSize::Resident(_) => " in memory",
+            };
+            return Err(AllocateError::Target { target, where_, least: bytes(at_high), most: bytes(at_low) });
         }
         for round in 0..60 {
             let secant = low + (high - low) * at_low / (at_low - at_high).max(f64::MIN_POSITIVE);

@@ -39,7 +39,7 @@ fn target_bytes_are_met_within_half_a_percent() {
     }
     place.write("impossible.yaml", &pipeline("sizes: [{bytes: 1000}]"));
     let message = place.fails(&["allocate", "impossible.yaml"]);
-    assert!(message.contains("target of 1000 bytes cannot be met"), "{message}");
+    assert!(message.contains("a size of 1000 bytes cannot be met"), "{message}");
 }
 
 #[test]

@@ -161,8 +161,8 @@ pub(crate) fn problems(config: &Config) -> Vec<Problem> {
     require(rate.storage + rate.resident > 0.0, "allocate.rate prices no bits, expected storage or resident above 0");
     require(
         rate.memory_first() || !a.sizes.iter().any(Size::is_resident),
-        "allocate.sizes has sizes in memory, which need allocate.rate {storage: 0, resident: 1}: give sizes of files, or \
-         lambdas, in a run of their own",
+        "allocate.sizes has sizes in memory beside sizes of files or lambdas (which may be included: `lambdas: []` drops them); \
+         allocate.rate {storage: 0, resident: 1} would put memory first for all of them",
     );
     require(
         !rate.memory_first() || !a.formats.iter().any(|f| f.0 == waterfill_codec::Format::Fp4),

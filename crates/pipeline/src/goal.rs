@@ -22,7 +22,7 @@ impl Goal {
         match self {
             Self::Lambda(lambda) => format!("allocate at lambda {lambda:.1e}"),
             Self::Bytes(bytes) => format!("allocate for {bytes} bytes"),
-            Self::Resident(bytes) => format!("allocate for {bytes} bytes in memory"),
+            Self::Resident(bytes) => format!("allocate {bytes} bytes of memory"),
             Self::Width(bits) => format!("baseline of {bits} bits"),
         }
     }

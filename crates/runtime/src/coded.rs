@@ -9,6 +9,7 @@ use waterfill_model::Linear;
 /// A matrix that is held as it is in the file, and decoded a slice at a time when it is used. Threads hold one decoded slice
 /// each: 64 Ki weights or a little more.
 pub struct CodedLinear {
+    /// Checkpoint and name.
     name: String,
     bytes: Vec<u8>,
     rows: usize,
@@ -26,7 +27,8 @@ impl CodedLinear {
         if info.storage != Storage::Coded || info.quality_layers() > 1 {
             return Ok(None);
         }
-        Ok(Some(Self { name: name.into(), bytes: checkpoint.read_raw(name)?, rows, cols }))
+        let place = format!("{}: tensor {name}", checkpoint.dir().display());
+        Ok(Some(Self { name: place, bytes: checkpoint.read_raw(name)?, rows, cols }))
     }
 
     /// Bytes in memory.

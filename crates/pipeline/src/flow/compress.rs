@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use waterfill_allocate::FINEST;
 use waterfill_checkpoint::{Checkpoint, QualityPrefix, TensorInfo};
 use waterfill_config::Sequential;
 use waterfill_model::TensorRole;
@@ -140,8 +141,11 @@ pub(crate) fn compress(engine: &Engine, inputs: &Inputs, goal: Goal) -> Result<C
             let found = search_size(first, (wanted, tolerance, f64::INFINITY), |sizes| sizes.bytes, at)?.0;
             Ok(Compressed { wanted: Some(wanted), ..found })
         }
-        // A budget is not exceeded.
+        // A budget is not exceeded. One that nothing fills is met by the finest allocation.
         (Goal::Resident(budget), _) => {
+            if first.allocation()?.is_some_and(|allocation| allocation.lambda <= FINEST.0) {
+                return Ok(first);
+            }
             let wanted = (budget as f64 * (1.0 - BELOW)) as u64;
             let range = (wanted, TOLERANCE_RESIDENT, budget as f64 / wanted as f64 - 1.0);
             let (found, least) = search_size(first, range, |sizes| sizes.resident_bytes, at)?;
