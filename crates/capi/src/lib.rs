@@ -123,7 +123,7 @@ pub struct WfPackedInfo {
 }
 
 /// Tiles of one format; pointers hold until the matrix is freed. The weight in row r and column c of a tile that is not plain
-/// is its code times wf_scale(scale + 2 (scales[tile] + row_scales[r] + col_scales[c])).
+/// is its code times wf_scale(scale + 2 (tile + row + column)) with the scales of its tile, row and column.
 #[repr(C)]
 pub struct WfBucket {
     /// Their format.
