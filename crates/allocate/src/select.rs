@@ -68,7 +68,7 @@ fn header_bits(left: TilePlan, candidate: &RdCandidate) -> f64 {
 }
 
 /// Chooses a candidate for every tile of the matrix `name`: the minimum of `J = loss + lambda * rate`. With a floor, lambda is
-/// at most that at which the matrix loses no more than its tiles would in the floor's format ([`floor_lambda`]): its bits
+/// at most that at which the matrix loses no more than its tiles would in the floor's format: its bits
 /// are then spread over its tiles as well as any.
 ///
 /// # Errors
