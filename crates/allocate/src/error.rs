@@ -56,12 +56,12 @@ pub enum AllocateError {
         floor: String,
     },
     /// A size that no allocation reaches.
-    #[error("a size of {target} bytes{where_} cannot be met: these formats and floors give {least} to {most} bytes")]
+    #[error("a size of {target} bytes{place} cannot be met: these formats and floors give {least} to {most} bytes")]
     Target {
         /// Bytes asked for.
         target: u64,
         /// Of the file, or in memory.
-        where_: &'static str,
+        place: &'static str,
         /// Smallest size.
         least: u64,
         /// Largest size.

@@ -127,13 +127,13 @@ impl Search<'_> {
         let (mut at_low, mut at_high) = (value(low)?, value(high)?);
         if at_low < 0.0 || at_high > 0.0 {
             let bytes = |difference: f64| (wanted * difference.exp() / 8.0).round() as u64;
-            let where_ = match self.target {
+            let place = match self.target {
                 TargetSize::File(_) => "",
                 // More than everything takes is a budget that is kept.
                 TargetSize::Resident(_) if at_low < 0.0 => return Ok(FINEST),
                 TargetSize::Resident(_) => " in memory",
             };
-            return Err(AllocateError::Target { target, where_, least: bytes(at_high), most: bytes(at_low) });
+            return Err(AllocateError::Target { target, place, least: bytes(at_high), most: bytes(at_low) });
         }
         for round in 0..60 {
             let secant = low + (high - low) * at_low / (at_low - at_high).max(f64::MIN_POSITIVE);

@@ -2,8 +2,8 @@
 
 use candle_core::{Device, Error, Result as CandleResult, Tensor};
 use rayon::prelude::*;
-use waterfill_checkpoint::{Checkpoint, Storage};
-use waterfill_codec::{CodecError, CodedTensor, Dtype};
+use waterfill_checkpoint::{Checkpoint, Storage, Values};
+use waterfill_codec::{CodecError, CodedTensor};
 use waterfill_model::Linear;
 
 /// A matrix that is held as it is in the file, and decoded a slice at a time when it is used. Threads hold one decoded slice
@@ -51,16 +51,11 @@ impl CodedLinear {
             let rows = coded.slice_rows(n);
             let mut bytes = vec![0; coded.bytes(rows.len())];
             coded.decode_slice(n, &mut bytes).map_err(|e| self.failed(&e))?;
-            Ok(of(rows.start, values(coded.header().dtype, &bytes)))
+            let values = Values { dtype: coded.header().dtype, bytes, tiles: vec![] };
+            Ok(of(rows.start, values.to_f32()))
         };
         (0..coded.slices()).into_par_iter().filter(|&n| wanted(coded.slice_rows(n))).map(one).collect()
     }
-}
-
-/// Little-endian elements as numbers.
-fn values(dtype: Dtype, bytes: &[u8]) -> Vec<f32> {
-    let pattern = |b: &[u8]| b.iter().rev().fold(0, |v, &x| v << 8 | u32::from(x));
-    bytes.chunks_exact(dtype.bytes()).map(|b| dtype.value_of(pattern(b))).collect()
 }
 
 impl Linear for CodedLinear {

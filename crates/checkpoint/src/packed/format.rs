@@ -9,8 +9,9 @@ pub(super) const WEIGHTS: usize = TILE * TILE;
 /// needs, whatever format they were coded in.
 ///
 /// A level of `w` bits lies in planes: `w = 2, 4, 8` in one, of its bits; 3 in one of its lower two bits and one of its
-/// sign; 5 and 6 in one of its lower four bits and one of the rest; 7 in those of the lower six and one of its sign. A plane of `b` bits has those of element `i` from bit
-/// `i b mod 8` of byte `i b / 8` on, and the planes of a tile follow each other: `32 w` bytes a tile.
+/// sign; 5 and 6 in one of its lower four bits and one of the rest; 7 in those of the lower six and one of its sign. A plane
+/// of `b` bits has those of element `i` from bit `i b mod 8` of byte `i b / 8` on, and the planes of a tile follow each
+/// other: `32 w` bytes a tile.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum PackedFormat {
     /// Levels -2 to 1: 64 bytes a tile.
