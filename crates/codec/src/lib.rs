@@ -66,6 +66,7 @@ pub use format::{Dtype, Format};
 pub use minifloat::Minifloat;
 pub use scale::SigmaIndex;
 pub use simd::dispatch;
+pub use syntax::bit_shift::BitShiftTrellis;
 pub use syntax::tensor_plan::{Parameters, Scales, TensorPlan};
 pub use syntax::tile_plan::{Kernel, Palette, Predictor, TileMode, TilePlan, Transform};
 pub use syntax::trellis::Trellis;

@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
 use waterfill_codec::{
-    CodedTensor, Dtype, Elements, Format, Kernel, Palette, Predictor, Scales, TILE, TensorEncoder, TensorPlan,
-    TileMode, TilePlan, Transform, Trellis, encode_lossless, encode_tensor,
+    BitShiftTrellis, CodedTensor, Dtype, Elements, Format, Kernel, Palette, Parameters, Predictor, Scales, TILE,
+    TensorEncoder, TensorPlan, TileMode, TilePlan, Transform, Trellis, encode_lossless, encode_tensor,
 };
 
 fn vectors() -> PathBuf {
@@ -220,6 +220,21 @@ fn examples() -> Vec<Example> {
         trellis.sigma_base = if log2 == 7 { 26 } else { trellis.sigma_base };
         add(&format!("trellis-{}", 1 << log2), &trellis, if log2 == 7 { 60.0 } else { 2.0 });
     }
+    // Codes of all widths, beside tiles of other samples; the last over several slices.
+    for (state_bits, rows) in [(8, 40), (12, 40), (13, 300), (16, 40)] {
+        let mut codes = plan(Dtype::Bf16, rows, SHAPE.1, Format::Int8);
+        codes.parameters.bit_shift = BitShiftTrellis::new(state_bits);
+        codes.step_base = -40;
+        codes.tiles.iter_mut().enumerate().for_each(|(n, t)| {
+            t.format = [Format::Int8, Format::Int4, Format::Lossless, Format::Int8, Format::Fp8][n * 5 / 7 % 5];
+            t.step = n as i16 % 3 - 1;
+            if t.format.level_range().is_some() {
+                t.mode = TileMode::BitShift(1 + (n % 8) as u8);
+            }
+        });
+        codes.col_scale = (0..SHAPE.1).map(|i| i as i8 % 3 - 1).collect();
+        add(&format!("bit-shift-{state_bits}"), &codes, 2.0);
+    }
     let mut filter = with(&|_, _| {});
     filter.parameters.filter = Some([20, -35]);
     add("filter", &filter, 2.0);
@@ -394,7 +409,7 @@ prop_compose! {
         dtype in 0..3usize, side in prop_oneof![4 => Just(16usize), 1 => Just(8), 1 => Just(32), 1 => Just(64)],
         tiles in prop::collection::vec(any_tile(), 1..30), step_base in -40i32..40, sigma_base in -6i32..30,
         vectors in prop::collection::vec(prop::option::of(-4i8..=4), 4), neighbours: Option<[i8; 8]>, filter: Option<[i8; 2]>,
-        trellis in 0..9u32, centroids: [i8; 3], bands in prop::collection::vec(-9i8..9, 36), linear: [i8; 3], merge: bool,
+        trellis in 0..9u32, codes in prop::option::of(8..17u32), centroids: [i8; 3], bands in prop::collection::vec(-9i8..9, 36), linear: [i8; 3], merge: bool,
     ) -> TensorPlan {
         let mut plan = TensorPlan::uniform(Dtype::ALL[dtype], rows, cols, TilePlan::default());
         plan.tile = side;
@@ -413,6 +428,7 @@ prop_compose! {
         p.linear = linear.map(within);
         p.bands = bands.try_into().unwrap();
         p.merge = merge;
+        let codes = codes.filter(|_| side == TILE).and_then(BitShiftTrellis::new);
         p.dictionary = vec![(0..cols).map(|i| i as i8 % 9 - 4).collect()];
         plan.tiles = (0..rows.div_ceil(side) * cols.div_ceil(side)).map(|n| tiles[n % tiles.len()]).collect();
         let slice_rows = plan.slice_rows();
@@ -428,6 +444,13 @@ prop_compose! {
                 Predictor::RankOne(..) if side != TILE => tile.predictor = Predictor::Left,
                 Predictor::Row(d) if usize::from(d) > r.start % slice_rows => tile.predictor = Predictor::Top,
                 _ => {}
+            }
+        }
+        if codes.is_some() {
+            plan.parameters = Parameters { merge, bit_shift: codes, ..Parameters::default() };
+            for (n, tile) in plan.tiles.iter_mut().enumerate().filter(|(_, t)| t.format.level_range().is_some()) {
+                let TilePlan { format, step, sigma, .. } = *tile;
+                *tile = TilePlan { format, step, sigma, mode: TileMode::BitShift(1 + (n % 8) as u8), ..TilePlan::default() };
             }
         }
         plan
@@ -457,10 +480,24 @@ proptest! {
         let across = base.cols.div_ceil(base.tile);
         let mut plan = TensorPlan { step_base: base.step_base - finer, sigma_base: fine.sigma_base, parameters: fine.parameters, ..base.clone() };
         plan.parameters.dictionary = base.parameters.dictionary.clone();
-        let own: Vec<TilePlan> = fine.tiles.iter().copied().filter(|t| t.mode == TileMode::Coded && t.transform.is_identity() && t.predictor == Predictor::None).collect();
-        if !own.is_empty() {
-            plan.tiles = (0..plan.tiles.len()).map(|n| own[(n + n / across.max(1)) % own.len()]).collect();
+        if base.tile != TILE {
+            plan.parameters.bit_shift = None;
         }
+        let codes = plan.parameters.bit_shift.is_some();
+        if codes {
+            plan.parameters.dictionary.clear();
+        }
+        let fits = |t: &TilePlan| match t.mode {
+            _ if t.format.level_range().is_none() => true,
+            TileMode::BitShift(_) => codes,
+            mode => !codes && mode == TileMode::Coded && t.transform.is_identity() && t.predictor == Predictor::None,
+        };
+        let mut own: Vec<TilePlan> = fine.tiles.iter().copied().filter(fits).collect();
+        if own.is_empty() {
+            plan.parameters.bit_shift = None;
+            own.push(TilePlan::default());
+        }
+        plan.tiles = (0..plan.tiles.len()).map(|n| own[(n + n / across.max(1)) % own.len()]).collect();
         plan.row_sigma = plan.row_sigma.iter().map(|v| v / 2).collect();
         plan.row_scale = vec![];
         let bytes = refinement(&plan, &before, &weights);

@@ -5,7 +5,7 @@
 use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
 use waterfill_codec::{
-    CodedTensor, Dtype, Elements, Format, Kernel, Palette, Predictor, TILE, TensorPlan, TileMode, TilePlan, Transform,
+    BitShiftTrellis, CodedTensor, Dtype, Elements, Format, Kernel, Palette, Parameters, Predictor, TILE, TensorPlan, TileMode, TilePlan, Transform,
     encode_lossless, encode_tensor,
 };
 
@@ -24,6 +24,7 @@ struct Input {
     centroids: [i8; 3],
     linear: [i8; 3],
     dictionary: Vec<i8>,
+    state_bits: u8,
     bytes: Vec<u8>,
 }
 
@@ -89,6 +90,15 @@ fuzz_target!(|input: Input| {
             Predictor::Row(d) if usize::from(d) > r.start - slice_start || d == 0 => tile.predictor = Predictor::Top,
             Predictor::Dictionary(_) if plan.parameters.dictionary.is_empty() => tile.predictor = Predictor::None,
             _ => {}
+        }
+    }
+    let codes = BitShiftTrellis::new(input.state_bits.into()).filter(|_| plan.tile == TILE);
+    if codes.is_some() {
+        plan.parameters = Parameters { bit_shift: codes, ..Parameters::default() };
+        for (n, tile) in plan.tiles.iter_mut().enumerate().filter(|(_, t)| t.format.level_range().is_some()) {
+            let TilePlan { format, step, sigma, .. } = *tile;
+            let mode = TileMode::BitShift(1 + (n as u8 ^ input.side) % 8);
+            *tile = TilePlan { format, step, sigma, mode, ..TilePlan::default() };
         }
     }
     // Scales out of range and weights that are not finite are refused.

@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 use libfuzzer_sys::fuzz_target;
 use waterfill_codec::syntax::header::Header;
 use waterfill_codec::{
-    CodedTensor, Dtype, Elements, Format, Kernel, Predictor, TensorPlan, TileMode, TilePlan, Transform,
+    BitShiftTrellis, CodedTensor, Dtype, Elements, Format, Kernel, Predictor, TensorPlan, TileMode, TilePlan, Transform,
     encode_lossless, encode_tensor,
 };
 
@@ -23,6 +23,12 @@ fn bases() -> &'static Vec<Vec<u8>> {
                 let mut plan = TensorPlan::uniform(dtype, 48, 80, tile);
                 plan.sigma_base = 8;
                 all.push(encode_tensor(&plan, &weights).unwrap());
+                let mut codes = plan.clone();
+                codes.parameters.bit_shift = BitShiftTrellis::new(12);
+                for (n, tile) in codes.tiles.iter_mut().enumerate().filter(|(_, t)| t.format.level_range().is_some()) {
+                    tile.mode = TileMode::BitShift(1 + n as u8 % 8);
+                }
+                all.push(encode_tensor(&codes, &weights).unwrap());
                 // Every tool that a tile of integers can have.
                 if format.level_range().is_some() {
                     plan.row_scale = (0..48).map(|i| (i % 5) as i8 - 2).collect();

@@ -7,8 +7,9 @@ use crate::error::Result;
 use crate::format::{Dtype, Format};
 use crate::recon::reconstruct::{TileScales, bf16};
 use crate::simd::{dispatched, transpose};
+use crate::syntax::bit_shift;
 use crate::syntax::slice::SlicePlan;
-use crate::syntax::tile_plan::TilePlan;
+use crate::syntax::tile_plan::{TileMode, TilePlan};
 
 /// A number for every sample of a block, column by column.
 pub(super) type Columns<T> = [[T; BAND]; TILE];
@@ -59,6 +60,12 @@ fn write_block_inline(
             let mut factors = [constant.unwrap_or(0.0); TILE];
             if constant.is_none() {
                 factors.iter_mut().enumerate().for_each(|(i, f)| *f = scales.at(i, j));
+            }
+            if matches!(tile.mode, TileMode::BitShift(_)) {
+                for ((to, &state), factor) in to.iter_mut().zip(from).zip(factors) {
+                    *to = bf16(bit_shift::level(state as u32) as f32 * factor);
+                }
+                continue;
             }
             for ((to, &level), factor) in to.iter_mut().zip(from).zip(factors) {
                 *to = bf16(level.clamp(low, high) as f32 * factor);

@@ -1,5 +1,6 @@
 //! Decoding a coded tensor slice by slice.
 
+mod bit_shift_block;
 mod block;
 mod block_output;
 mod digest;

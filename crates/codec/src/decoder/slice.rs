@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 
 use crate::constants::{BAND, MAX_BLOCK, MAX_TILE, TILE};
+use crate::decoder::bit_shift_block::decode_bit_shift_block;
 use crate::decoder::block::{decode_bf16_block, decode_block};
 use crate::decoder::block_output::write_block;
 use crate::decoder::trellis_block::decode_trellis_block;
@@ -89,11 +90,18 @@ impl CodedSlice<'_> {
             if planes.is_empty() && sink.bf16_block(decoder, slice, self.entropy_tables, rows.clone(), cols.clone()) {
                 // Lossless elements count as zeros for the levels to their right.
                 context.clear_left();
+                context.clear_codes(cols);
                 continue;
             }
             let block = &mut block[..height * width];
-            let known = decode_trellis_block(decoder, slice, rows.clone(), cols.clone(), &mut context.states, block)
+            let (at, states) = ((rows.clone(), cols.clone()), &mut context.shifted);
+            let codes = decode_bit_shift_block(decoder, slice, at.0, at.1, states, block);
+            let known = codes
+                || decode_trellis_block(decoder, slice, rows.clone(), cols.clone(), &mut context.states, block)
                 || decode_block(decoder, slice, self.entropy_tables, rows.clone(), cols.clone(), block);
+            if known && !codes {
+                context.clear_codes(cols.clone());
+            }
             if !known {
                 code_block(decoder, slice, self.entropy_tables, rows.clone(), cols.clone(), &mut context, block)?;
             } else if planes.is_empty()
@@ -187,7 +195,9 @@ pub(super) struct PlaneBuffer(pub Vec<i32>);
 impl Sink for PlaneBuffer {
     fn tile(&mut self, slice: &SlicePlan, n: usize, plane: &mut [i32], samples: &[i32]) -> Result<()> {
         let (rows, range) = slice.tile_range(n);
-        let from = if slice.tiles[n].format.level_range().is_some() { &*plane } else { samples };
+        let tile = &slice.tiles[n];
+        let levels = tile.format.level_range().is_some() && !matches!(tile.mode, TileMode::BitShift(_));
+        let from = if levels { &*plane } else { samples };
         for (row, line) in rows.zip(from.chunks_exact(range.len())) {
             self.0[(row - slice.rows.start) * slice.plan.cols + range.start..][..line.len()].copy_from_slice(line);
         }

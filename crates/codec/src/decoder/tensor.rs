@@ -17,7 +17,8 @@ use crate::syntax::tools::Tools;
 pub struct DecodedSlice {
     /// Tiles of the slice in raster order.
     pub tiles: Vec<TilePlan>,
-    /// Integers of planes `[rows, cols]`; codes in floating-point tiles, bit patterns in lossless ones.
+    /// Integers of planes `[rows, cols]`; codes in floating-point tiles, bit patterns in lossless ones, and in those of a
+    /// bit-shift trellis its states.
     pub plane: Vec<i32>,
 }
 

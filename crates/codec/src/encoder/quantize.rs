@@ -5,6 +5,7 @@ use crate::error::{CodecError, Result};
 use crate::format::Format;
 use crate::recon::reconstruct::{Planes, TileScales};
 use crate::recon::transform::TilePass;
+use crate::syntax::bit_shift::{self, BitShiftTrellis};
 use crate::syntax::sample::MAX_LEVEL;
 use crate::syntax::slice::SlicePlan;
 use crate::syntax::tile_plan::{TileMode, TilePlan};
@@ -22,6 +23,7 @@ pub fn quantize_slice(slice: &SlicePlan, weights: &[f32]) -> Result<Vec<i32>> {
     let mut prediction = [0; MAX_TILE];
     let mut tile_samples = [0; MAX_TILE];
     let mut values = [0.0; MAX_TILE];
+    let mut shifted = vec![0u32; if plan.parameters.bit_shift.is_some() { plan.cols } else { 0 }];
     let mut states = vec![0u8; if plan.parameters.trellis.is_some() { plan.cols } else { 0 }];
     for n in 0..slice.tiles.len() {
         let tile = &slice.tiles[n];
@@ -48,15 +50,23 @@ pub fn quantize_slice(slice: &SlicePlan, weights: &[f32]) -> Result<Vec<i32>> {
             } else {
                 planes.predict(slice, n, &mut prediction)?;
                 let (values, predicted) = (&values[..count], &prediction[..count]);
-                match plan.trellis_of(tile, rows.start, cols.start) {
-                    Some(trellis) => {
+                match (plan.trellis_of(tile, rows.start, cols.start), plan.parameters.bit_shift, tile.mode) {
+                    (_, Some(trellis), TileMode::BitShift(bits)) => {
+                        let states = &mut shifted[cols.clone()];
+                        quantize_bit_shift_tile(trellis, bits.into(), states, values, &mut tile_samples[..count]);
+                    }
+                    (Some(trellis), ..) => {
                         let states = &mut states[cols.clone()];
                         quantize_trellis_tile(trellis, states, tile, values, predicted, &mut tile_samples[..count]);
                     }
-                    None => quantize_tile(slice, tile, values, predicted, &mut tile_samples[..count]),
+                    _ => quantize_tile(slice, tile, values, predicted, &mut tile_samples[..count]),
                 }
                 planes.reconstruct(slice, n, &mut prediction[..count], &tile_samples[..count]);
             }
+        }
+        let codes = tile.format.level_range().is_some() && matches!(tile.mode, TileMode::BitShift(_));
+        if !codes {
+            shifted.get_mut(cols.clone()).unwrap_or_default().fill(0);
         }
         for i in 0..rows.len() {
             samples[at(i)..at(i) + width].copy_from_slice(&tile_samples[i * width..(i + 1) * width]);
@@ -68,7 +78,7 @@ pub fn quantize_slice(slice: &SlicePlan, weights: &[f32]) -> Result<Vec<i32>> {
 /// Levels or indices of an integer tile, all row-major; `values` are in units of the step.
 fn quantize_tile(slice: &SlicePlan, tile: &TilePlan, values: &[f32], prediction: &[i32], samples: &mut [i32]) {
     match tile.mode {
-        TileMode::Skip => samples.fill(0),
+        TileMode::Skip | TileMode::BitShift(_) => samples.fill(0),
         TileMode::Palette(palette) => {
             let known = &palette.values[..usize::from(palette.len)];
             for (s, v) in samples.iter_mut().zip(values) {
@@ -119,6 +129,25 @@ fn quantize_trellis_tile(
         let (low, high) = (low + (low - parity).rem_euclid(2), high - (high - parity).rem_euclid(2));
         *sample = nearest.clamp(low, high);
         *state = trellis.next(*state, *sample);
+    }
+}
+
+/// The state with the level nearest to each value among those that the column's state leads to. A search that looks ahead
+/// is in the crate `quantize`.
+fn quantize_bit_shift_tile(
+    trellis: BitShiftTrellis,
+    bits: u32,
+    states: &mut [u32],
+    values: &[f32],
+    samples: &mut [i32],
+) {
+    let width = states.len();
+    for (k, (sample, value)) in samples.iter_mut().zip(values).enumerate() {
+        let state = &mut states[k % width];
+        let distance = |state: &u32| (bit_shift::level(*state) as f32 - value).abs();
+        let next = (0..1 << bits).map(|code| trellis.next(*state, bits, code));
+        *state = next.min_by(|a, b| distance(a).total_cmp(&distance(b))).unwrap_or(0);
+        *sample = *state as i32;
     }
 }
 

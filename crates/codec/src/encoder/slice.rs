@@ -58,11 +58,11 @@ pub(super) fn code_samples<S: SampleCoder>(
         let count = height * cols.len();
         let (top, left) = (rows.start, cols.start);
         code_block(coder, slice, entropy_tables, rows, cols, &mut context, &mut block[..count])?;
-        if slice.plan.parameters.trellis.is_some() {
+        if slice.plan.parameters.trellis.is_some() || slice.plan.parameters.bit_shift.is_some() {
             let given = |k: usize| samples[(top - first + k % height) * cols_all + left + k / height];
             if let Some(k) = (0..count).find(|&k| block[k] != given(k)) {
-                let expected = "of the parity of its trellis state";
-                return Err(CodecError::Field { field: "level", found: given(k).into(), expected });
+                let expected = "one that the trellis state before it leads to";
+                return Err(CodecError::Field { field: "level or state", found: given(k).into(), expected });
             }
         }
     }

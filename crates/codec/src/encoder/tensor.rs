@@ -8,8 +8,10 @@ use crate::encoder::slice::{encode_slice, reconstruct_slice};
 use crate::encoder::writer::TensorWriter;
 use crate::entropy::models::RateCounter;
 use crate::error::{CodecError, Result, check_length};
+use crate::syntax::side_info::code_side;
 use crate::syntax::slice::SlicePlan;
 use crate::syntax::tensor_plan::{Scales, TensorPlan};
+use crate::syntax::tools::Tools;
 
 /// Codes `weights` (row-major, exact values of the plan's dtype) as the plan says, with plain
 /// rounding.
@@ -70,6 +72,13 @@ impl TensorEncoder {
 
     fn begin(mut plan: TensorPlan) -> Result<Self> {
         plan.check()?;
+        // The one header of a uniform tensor settles what it implies, as those of slices do.
+        let (mut side, tools) = (plan.side(), plan.tools());
+        if let (true, Some(&first)) = (tools.has(Tools::UNIFORM), plan.tiles.first()) {
+            let mut settled = first;
+            code_side(&mut RateCounter::default(), &mut side, tools, &mut settled)?;
+            plan.tiles.fill(settled);
+        }
         plan.parameters.merge = plan.parameters.merge && merging_pays(&mut plan)?;
         Ok(Self { writer: TensorWriter::new(&plan)?, plan, before: None })
     }

@@ -9,6 +9,7 @@ use crate::format::{Dtype, Format};
 use crate::recon::transform::{FRACTION_BITS, TilePass};
 use crate::scale::{MANTISSA, MAX_INDEX, UNIT, scale};
 use crate::simd::dispatch;
+use crate::syntax::bit_shift;
 use crate::syntax::slice::SlicePlan;
 use crate::syntax::tensor_plan::TensorPlan;
 use crate::syntax::tile_plan::{MAX_COARSE, Predictor, TileMode, TilePlan};
@@ -139,6 +140,10 @@ pub fn reconstruct_tile(slice: &SlicePlan, n: usize, plane: &mut [i32], samples:
     let Some((low, high)) = tile.format.level_range() else { return };
     match tile.mode {
         TileMode::Skip => {}
+        TileMode::BitShift(_) => {
+            plane.iter_mut().zip(&samples[..count]).for_each(|(p, &state)| *p = bit_shift::level(state as u32));
+            return;
+        }
         TileMode::Palette(palette) => {
             plane.iter_mut().zip(&samples[..count]).for_each(|(p, &s)| *p = palette.values[s as usize & 7].into());
         }

@@ -1,6 +1,7 @@
 //! Syntax of a coded tensor, written once for encoder, decoder and rate counter.
 
 pub(crate) mod bit_planes;
+pub mod bit_shift;
 pub mod difference;
 pub mod float_prefix;
 pub mod header;

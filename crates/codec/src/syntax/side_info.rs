@@ -4,6 +4,7 @@
 use crate::constants::LANE_PROB_ONE;
 use crate::entropy::models::{BitModel, Coder, IntModel};
 use crate::error::{CodecError, Result};
+use crate::syntax::bit_shift::BitShiftTrellis;
 use crate::syntax::tensor_plan::{FrequencyTables, MAX_FREQUENCY_TABLES, TensorPlan};
 use crate::syntax::tile_header::{HeaderContext, HeaderModels, code_tile};
 use crate::syntax::tile_plan::TilePlan;
@@ -137,6 +138,11 @@ pub fn code_side<C: Coder>(coder: &mut C, plan: &mut TensorPlan, tools: Tools, f
         let states = coder.raw(4, parameters.trellis.map_or(0, Trellis::log2_states));
         let wrong = CodecError::Field { field: "log2 of trellis states", found: states.into(), expected: "2..=8" };
         parameters.trellis = Some(Trellis::new(states).ok_or(wrong)?);
+    }
+    if tools.has(Tools::BIT_SHIFT) {
+        let bits = 1 + coder.raw(4, parameters.bit_shift.map_or(0, BitShiftTrellis::state_bits).wrapping_sub(1) & 15);
+        let wrong = CodecError::Field { field: "bits of a trellis state", found: bits.into(), expected: "8..=16" };
+        parameters.bit_shift = Some(BitShiftTrellis::new(bits).ok_or(wrong)?);
     }
     if tools.has(Tools::FREQUENCY_TABLES) {
         code_frequency_tables(coder, &mut parameters.frequency_tables)?;

@@ -15,6 +15,7 @@ use crate::error::{CodecError, Result};
 use crate::format::Format;
 use crate::scale::SigmaIndex;
 use crate::syntax::bit_planes::code_bit_planes;
+use crate::syntax::bit_shift::BitShiftTrellis;
 use crate::syntax::float_prefix::{EntropyTables, FloatPrefixModel};
 use crate::syntax::sample::{SampleCoder, code_level, code_trellis_level};
 use crate::syntax::tensor_plan::TensorPlan;
@@ -172,13 +173,21 @@ pub struct BlockContext {
     magnitudes: [[u16; 64]; 2],
     /// Trellis state of each column after the bands above.
     pub(crate) states: Vec<u8>,
+    /// The same of a bit-shift trellis.
+    pub(crate) shifted: Vec<u32>,
 }
 
 impl BlockContext {
     /// The start of a slice.
     pub fn new(plan: &TensorPlan) -> Self {
         let columns = if plan.parameters.trellis.is_some() { plan.cols } else { 0 };
-        Self { magnitudes: [[0; 64]; 2], states: vec![0; columns] }
+        let shifted = if plan.parameters.bit_shift.is_some() { plan.cols } else { 0 };
+        Self { magnitudes: [[0; 64]; 2], states: vec![0; columns], shifted: vec![0; shifted] }
+    }
+
+    /// Starts columns of codes again from state zero: after tiles of other samples.
+    pub fn clear_codes(&mut self, cols: Range<usize>) {
+        self.shifted.get_mut(cols).unwrap_or_default().fill(0);
     }
 
     /// Clears the levels to the left: at the start of a band, and after lossless tiles.
@@ -209,6 +218,7 @@ enum Run<'a> {
     Codes(FloatPrefixModel<'a>, u32),
     Lossless(FloatPrefixModel<'a>),
     Palette(Palette),
+    BitShift(BitShiftTrellis, u32),
 }
 
 /// Codes the samples of a block, `samples` column by column.
@@ -242,6 +252,10 @@ pub fn code_block<S: SampleCoder>(
             },
             (_, TileMode::Palette(palette)) => Run::Palette(palette),
             (_, TileMode::Skip | TileMode::BitPlanes) => Run::Nothing,
+            (_, TileMode::BitShift(bits)) => match plan.parameters.bit_shift {
+                Some(trellis) => Run::BitShift(trellis, bits.into()),
+                None => Run::Nothing,
+            },
         };
         runs.push((top, *tile, run));
     }
@@ -279,6 +293,12 @@ pub fn code_block<S: SampleCoder>(
                         let sigma = plan.lossless_sigma(tile, row, col);
                         *sample = model.code_pattern(coder, lane_of(row, col), col, sigma, *sample as u32) as i32;
                     }
+                    Run::BitShift(trellis, bits) => {
+                        let state = &mut context.shifted[col];
+                        let code = coder.raw(*bits, *sample as u32 & ((1 << bits) - 1));
+                        *state = trellis.next(*state, *bits, code);
+                        *sample = *state as i32;
+                    }
                     Run::Palette(palette) => *sample = coder.raw(palette.bits(), *sample as u32) as i32,
                 }
                 if neighbours.is_some() {
@@ -291,6 +311,9 @@ pub fn code_block<S: SampleCoder>(
                         0
                     };
                 }
+            }
+            if let (Some(state), false) = (context.shifted.get_mut(col), matches!(run, Run::BitShift(..))) {
+                *state = 0;
             }
         }
     }

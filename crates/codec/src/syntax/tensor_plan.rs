@@ -7,6 +7,7 @@ use crate::entropy::tables::class_of;
 use crate::error::{CodecError, Result};
 use crate::format::{Dtype, Format};
 use crate::scale::{MAX_INDEX, SigmaIndex, UNIT, scale};
+use crate::syntax::bit_shift::{BitShiftTrellis, MAX_CODE_BITS};
 use crate::syntax::header::{check_slice, slice_count};
 use crate::syntax::tile_plan::{BANDS, Predictor, TileMode, TilePlan, band};
 use crate::syntax::tools::Tools;
@@ -77,6 +78,8 @@ pub struct Parameters {
     pub filter: Option<[i8; 2]>,
     /// Trellis of levels that are not transformed.
     pub trellis: Option<Trellis>,
+    /// Bit-shift trellis of all integer tiles, which then have the mode [`TileMode::BitShift`].
+    pub bit_shift: Option<BitShiftTrellis>,
     /// Tables for heads of patterns; the fixed ones when empty.
     pub frequency_tables: FrequencyTables,
     /// For a refinement, the scales of the quality layer that it refines; its decoded values are added to that
@@ -114,6 +117,7 @@ impl Default for Parameters {
             learned: None,
             filter: None,
             trellis: None,
+            bit_shift: None,
             frequency_tables: Vec::new(),
             refinement: None,
         }
@@ -182,7 +186,8 @@ impl TensorPlan {
             0x10_0000..0x40_0000 => 1 << 17,
             _ => 1 << 18,
         };
-        let least = if self.parameters.trellis.is_some() { 256 } else { 64 };
+        let walked = self.parameters.trellis.is_some() || self.parameters.bit_shift.is_some();
+        let least = if walked { 256 } else { 64 };
         let rows = weights.div_ceil(self.cols.max(1)).next_multiple_of(64).clamp(least, 1024);
         let most = (crate::syntax::header::MAX_SLICE_WEIGHTS as usize / self.cols.max(1)) / TILE * TILE;
         rows.min(most.max(TILE)).min(self.rows.next_multiple_of(self.tile)).max(self.tile)
@@ -224,7 +229,7 @@ impl TensorPlan {
         tools.add(Tools::STEPS, any(&|t| t.step != 0 && t.format != Format::Lossless));
         // Residuals of a refinement are as wide as the steps before it.
         tools.add(Tools::SIGMAS, any(&|t| t.sigma != if p.refinement.is_some() { t.step } else { 0 }));
-        tools.add(Tools::MODES, any(&|t| t.mode != TileMode::Coded));
+        tools.add(Tools::MODES, any(&|t| !matches!(t.mode, TileMode::Coded | TileMode::BitShift(_))));
         tools.add(Tools::PREDICTORS, any(&|t| t.predictor != Predictor::None));
         tools.add(Tools::COARSE, any(&|t| t.coarse != 0));
         tools.add(Tools::TRANSFORMS, any(&|t| !t.transform.is_identity()));
@@ -235,6 +240,7 @@ impl TensorPlan {
         tools.add(Tools::LEARNED, p.learned.is_some());
         tools.add(Tools::FILTER, p.filter.is_some());
         tools.add(Tools::TRELLIS, p.trellis.is_some());
+        tools.add(Tools::BIT_SHIFT, p.bit_shift.is_some());
         tools.add(Tools::FREQUENCY_TABLES, !p.frequency_tables.is_empty());
         tools.add(Tools::LINEAR, p.linear != [0; 3]);
         tools.add(Tools::REFINEMENT, p.refinement.is_some());
@@ -264,6 +270,19 @@ impl TensorPlan {
         }
         for row in &self.parameters.dictionary {
             shape("dictionary row", row.len(), self.cols)?;
+        }
+        self.tools().check()?;
+        for tile in self.tiles.iter().filter(|t| t.format.level_range().is_some()) {
+            let bits = if let TileMode::BitShift(bits) = tile.mode { bits } else { 0 };
+            let fits = match self.parameters.bit_shift {
+                Some(_) => (1..=MAX_CODE_BITS).contains(&bits),
+                None => bits == 0,
+            };
+            if !fits {
+                let expected =
+                    "codes of 1 to 8 bits in integer tiles of a tensor with a bit-shift trellis, and only there";
+                return Err(CodecError::Field { field: "bits of a code", found: bits.into(), expected });
+            }
         }
         let lossless_only = self.tiles.iter().all(|t| t.format == Format::Lossless);
         match self.dtype.is_weight() || lossless_only {

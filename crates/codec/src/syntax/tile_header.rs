@@ -29,6 +29,7 @@ pub struct HeaderModels {
     down: TreeModel<8>,
     along: TreeModel<8>,
     split: [BitModel; 2],
+    code_bits: TreeModel<8>,
     planes: crate::syntax::bit_planes::BitPlaneModels,
 }
 
@@ -95,6 +96,12 @@ pub fn code_tile<C: Coder>(
         (tile.mode, tile.predictor, tile.coarse, tile.transform) = Default::default();
         return Ok(());
     }
+    if tools.has(Tools::BIT_SHIFT) {
+        let bits = if let TileMode::BitShift(bits) = tile.mode { bits } else { 1 };
+        tile.mode = TileMode::BitShift(1 + models.code_bits.code(coder, u32::from(bits) - 1) as u8);
+        (tile.predictor, tile.coarse, tile.transform) = Default::default();
+        return Ok(());
+    }
     code_mode(coder, models, context, &mut tile.mode)?;
     if tools.has(Tools::PREDICTORS) {
         tile.predictor = code_predictor(coder, models, context, tile.predictor)?;
@@ -133,6 +140,8 @@ fn code_mode<C: Coder>(
         TileMode::Skip => 1,
         TileMode::Palette(_) => 2,
         TileMode::BitPlanes => 3,
+        // Has no mode in the bitstream.
+        TileMode::BitShift(_) => 0,
     };
     *mode = match models.mode[usize::from(skipped)].code(coder, code) {
         0 => TileMode::Coded,

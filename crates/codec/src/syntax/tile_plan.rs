@@ -34,6 +34,8 @@ pub enum TileMode {
     Palette(Palette),
     /// Levels of the residual, in bit planes with significance trees; experimental, 16x16 only.
     BitPlanes,
+    /// Codes of this many bits, 1 to 8, of the tensor's bit-shift trellis. Samples are its states.
+    BitShift(u8),
 }
 
 /// Two to eight values of a plane.

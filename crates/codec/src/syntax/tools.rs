@@ -44,8 +44,23 @@ impl Tools {
     pub const TRELLIS: Self = Self(1 << 17);
     /// The tensor refines the values of another.
     pub const REFINEMENT: Self = Self(1 << 19);
+    /// Integer tiles have codes of a bit-shift trellis.
+    pub const BIT_SHIFT: Self = Self(1 << 22);
     /// Bits of the tools that this version decodes.
-    const KNOWN: u32 = ((1 << 18) - 1) | Self::REFINEMENT.0;
+    const KNOWN: u32 = ((1 << 18) - 1) | Self::REFINEMENT.0 | Self::BIT_SHIFT.0;
+    /// Tools of levels, which a tensor with a bit-shift trellis has none of.
+    const OF_LEVELS: u32 = Self::MODES.0
+        | Self::PREDICTORS.0
+        | Self::COARSE.0
+        | Self::TRANSFORMS.0
+        | Self::NEIGHBOURS.0
+        | Self::CENTROIDS.0
+        | Self::DICTIONARY.0
+        | Self::LEARNED.0
+        | Self::FILTER.0
+        | 3 << Self::TILE_SHIFT
+        | Self::LINEAR.0
+        | Self::TRELLIS.0;
     /// Tools that other bits are reserved for.
     const RESERVED: [(u32, &'static str); 3] =
         [(18, "a rotation"), (20, "a low-rank residual"), (21, "prediction from a base tensor")];
@@ -74,11 +89,17 @@ impl Tools {
     /// The set, if this version decodes all of it.
     ///
     /// # Errors
-    /// [`CodecError::UnsupportedTool`] where reserved bits are set: a later version wrote the tensor.
+    /// [`CodecError::UnsupportedTool`] where reserved bits are set: a later version wrote the tensor; tools of levels beside a
+    /// bit-shift trellis.
     pub fn check(self) -> Result<Self> {
         let later = self.0 & !Self::KNOWN;
         if later == 0 {
-            return Ok(self);
+            let excluded = self.has(Self::BIT_SHIFT) && self.0 & Self::OF_LEVELS != 0;
+            let expected = "no tools of levels beside a bit-shift trellis";
+            return match excluded {
+                true => Err(CodecError::Field { field: "tools", found: self.0.into(), expected }),
+                false => Ok(self),
+            };
         }
         let known = Self::RESERVED.iter().find(|(bit, _)| *bit == later.trailing_zeros());
         Err(CodecError::UnsupportedTool { tool: known.map_or("an unknown tool", |(_, tool)| tool), bits: self.0 })

@@ -28,6 +28,8 @@ pub struct Tensor {
     pub filter: Vec<i32>,
     /// Log2 of the trellis' states, 0 without one.
     pub trellis: usize,
+    /// Bits of a state of the bit-shift trellis, 0 without one.
+    pub state_bits: u32,
     pub frequency_tables: Vec<Vec<u16>>,
     /// Patterns of the layer before, row by row, of a refinement.
     pub before: Vec<u32>,
@@ -40,6 +42,8 @@ pub struct Tile {
     pub step: i32,
     pub sigma: i32,
     pub mode: usize,
+    /// Bits of a code of the bit-shift trellis.
+    pub bits: u32,
     pub palette: Vec<i32>,
     pub predictor: usize,
     /// Distance, index or value.
@@ -96,7 +100,8 @@ pub fn parse<'a>(bytes: &'a [u8], before: Option<&Tensor>) -> (Tensor, Vec<&'a [
     assert!(
         t.dtype <= 6
             && t.lanes <= 64
-            && t.tools & !((1 << 18) - 1 | 1 << 19) == 0
+            && t.tools & !((1 << 18) - 1 | 1 << 19 | 1 << 22) == 0
+            && (!t.has(22) || t.tools & 0b11_0111_1111_0111_1000 == 0)
             && (8..=1024).contains(&t.slice_rows)
     );
     assert!(t.slice_rows % t.side() == 0 && t.rows <= 1 << 24 && t.cols <= 1 << 24 && t.rows * t.cols <= 1 << 33);
@@ -166,6 +171,10 @@ fn side_information(t: &mut Tensor, bytes: &[u8]) {
         t.trellis = coder.raw(4) as usize;
         assert!((2..=8).contains(&t.trellis));
     }
+    if t.has(22) {
+        t.state_bits = coder.raw(4) + 1;
+        assert!((8..=16).contains(&t.state_bits));
+    }
     if t.has(15) {
         let count = coder.raw(4);
         assert!((1..=8).contains(&count));
@@ -211,6 +220,7 @@ struct Models {
     down: Vec<Bit>,
     along: Vec<Bit>,
     split: [Bit; 2],
+    bits: Vec<Bit>,
 }
 
 impl Models {
@@ -231,6 +241,7 @@ impl Models {
             down: tree_model(3),
             along: tree_model(3),
             split: [bit_model(), bit_model()],
+            bits: tree_model(3),
         }
     }
 }
@@ -252,6 +263,10 @@ fn tile(t: &Tensor, c: &mut Coder, m: &mut Models, left: Option<&Tile>, full: bo
         tile.sigma += c.int(&mut m.sigma).clamp(-127, 127);
     }
     if !tile.is_integer() {
+        return tile;
+    }
+    if t.has(22) {
+        tile.bits = c.tree(&mut m.bits) as u32 + 1;
         return tile;
     }
     if t.has(3) {

@@ -33,6 +33,10 @@ pub fn patterns(t: &Tensor, tiles: &[Tile], top: usize, samples: &[Vec<i32>]) ->
                         2 => plane[i][j] = i64::from(*tile.palette.get(sample(i, j) as usize).unwrap_or(&0)),
                         _ => plane[i][j] += residual[i][j],
                     }
+                    if tile.bits > 0 {
+                        plane[i][j] = sample(i, j);
+                        continue;
+                    }
                     plane[i][j] = plane[i][j].clamp(range(tile.format).0, range(tile.format).1);
                     planes[y + i][x + j] = plane[i][j];
                 }

@@ -10,6 +10,8 @@ struct Streams<'a> {
     symbols: Lanes<'a>,
     /// Trellis state of every column.
     states: Vec<i32>,
+    /// State of the bit-shift trellis of every column.
+    shifted: Vec<u32>,
 }
 
 /// Samples of the rows `top..bottom` from the streams escapes, bits and symbols.
@@ -19,6 +21,7 @@ pub fn read(t: &Tensor, tiles: &[Tile], (top, bottom): (usize, usize), streams: 
         bits: Fields::new(streams[1]),
         symbols: Lanes::new(streams[2], t.lanes),
         states: vec![0; t.cols],
+        shifted: vec![0; t.cols],
     };
     let mut samples = vec![vec![0i32; t.cols]; bottom - top];
     let band = t.side().max(32);
@@ -28,6 +31,9 @@ pub fn read(t: &Tensor, tiles: &[Tile], (top, bottom): (usize, usize), streams: 
                 for row in first..bottom.min(first + band) {
                     let tile_of = |row: usize, col: usize| &tiles[(row - top) / t.side() * t.across() + col / t.side()];
                     let tile = tile_of(row, col);
+                    if tile.bits == 0 {
+                        s.shifted[col] = 0;
+                    }
                     if tile.mode == 1 || tile.mode == 3 {
                         continue;
                     }
@@ -80,6 +86,14 @@ fn sample(
         7 => {
             let magnitude = s.symbols.symbol(&[512; 8], row, col) as u32;
             (s.bits.read(1) << 3 | magnitude) as i32
+        }
+        _ if tile.bits > 0 => {
+            let state = (s.shifted[col] << tile.bits | s.bits.read(tile.bits)) % (1 << t.state_bits);
+            s.shifted[col] = state;
+            let x = (u64::from(state) * 2239133029 + 3118044064) % (1 << 32);
+            let bytes: i32 = (0..4).map(|n| (x >> (8 * n) & 255) as i32).sum();
+            let half = (bytes - 510) >> 1;
+            half + ((5 * half * half * half) >> 19)
         }
         _ if tile.mode == 2 => {
             let count = tile.palette.len().max(2) as u32;

@@ -44,6 +44,7 @@ pub fn tools_of(tile: &TilePlan) -> Vec<&'static str> {
         TileMode::Skip => tools.push("skip"),
         TileMode::Palette(_) => tools.push("palette"),
         TileMode::BitPlanes => tools.push("bit-planes"),
+        TileMode::BitShift(_) => tools.push("bit-shift-trellis"),
     }
     match tile.predictor {
         Predictor::None => {}
