@@ -26,8 +26,10 @@ allocate: {lambdas: [1e-9]}
 evaluate: {text: calibration-data/world/validation.txt}
 YAML
 { cat "$place/tune.yaml"; echo "encode: {layers: {bits: [1.5]}}"; } >"$place/layers.yaml"
+sed 's/^allocate:.*/allocate: {rate: {storage: 0, resident: 1}, lambdas: [1e-9]}/' "$place/tune.yaml" >"$place/trellis.yaml"
 tuned() {
     cargo run -q --release -- encode "$place/$1.yaml" --json 2>/dev/null |
         "$place/venv/bin/python" -c 'import json, sys; print(json.load(sys.stdin)["points"][0]["checkpoint"])'
 }
-WATERFILL_CHECKPOINT="$(tuned tune)" WATERFILL_LAYERS="$(tuned layers)" "$place/venv/bin/pytest" -q crates/python/tests
+WATERFILL_CHECKPOINT="$(tuned tune)" WATERFILL_LAYERS="$(tuned layers)" WATERFILL_TRELLIS="$(tuned trellis)" \
+    "$place/venv/bin/pytest" -q crates/python/tests

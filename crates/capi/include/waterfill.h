@@ -60,6 +60,22 @@ typedef enum WfFormat {
   WF_FORMAT_INT6 = 8,
   // Levels -64 to 63: the lower six bits as of Int6, then signs as of Int3: 224 bytes.
   WF_FORMAT_INT7 = 9,
+  // Codes of 1 bit of a trellis: 32 bytes.
+  WF_FORMAT_TRELLIS1 = 10,
+  // Codes of 2 bits of a trellis: 64 bytes.
+  WF_FORMAT_TRELLIS2 = 11,
+  // Codes of 3 bits of a trellis: 96 bytes.
+  WF_FORMAT_TRELLIS3 = 12,
+  // Codes of 4 bits of a trellis: 128 bytes.
+  WF_FORMAT_TRELLIS4 = 13,
+  // Codes of 5 bits of a trellis: 160 bytes.
+  WF_FORMAT_TRELLIS5 = 14,
+  // Codes of 6 bits of a trellis: 192 bytes.
+  WF_FORMAT_TRELLIS6 = 15,
+  // Codes of 7 bits of a trellis: 224 bytes.
+  WF_FORMAT_TRELLIS7 = 16,
+  // Codes of 8 bits of a trellis: 256 bytes.
+  WF_FORMAT_TRELLIS8 = 17,
 } WfFormat;
 
 // An open checkpoint.
@@ -103,10 +119,19 @@ typedef struct WfPackedInfo {
   uintptr_t buckets;
   // Bytes in memory.
   uintptr_t resident_bytes;
+  // Bits of a state of the trellis that codes belong to, or 0 without any.
+  uint32_t trellis_state_bits;
+  // Rows of tiles after which columns start from state 0 again.
+  uintptr_t trellis_restart;
 } WfPackedInfo;
 
 // Tiles of one format; pointers hold until the matrix is freed. The weight in row r and column c of a tile that is not plain
 // is its code times wf_scale(scale + 2 (tile + row + column)) with the scales of its tile, row and column.
+//
+// Codes of a trellis lie as integers of as many bits do (of one bit as the signs of Int3), without sign. Every column of the
+// matrix has a state, 0 before each `trellis_restart`-th row of tiles and after tiles of other formats; a code of b bits makes
+// it (state << b | code) mod 2^`trellis_state_bits`, and wf_trellis_level of that stands for the code in the product above. As
+// tiles have more bits a column than a state, the state before a tile follows from the tile above it.
 typedef struct WfBucket {
   // Their format.
   enum WfFormat format;
@@ -249,6 +274,9 @@ void wf_packed_free(struct WfPacked *packed);
 
 // The factor 2^(k/8) of a scale of k eighths of an octave; a quarter octave of a row or column is two of them.
 float wf_scale(int32_t k);
+
+// The level of a state of a trellis.
+int32_t wf_trellis_level(uint32_t state);
 
 #ifdef __cplusplus
 }  // extern "C"

@@ -75,6 +75,22 @@ pub enum WfFormat {
     Int6 = 8,
     /// Levels -64 to 63: the lower six bits as of Int6, then signs as of Int3: 224 bytes.
     Int7 = 9,
+    /// Codes of 1 bit of a trellis: 32 bytes.
+    Trellis1 = 10,
+    /// Codes of 2 bits of a trellis: 64 bytes.
+    Trellis2 = 11,
+    /// Codes of 3 bits of a trellis: 96 bytes.
+    Trellis3 = 12,
+    /// Codes of 4 bits of a trellis: 128 bytes.
+    Trellis4 = 13,
+    /// Codes of 5 bits of a trellis: 160 bytes.
+    Trellis5 = 14,
+    /// Codes of 6 bits of a trellis: 192 bytes.
+    Trellis6 = 15,
+    /// Codes of 7 bits of a trellis: 224 bytes.
+    Trellis7 = 16,
+    /// Codes of 8 bits of a trellis: 256 bytes.
+    Trellis8 = 17,
 }
 
 /// An open checkpoint.
@@ -120,10 +136,19 @@ pub struct WfPackedInfo {
     pub buckets: usize,
     /// Bytes in memory.
     pub resident_bytes: usize,
+    /// Bits of a state of the trellis that codes belong to, or 0 without any.
+    pub trellis_state_bits: u32,
+    /// Rows of tiles after which columns start from state 0 again.
+    pub trellis_restart: usize,
 }
 
 /// Tiles of one format; pointers hold until the matrix is freed. The weight in row r and column c of a tile that is not plain
 /// is its code times wf_scale(scale + 2 (tile + row + column)) with the scales of its tile, row and column.
+///
+/// Codes of a trellis lie as integers of as many bits do (of one bit as the signs of Int3), without sign. Every column of the
+/// matrix has a state, 0 before each `trellis_restart`-th row of tiles and after tiles of other formats; a code of b bits makes
+/// it (state << b | code) mod 2^`trellis_state_bits`, and wf_trellis_level of that stands for the code in the product above. As
+/// tiles have more bits a column than a state, the state before a tile follows from the tile above it.
 #[repr(C)]
 pub struct WfBucket {
     /// Their format.
@@ -491,6 +516,8 @@ pub unsafe extern "C" fn wf_packed_info(packed: *const WfPacked, out: *mut WfPac
             col_scales: pointer(&tensor.col_scales),
             buckets: tensor.buckets.len(),
             resident_bytes: tensor.resident_bytes(),
+            trellis_state_bits: tensor.trellis.map_or(0, |t| t.states.state_bits()),
+            trellis_restart: tensor.trellis.map_or(0, |t| t.restart),
         };
         // SAFETY: as this function's caller promises.
         unsafe { put(out, info) }
@@ -516,6 +543,14 @@ pub unsafe extern "C" fn wf_packed_bucket(packed: *const WfPacked, index: usize,
             PackedFormat::Int6 => WfFormat::Int6,
             PackedFormat::Int7 => WfFormat::Int7,
             PackedFormat::Int8 => WfFormat::Int8,
+            PackedFormat::Trellis(1) => WfFormat::Trellis1,
+            PackedFormat::Trellis(2) => WfFormat::Trellis2,
+            PackedFormat::Trellis(3) => WfFormat::Trellis3,
+            PackedFormat::Trellis(4) => WfFormat::Trellis4,
+            PackedFormat::Trellis(5) => WfFormat::Trellis5,
+            PackedFormat::Trellis(6) => WfFormat::Trellis6,
+            PackedFormat::Trellis(7) => WfFormat::Trellis7,
+            PackedFormat::Trellis(_) => WfFormat::Trellis8,
             PackedFormat::E4m3 => WfFormat::E4m3,
             PackedFormat::E5m2 => WfFormat::E5m2,
             PackedFormat::Plain(_) => WfFormat::Plain,
@@ -551,6 +586,12 @@ pub unsafe extern "C" fn wf_packed_free(packed: *mut WfPacked) {
 #[unsafe(no_mangle)]
 pub extern "C" fn wf_scale(k: i32) -> f32 {
     waterfill_codec::scale::scale(k)
+}
+
+/// The level of a state of a trellis.
+#[unsafe(no_mangle)]
+pub extern "C" fn wf_trellis_level(state: u32) -> i32 {
+    waterfill_codec::syntax::bit_shift::level(state)
 }
 
 fn pointer<T>(values: &[T]) -> *const T {

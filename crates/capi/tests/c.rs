@@ -5,7 +5,12 @@ use std::process::Command;
 
 use waterfill_checkpoint::writer::{Data, Entry, write_checkpoint, write_quality_layers};
 use waterfill_codec::encoder::quantize::quantize_slice;
-use waterfill_codec::{CodedTensor, Dtype, Format, Scales, TensorEncoder, TensorPlan, TilePlan, encode_tensor};
+use waterfill_codec::{
+    BitShiftTrellis, CodedTensor, Dtype, Format, Scales, TensorEncoder, TensorPlan, TileMode, TilePlan, encode_tensor,
+};
+
+/// Rows and columns of the tensor with a bit-shift trellis: edges cut tiles.
+const TRELLIS_SHAPE: (usize, usize) = (600, 300);
 
 fn here() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -39,21 +44,50 @@ fn library() -> PathBuf {
     found(&dir).or_else(|| found(dir.parent().unwrap())).expect("cargo builds the static library with its tests")
 }
 
-fn checkpoint(dir: &Path) {
-    let (rows, cols) = (200, 70);
+/// Row and column scales, and no formats yet.
+fn scaled(rows: usize, cols: usize) -> TensorPlan {
     let mut plan = TensorPlan::uniform(Dtype::Bf16, rows, cols, TilePlan::default());
-    plan.step_base = -48;
     plan.row_scale = (0..rows).map(|r| (r % 5) as i8 - 2).collect();
     plan.col_scale = (0..cols).map(|c| (c % 3) as i8 - 1).collect();
+    plan
+}
+
+/// Values of bf16.
+fn weights(rows: usize, cols: usize) -> Vec<f32> {
+    let exact = (0..rows * cols).map(|n| (n as f32 * 0.731).sin() * 0.06);
+    exact.map(|v| f32::from_bits(v.to_bits() & 0xffff_0000)).collect()
+}
+
+/// A tensor of three slices with codes of a bit-shift trellis of every width, and lossless tiles. What lies below a tile
+/// differs from column to column.
+fn trellis(rows: usize, cols: usize) -> Vec<u8> {
+    let mut plan = scaled(rows, cols);
+    // Levels have a root mean square of 84.5, weights one of 0.04.
+    plan.step_base = -89;
+    plan.parameters.bit_shift = BitShiftTrellis::new(12);
+    let across = plan.tiles_across();
+    for (n, tile) in plan.tiles.iter_mut().enumerate() {
+        match (n / across * (n % across) + n % across) % 9 {
+            0 => tile.format = Format::Lossless,
+            bits => tile.mode = TileMode::BitShift(bits as u8),
+        }
+    }
+    assert_eq!(plan.slices(), 3);
+    encode_tensor(&plan, &weights(rows, cols)).unwrap()
+}
+
+fn checkpoint(dir: &Path) {
+    let (rows, cols) = (200, 70);
+    let mut plan = scaled(rows, cols);
+    plan.step_base = -48;
     for (n, tile) in plan.tiles.iter_mut().enumerate() {
         tile.format = [Format::Int4, Format::Int8, Format::Lossless, Format::Fp8][n % 4];
         tile.step = if tile.format == Format::Int4 { 0 } else { -12 };
     }
-    let weights: Vec<f32> = (0..rows * cols).map(|n| (n as f32 * 0.731).sin() * 0.06).collect();
-    let weights: Vec<f32> = weights.iter().map(|v| f32::from_bits(v.to_bits() & 0xffff_0000)).collect();
+    let weights = weights(rows, cols);
     let bytes = encode_tensor(&plan, &weights).unwrap();
     let plain: Vec<u8> = weights.iter().flat_map(|v| v.to_le_bytes()).collect();
-    let entry = |name: &str, plain, bytes: Vec<u8>| Entry {
+    let entry = |name: &str, (rows, cols), plain, bytes: Vec<u8>| Entry {
         name: name.into(),
         shape: vec![rows, cols],
         plain,
@@ -62,7 +96,11 @@ fn checkpoint(dir: &Path) {
     };
     let from = tempfile::tempdir().unwrap();
     std::fs::write(from.path().join("config.json"), "{}").unwrap();
-    let entries = [entry("a", None, bytes), entry("b", Some(waterfill_checkpoint::Element::F32), plain)];
+    let entries = [
+        entry("a", (rows, cols), None, bytes),
+        entry("b", (rows, cols), Some(waterfill_checkpoint::Element::F32), plain),
+        entry("c", TRELLIS_SHAPE, None, trellis(TRELLIS_SHAPE.0, TRELLIS_SHAPE.1)),
+    ];
     write_checkpoint(from.path(), dir, &entries, true).unwrap();
 }
 
@@ -120,8 +158,10 @@ fn a_c_program_decodes_a_checkpoint() {
     assert!(compiled.status.success(), "{}", String::from_utf8_lossy(&compiled.stderr));
     let output = Command::new(&program).arg(&model).arg(&layers).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    // Of 200 x 70 weights those in FP8 tiles, a quarter, are left out.
+    // Of 200 x 70 weights those in FP8 tiles, a quarter, are left out; of those with a trellis none.
     let text = String::from_utf8(output.stdout).unwrap();
     let compared: usize = text.rsplit(", ").next().unwrap().split(' ').next().unwrap().parse().unwrap();
-    assert!(text.starts_with("2 tensors, 1 coded, ") && (9_000..12_000).contains(&compared), "{text}");
+    let trellis = TRELLIS_SHAPE.0 * TRELLIS_SHAPE.1;
+    let expected = trellis + 9_000..trellis + 12_000;
+    assert!(text.starts_with("3 tensors, 2 coded, ") && expected.contains(&compared), "{text}");
 }

@@ -66,6 +66,11 @@ impl TensorInfo {
         self.shape.iter().map(|&n| n as u64).product()
     }
 
+    /// Bytes that a runtime holds of it where it is plain: norms are computed with in f32.
+    pub fn plain_resident_bytes(&self) -> u64 {
+        4 * self.weights()
+    }
+
     /// Bytes in all shards that are open.
     pub fn stored_bytes(&self) -> u64 {
         self.bytes + self.refinements.iter().map(|part| part.bytes).sum::<u64>()

@@ -96,6 +96,7 @@ impl Checkpoint {
         made.set_item("row_scales", PyBytes::new(py, &f32s(&packed.row_factors())))?;
         made.set_item("col_scales", PyBytes::new(py, &f32s(&packed.col_factors())))?;
         made.set_item("resident_bytes", packed.resident_bytes())?;
+        made.set_item("trellis", packed.trellis.map(|t| (t.states.state_bits(), t.restart)))?;
         let buckets = PyList::empty(py);
         for bucket in &packed.buckets {
             let format = match bucket.format {

@@ -1,4 +1,5 @@
-"""The wheel against compressed checkpoints that the program has written: WATERFILL_CHECKPOINT, and WATERFILL_LAYERS of two."""
+"""The wheel against compressed checkpoints that the program has written: WATERFILL_CHECKPOINT, WATERFILL_LAYERS of two, and
+WATERFILL_TRELLIS with codes of a trellis."""
 
 import os
 import threading
@@ -29,7 +30,8 @@ def test_tensors_are_listed_and_decoded(checkpoint):
         assert np.array_equal(half, values.astype(np.float16))
 
 
-def test_packed_tiles_have_the_decoded_values(checkpoint):
+def packed_formats(checkpoint):
+    """Formats of packed tiles, whose values are the decoded ones."""
     formats = set()
     for name in [n for n in checkpoint.names() if checkpoint.is_coded(n)]:
         dense, packed = checkpoint.tensor(name), checkpoint.packed(name)
@@ -40,7 +42,7 @@ def test_packed_tiles_have_the_decoded_values(checkpoint):
             formats.add(bucket.format)
             if bucket.format.startswith("fp8"):
                 continue
-            codes = bucket.codes().astype(np.float32)
+            codes = packed.levels(bucket).astype(np.float32)
             if len(bucket.scales):
                 codes = codes * bucket.scales[:, None, None]
             plain = not len(bucket.scales)
@@ -53,7 +55,35 @@ def test_packed_tiles_have_the_decoded_values(checkpoint):
         there = ~np.isnan(found)
         assert there.any() and np.all(np.abs(found - dense)[there] <= np.abs(dense)[there] * (1 / 256 + 1e-4))
         assert packed.resident_bytes < dense.nbytes
+    return formats
+
+
+def test_packed_tiles_have_the_decoded_values(checkpoint):
+    formats = packed_formats(checkpoint)
     assert len(formats & {"int2", "int3", "int4", "int5", "int6", "int7", "int8"}) > 1, formats
+    assert all(checkpoint.packed(n).trellis is None for n in checkpoint.names() if checkpoint.is_coded(n))
+
+
+def test_packed_codes_of_a_trellis_have_the_decoded_values():
+    checkpoint = waterfill.open(os.environ["WATERFILL_TRELLIS"])
+    formats = packed_formats(checkpoint)
+    assert len([f for f in formats if f.startswith("trellis")]) > 1, formats
+    for packed in (checkpoint.packed(n) for n in checkpoint.names() if checkpoint.is_coded(n)):
+        for bucket in (b for b in packed.buckets if b.code_bits):
+            assert packed.trellis[0] == 12 and packed.trellis[1] >= 1
+            codes, levels = bucket.codes(), packed.levels(bucket)
+            assert codes.dtype == np.uint8 and codes.max() < 2**bucket.code_bits
+            assert levels.shape == codes.shape and np.abs(levels).max() <= 413
+
+
+def test_levels_of_states_are_those_of_the_bitstream():
+    def level(state):
+        x = (state * 2239133029 + 3118044064) % 2**32
+        s = (sum(x.to_bytes(4, "little")) - 510) >> 1
+        return s + ((5 * s * s * s) >> 19)
+
+    assert waterfill.trellis_level(np.arange(2**16)).tolist() == [level(state) for state in range(2**16)]
+    assert waterfill.trellis_level(5) == level(5)
 
 
 def test_errors_are_told(checkpoint, tmp_path):

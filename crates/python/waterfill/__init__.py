@@ -10,15 +10,23 @@ import numpy as np
 
 from ._native import Checkpoint as _Checkpoint
 
-__all__ = ["Bucket", "Checkpoint", "Packed", "load_into", "open"]
+__all__ = ["Bucket", "Checkpoint", "Packed", "load_into", "open", "trellis_level"]
 
-# Bits of the planes that a level lies in, the lowest first.
+# Bits of the planes that a level or a code lies in, the lowest first.
 _PLANES = {"int2": [2], "int3": [2, 1], "int4": [4], "int5": [4, 1], "int6": [4, 2], "int7": [4, 2, 1]}
+_PLANES.update({"trellis1": [1], "trellis8": [8]}, **{f"trellis{n}": _PLANES[f"int{n}"] for n in range(2, 8)})
 _NUMPY = {"float16": np.dtype("<f2"), "float32": np.dtype("<f4")}
 
 
+def trellis_level(states):
+    """Levels of states of a bit-shift trellis (section 7.8 of docs/BITSTREAM.md), as int32."""
+    x = (np.asarray(states, np.int64) * 2239133029 + 3118044064) & 0xFFFFFFFF
+    s = ((x & 255) + (x >> 8 & 255) + (x >> 16 & 255) + (x >> 24) - 510) >> 1
+    return (s + (5 * s**3 >> 19)).astype(np.int32)
+
+
 class Bucket:
-    """Tiles of one format, `int2` to `int8`, `fp8-e4m3`, `fp8-e5m2` or an element type.
+    """Tiles of one format, `int2` to `int8`, `trellis1` to `trellis8`, `fp8-e4m3`, `fp8-e5m2` or an element type.
 
     `tiles` says where each is (row of tiles times tiles across, plus column of tiles), `scales` has one for each (none
     of elements), `data` is `[tiles, bytes of a tile]`.
@@ -26,12 +34,14 @@ class Bucket:
 
     def __init__(self, made):
         self.format = made["format"]
+        # Bits of a code of a trellis, 0 in other formats.
+        self.code_bits = int(self.format[7:]) if self.format.startswith("trellis") else 0
         self.tiles = np.frombuffer(made["tiles"], "<u4")
         self.scales = np.frombuffer(made["scales"], "<f4")
         self.data = np.frombuffer(made["data"], np.uint8).reshape(len(self.tiles), -1)
 
     def codes(self):
-        """Levels `[tiles, 16, 16]` of integer formats, elements as float32, FP8 as bytes."""
+        """Levels `[tiles, 16, 16]` of integer formats, codes of trellises as uint8, elements as float32, FP8 as bytes."""
         shape = (len(self.tiles), 16, 16)
         if self.format in _PLANES:
             levels, width, start = np.zeros((len(self.tiles), 256), np.uint8), 0, 0
@@ -40,6 +50,8 @@ class Bucket:
                 parts = [(plane >> shift) & (2**bits - 1) for shift in range(0, 8, bits)]
                 levels |= np.stack(parts, axis=-1).reshape(levels.shape) << width
                 width, start = width + bits, start + 32 * bits
+            if self.code_bits:
+                return levels.reshape(shape)
             return ((levels << (8 - width)).view(np.int8) >> (8 - width)).reshape(shape)
         if self.format == "int8":
             return self.data.view(np.int8).reshape(shape)
@@ -51,14 +63,44 @@ class Bucket:
 
 
 class Packed:
-    """A matrix in tiles of 16x16; a code times the scales of its tile, row and column is a weight."""
+    """A matrix in tiles of 16x16; a level times the scales of its tile, row and column is a weight.
+
+    `trellis` has the bits of a state of the trellis that codes belong to, and the rows of tiles after which states start
+    again from 0; it is None for a matrix without one.
+    """
 
     def __init__(self, made):
         self.shape, self.dtype, self.resident_bytes = made["shape"], made["dtype"], made["resident_bytes"]
         ones = [np.ones(n, np.float32) for n in self.shape]
         scales = [np.frombuffer(made[k], "<f4") for k in ("row_scales", "col_scales")]
         self.row_scales, self.col_scales = (s if len(s) else one for s, one in zip(scales, ones))
-        self.buckets = [Bucket(b) for b in made["buckets"]]
+        self.trellis, self.buckets = made["trellis"], [Bucket(b) for b in made["buckets"]]
+        self._before = None
+
+    def levels(self, bucket):
+        """Levels `[tiles, 16, 16]` of a bucket: its codes, or those of the trellis's states where codes belong to one."""
+        if not bucket.code_bits:
+            return bucket.codes()
+        across = -(-self.shape[1] // 16)
+        if self._before is None:
+            # A tile has more bits a column than a state: what is above it does not matter to the state below it.
+            after = np.zeros((-(-self.shape[0] // 16), across, 16), np.uint32)
+            for other in (b for b in self.buckets if b.code_bits):
+                after[other.tiles // across, other.tiles % across] = self._states(other, 0)[:, -1]
+            self._before = np.zeros_like(after)
+            self._before[1:] = after[:-1]
+            self._before[:: self.trellis[1]] = 0
+        before = self._before[bucket.tiles // across, bucket.tiles % across]
+        return trellis_level(np.arange(2 ** self.trellis[0]))[self._states(bucket, before)]
+
+    def _states(self, bucket, before):
+        """States `[tiles, 16, 16]` that codes lead to from those before each tile's columns."""
+        codes, state = bucket.codes(), np.uint32(0) + before
+        states = np.empty(codes.shape, np.uint32)
+        for row in range(16):
+            state = (state << bucket.code_bits | codes[:, row]) & (2 ** self.trellis[0] - 1)
+            states[:, row] = state
+        return states
 
 
 class Checkpoint:

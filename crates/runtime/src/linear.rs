@@ -84,18 +84,37 @@ impl PackedLinear {
         out
     }
 
+    /// Levels of a tile of integers or of codes of a trellis, which follow the `states` before its row.
+    fn levels(&self, bucket: &Bucket, tile: usize, column: usize, states: &[u32]) -> Option<[i16; TILE * TILE]> {
+        let trellis = self.base.trellis.filter(|_| bucket.format.code_bits().is_some());
+        if trellis.is_none() && bucket.format.level_bits().is_none() {
+            return None;
+        }
+        Some(dispatch(
+            #[inline(always)]
+            || match trellis {
+                Some(trellis) => {
+                    let states = std::array::from_fn(|j| states[column * TILE + j]);
+                    bucket.trellis_levels(tile, trellis.states, states)
+                }
+                None => bucket.format.unpack(bucket.tile(tile)).map(i16::from),
+            },
+        ))
+    }
+
     /// Outputs of a row of tiles, `[tokens, 16]`.
     fn tile_row(&self, n: usize, tokens: usize, plain: &[f32], scaled: &[f32]) -> Vec<f32> {
         let across = self.base.tiles_across();
         let empty = || vec![Lanes::default(); tokens];
         let (mut codes, mut elements) = (empty(), empty());
+        let states = self.base.states_before(n);
         for bucket in &self.base.buckets {
             let is_plain = matches!(bucket.format, PackedFormat::Plain(_));
             let (x, sums) = if is_plain { (plain, &mut elements) } else { (scaled, &mut codes) };
             for (tile, column) in bucket.tiles_of_row(n).zip(bucket.columns_of_row(n)) {
                 let left = column * TILE;
                 let factor = bucket.scale_index(tile).map_or(1.0, scale);
-                let levels = bucket.format.level_bits().map(|_| unpacked(bucket, tile));
+                let levels = self.levels(bucket, tile, column, &states);
                 for (sums, x) in sums.iter_mut().zip(x.chunks_exact(across * TILE)) {
                     let x: [f32; TILE] = std::array::from_fn(|l| x[left + l] * factor);
                     match &levels {
@@ -103,7 +122,7 @@ impl PackedLinear {
                             #[inline(always)]
                             || add_levels(levels, &x, sums),
                         ),
-                        None => add_values(bucket, tile, &x, sums),
+                        None => add_values(&self.base.tile_values(bucket, tile, column, &states), &x, sums),
                     }
                 }
             }
@@ -123,17 +142,9 @@ impl PackedLinear {
 /// Products of a tile with its inputs, kept apart by row and lane: the rows' sums are added up at the end.
 type Lanes = [[f32; TILE]; TILE];
 
-/// Levels of a tile of integers.
-fn unpacked(bucket: &Bucket, tile: usize) -> [i8; TILE * TILE] {
-    dispatch(
-        #[inline(always)]
-        || bucket.format.unpack(bucket.tile(tile)),
-    )
-}
-
 /// Adds the products of levels and 16 inputs.
 #[inline(always)]
-fn add_levels(levels: &[i8; TILE * TILE], x: &[f32; TILE], sums: &mut Lanes) {
+fn add_levels(levels: &[i16; TILE * TILE], x: &[f32; TILE], sums: &mut Lanes) {
     for i in 0..TILE {
         for j in 0..TILE {
             sums[i][j] += f32::from(levels[TILE * i + j]) * x[j];
@@ -142,11 +153,9 @@ fn add_levels(levels: &[i8; TILE * TILE], x: &[f32; TILE], sums: &mut Lanes) {
 }
 
 /// Adds the products of small floating-point codes or elements, and 16 inputs.
-fn add_values(bucket: &Bucket, tile: usize, x: &[f32; TILE], sums: &mut Lanes) {
-    for (i, sums) in sums.iter_mut().enumerate() {
-        for (j, (sum, x)) in sums.iter_mut().zip(x).enumerate() {
-            *sum += bucket.value(tile, i * TILE + j) * x;
-        }
+fn add_values(values: &[f32; TILE * TILE], x: &[f32; TILE], sums: &mut Lanes) {
+    for (sums, values) in sums.iter_mut().zip(values.chunks_exact(TILE)) {
+        sums.iter_mut().zip(values).zip(x).for_each(|((sum, value), x)| *sum += value * x);
     }
 }
 

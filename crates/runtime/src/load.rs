@@ -99,7 +99,7 @@ impl Runtime {
             Ok(matrix)
         })?;
         let others = model.checkpoint().tensors().filter(|info| !matrices.contains_key(&info.name));
-        resident_bytes += others.map(|info| 4 * info.weights() as usize).sum::<usize>();
+        resident_bytes += others.map(|info| info.plain_resident_bytes() as usize).sum::<usize>();
         let (load_seconds, weights) = (start.elapsed().as_secs_f64(), model.checkpoint().weights());
         let positions = model.config.positions;
         Ok(Self { generator, text, positions, linear_bytes, linear_weights, resident_bytes, weights, load_seconds })

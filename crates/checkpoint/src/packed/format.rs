@@ -1,9 +1,13 @@
 //! Number formats of packed tiles, and how their bits lie.
 
-use waterfill_codec::{Dtype, Format, TILE};
+use waterfill_codec::{Dtype, Format, TILE, TileMode, TilePlan};
 
 /// Weights of a tile.
 pub(super) const WEIGHTS: usize = TILE * TILE;
+
+/// Names of codes of a bit-shift trellis, by their bits and 7.
+const TRELLIS_NAMES: [&str; 8] =
+    ["trellis8", "trellis1", "trellis2", "trellis3", "trellis4", "trellis5", "trellis6", "trellis7"];
 
 /// Number format of the tiles of a bucket. Integer levels are in two's complement and as wide as the tile's largest level
 /// needs, whatever format they were coded in.
@@ -28,6 +32,9 @@ pub enum PackedFormat {
     Int7,
     /// Levels -127 to 127: 256 bytes.
     Int8,
+    /// Codes of this many bits, 1 to 8, of the tensor's bit-shift trellis, in planes as integers of as many bits: 32 bytes a
+    /// tile for each bit.
+    Trellis(u8),
     /// FP8 E4M3: 256 bytes.
     E4m3,
     /// FP8 E5M2: 256 bytes.
@@ -51,8 +58,13 @@ impl PackedFormat {
             Self::Int6 => 6,
             Self::Int7 => 7,
             Self::Int8 => 8,
-            Self::E4m3 | Self::E5m2 | Self::Plain(_) => return None,
+            Self::Trellis(_) | Self::E4m3 | Self::E5m2 | Self::Plain(_) => return None,
         })
+    }
+
+    /// Bits of a code of a bit-shift trellis; `None` where elements are no such codes.
+    pub const fn code_bits(self) -> Option<u32> {
+        if let Self::Trellis(bits) = self { Some(bits as u32) } else { None }
     }
 
     /// Bytes of a tile.
@@ -60,6 +72,7 @@ impl PackedFormat {
         match self {
             Self::E4m3 | Self::E5m2 => WEIGHTS,
             Self::Plain(dtype) => WEIGHTS * dtype.bits() / 8,
+            Self::Trellis(bits) => WEIGHTS / 8 * bits as usize,
             _ => match self.level_bits() {
                 Some(bits) => WEIGHTS / 8 * bits as usize,
                 None => 0,
@@ -77,6 +90,7 @@ impl PackedFormat {
             Self::Int6 => "int6",
             Self::Int7 => "int7",
             Self::Int8 => "int8",
+            Self::Trellis(bits) => TRELLIS_NAMES[bits as usize & 7],
             Self::E4m3 => "fp8-e4m3",
             Self::E5m2 => "fp8-e5m2",
             Self::Plain(_) => "plain",
@@ -99,8 +113,11 @@ impl PackedFormat {
     }
 
     /// Packed form of a tile of a coded format; `None` for formats that are decoded to elements.
-    pub(super) fn of(format: Format, dtype: Dtype, values: &[i32; WEIGHTS]) -> Option<Self> {
-        match format {
+    pub(super) fn of(tile: &TilePlan, dtype: Dtype, values: &[i32; WEIGHTS]) -> Option<Self> {
+        if let (TileMode::BitShift(bits), Some(_)) = (tile.mode, tile.format.level_range()) {
+            return Some(Self::Trellis(bits));
+        }
+        match tile.format {
             Format::Int2 | Format::Int3 | Format::Int4 | Format::Int8 => {
                 Some(Self::of_range(*values.iter().min()?, *values.iter().max()?))
             }
@@ -114,12 +131,13 @@ impl PackedFormat {
     /// Lowest bit and number of bits of each plane of a level.
     const fn planes(self) -> &'static [(u32, u32)] {
         match self {
-            Self::Int2 => &[(0, 2)],
-            Self::Int3 => &[(0, 2), (2, 1)],
-            Self::Int4 => &[(0, 4)],
-            Self::Int5 => &[(0, 4), (4, 1)],
-            Self::Int6 => &[(0, 4), (4, 2)],
-            Self::Int7 => &[(0, 4), (4, 2), (6, 1)],
+            Self::Trellis(1) => &[(0, 1)],
+            Self::Int2 | Self::Trellis(2) => &[(0, 2)],
+            Self::Int3 | Self::Trellis(3) => &[(0, 2), (2, 1)],
+            Self::Int4 | Self::Trellis(4) => &[(0, 4)],
+            Self::Int5 | Self::Trellis(5) => &[(0, 4), (4, 1)],
+            Self::Int6 | Self::Trellis(6) => &[(0, 4), (4, 2)],
+            Self::Int7 | Self::Trellis(7) => &[(0, 4), (4, 2), (6, 1)],
             _ => &[(0, 8)],
         }
     }
@@ -150,20 +168,40 @@ impl PackedFormat {
             _ => unpack::<8, 0, 0>(tile),
         }
     }
+
+    /// Codes of a packed tile of a bit-shift trellis, row-major.
+    #[inline(always)]
+    pub fn unpack_codes(self, tile: &[u8]) -> [u8; WEIGHTS] {
+        match self {
+            Self::Trellis(1) => unpack_bits::<1, 0, 0>(tile),
+            Self::Trellis(2) => unpack_bits::<2, 0, 0>(tile),
+            Self::Trellis(3) => unpack_bits::<2, 1, 0>(tile),
+            Self::Trellis(4) => unpack_bits::<4, 0, 0>(tile),
+            Self::Trellis(5) => unpack_bits::<4, 1, 0>(tile),
+            Self::Trellis(6) => unpack_bits::<4, 2, 0>(tile),
+            Self::Trellis(7) => unpack_bits::<4, 2, 1>(tile),
+            _ => unpack_bits::<8, 0, 0>(tile),
+        }
+    }
 }
 
 /// Levels of `A + B + C` bits from planes of `A`, of `B` and of `C` bits.
 #[inline(always)]
 fn unpack<const A: usize, const B: usize, const C: usize>(tile: &[u8]) -> [i8; WEIGHTS] {
+    let unused = 8 - A - B - C;
+    unpack_bits::<A, B, C>(tile).map(|bits| (bits << unused) as i8 >> unused)
+}
+
+/// Numbers of `A + B + C` bits from planes of `A`, of `B` and of `C` bits.
+#[inline(always)]
+fn unpack_bits<const A: usize, const B: usize, const C: usize>(tile: &[u8]) -> [u8; WEIGHTS] {
     let (first, rest) = tile.split_at(WEIGHTS / 8 * A);
     let (second, third) = rest.split_at(WEIGHTS / 8 * B);
-    let unused = 8 - A - B - C;
-    let mut levels = [0; WEIGHTS];
-    for (i, level) in levels.iter_mut().enumerate() {
-        let bits = part::<A>(first, i) | part::<B>(second, i) << A | part::<C>(third, i) << (A + B);
-        *level = (bits << unused) as u8 as i8 >> unused;
+    let mut numbers = [0; WEIGHTS];
+    for (i, number) in numbers.iter_mut().enumerate() {
+        *number = (part::<A>(first, i) | part::<B>(second, i) << A | part::<C>(third, i) << (A + B)) as u8;
     }
-    levels
+    numbers
 }
 
 /// Bits of element `i` in a plane of `N` bits.

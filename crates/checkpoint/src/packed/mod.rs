@@ -4,7 +4,8 @@ use std::ops::{Deref, Range};
 
 use rayon::prelude::*;
 use waterfill_codec::scale::{UNIT, scale};
-use waterfill_codec::{CodecError, CodedTensor, Dtype, Format, Minifloat, TILE};
+use waterfill_codec::syntax::bit_shift::level;
+use waterfill_codec::{BitShiftTrellis, CodecError, CodedTensor, Dtype, Format, Minifloat, TILE};
 
 use crate::control::{Control, Parts};
 use crate::error::{CheckpointError, Result, TensorError};
@@ -63,9 +64,19 @@ pub struct Bucket {
     pub data: Aligned,
 }
 
+/// How codes of a bit-shift trellis follow each other down a matrix.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PackedTrellis {
+    /// The trellis.
+    pub states: BitShiftTrellis,
+    /// Rows of tiles after which columns start again from state zero; they do after tiles that have no codes, too.
+    pub restart: usize,
+}
+
 /// A matrix `[rows, cols]` in tiles of 16x16. The weight in row r and column c of a tile of codes is its code times
-/// 2^((b + 2 k + 2 `row_scales[r]` + 2 `col_scales[c]`)/8) with scales k of the tile and b of the bucket; the decoded tensor
-/// has it rounded to its own type.
+/// 2^((b + 2 k + 2 `row_scales[r]` + 2 `col_scales[c]`)/8) with scales k of the tile and b of the bucket; of codes of a bit-shift
+/// trellis, the level of its state there ([`waterfill_codec::syntax::bit_shift`]). The decoded tensor has it rounded to its own
+/// type.
 pub struct PackedTensor {
     /// Rows (output features).
     pub rows: usize,
@@ -77,6 +88,8 @@ pub struct PackedTensor {
     pub row_scales: Vec<i8>,
     /// Scale of each column in quarter octaves, or empty for zeros.
     pub col_scales: Vec<i8>,
+    /// The bit-shift trellis of its codes, if it has any.
+    pub trellis: Option<PackedTrellis>,
     /// Tiles by format, one bucket for each format that occurs.
     pub buckets: Vec<Bucket>,
 }
@@ -129,13 +142,15 @@ impl PackedTensor {
         }
         let mut out = vec![0.0; self.cols];
         let own = UNIT * i32::from(self.row_scales.get(row).copied().unwrap_or(0));
+        let states = self.states_before(row / TILE);
         for bucket in &self.buckets {
             let tiles = bucket.tiles_of_row(row / TILE).zip(bucket.columns_of_row(row / TILE));
             for (n, column) in tiles {
+                let values = self.tile_values(bucket, n, column, &states);
                 for (j, out) in out[column * TILE..].iter_mut().take(TILE).enumerate() {
                     let col = UNIT * i32::from(self.col_scales.get(column * TILE + j).copied().unwrap_or(0));
                     let factor = bucket.scale_index(n).map_or(1.0, |k| scale(k + own + col));
-                    *out = bucket.value(n, row % TILE * TILE + j) * factor;
+                    *out = values[row % TILE * TILE + j] * factor;
                 }
             }
         }
@@ -146,12 +161,14 @@ impl PackedTensor {
     pub fn to_f32(&self) -> Vec<f32> {
         let mut out = vec![0.0; self.rows * self.cols];
         let at = |scales: &[i8], i: usize| UNIT * i32::from(scales.get(i).copied().unwrap_or(0));
+        let states: Vec<_> = (0..self.rows.div_ceil(TILE)).map(|row| self.states_before(row)).collect();
         for bucket in &self.buckets {
             for (n, [row, column]) in bucket.places().enumerate() {
                 let (top, left) = (row * TILE, column * TILE);
+                let values = self.tile_values(bucket, n, column, &states[row]);
                 for i in 0..TILE.min(self.rows - top) {
                     for j in 0..TILE.min(self.cols - left) {
-                        let value = bucket.value(n, i * TILE + j);
+                        let value = values[i * TILE + j];
                         let factor = bucket
                             .scale_index(n)
                             .map_or(1.0, |k| scale(k + at(&self.row_scales, top + i) + at(&self.col_scales, left + j)));
@@ -161,6 +178,41 @@ impl PackedTensor {
             }
         }
         out
+    }
+
+    /// Trellis states of all columns, in whole tiles, before a row of tiles; empty where there are no codes. The state after a
+    /// tile follows from its own codes, which have more bits than a state.
+    pub fn states_before(&self, row: usize) -> Vec<u32> {
+        let Some(PackedTrellis { states: trellis, restart }) = self.trellis else { return vec![] };
+        let mut states = vec![0; self.tiles_across() * TILE];
+        if row.is_multiple_of(restart) {
+            return states;
+        }
+        for bucket in &self.buckets {
+            let Some(bits) = bucket.format.code_bits() else { continue };
+            let first = TILE - trellis.state_bits().div_ceil(bits) as usize;
+            for (n, column) in bucket.tiles_of_row(row - 1).zip(bucket.columns_of_row(row - 1)) {
+                let codes = bucket.format.unpack_codes(bucket.tile(n));
+                let states = &mut states[column * TILE..][..TILE];
+                for line in codes.chunks_exact(TILE).skip(first) {
+                    states.iter_mut().zip(line).for_each(|(s, &code)| *s = trellis.next(*s, bits, code.into()));
+                }
+            }
+        }
+        states
+    }
+
+    /// Values of tile `n` of a bucket, row-major, before scales. The tile lies in a `column` of tiles; `states` are those before
+    /// its row ([`Self::states_before`]).
+    pub fn tile_values(&self, bucket: &Bucket, n: usize, column: usize, states: &[u32]) -> [f32; WEIGHTS] {
+        match self.trellis.zip(bucket.format.code_bits()) {
+            Some((trellis, _)) => {
+                let mut own = [0; TILE];
+                own.copy_from_slice(&states[column * TILE..][..TILE]);
+                bucket.trellis_levels(n, trellis.states, own).map(f32::from)
+            }
+            None => std::array::from_fn(|i| bucket.value(n, i)),
+        }
     }
 
     /// Tiles of a coded tensor without quality layers; `None` where tiles have another size or are decoded to elements.
@@ -184,7 +236,9 @@ impl PackedTensor {
     fn empty(coded: &CodedTensor) -> Self {
         let plan = coded.plan();
         let (row_scales, col_scales) = (plan.row_scale.clone(), plan.col_scale.clone());
-        Self { rows: plan.rows, cols: plan.cols, dtype: plan.dtype, row_scales, col_scales, buckets: vec![] }
+        let restart = coded.header().slice_rows / TILE;
+        let trellis = plan.parameters.bit_shift.map(|states| PackedTrellis { states, restart });
+        Self { rows: plan.rows, cols: plan.cols, dtype: plan.dtype, row_scales, col_scales, trellis, buckets: vec![] }
     }
 
     /// Tiles of a coded tensor; `None` where tiles have another size or are decoded to elements.
@@ -290,8 +344,24 @@ impl Bucket {
         &self.data[n * self.format.tile_bytes()..][..self.format.tile_bytes()]
     }
 
-    /// Value of element `i` of tile `n` before scales.
-    pub fn value(&self, n: usize, i: usize) -> f32 {
+    /// Levels of tile `n` of codes of a bit-shift trellis, row-major, after the `states` of its columns.
+    #[inline(always)]
+    pub fn trellis_levels(&self, n: usize, trellis: BitShiftTrellis, states: [u32; TILE]) -> [i16; WEIGHTS] {
+        let tile = self.tile(n);
+        match self.format {
+            PackedFormat::Trellis(1) => trellis_levels::<1>(tile, trellis, states),
+            PackedFormat::Trellis(2) => trellis_levels::<2>(tile, trellis, states),
+            PackedFormat::Trellis(3) => trellis_levels::<3>(tile, trellis, states),
+            PackedFormat::Trellis(4) => trellis_levels::<4>(tile, trellis, states),
+            PackedFormat::Trellis(5) => trellis_levels::<5>(tile, trellis, states),
+            PackedFormat::Trellis(6) => trellis_levels::<6>(tile, trellis, states),
+            PackedFormat::Trellis(7) => trellis_levels::<7>(tile, trellis, states),
+            _ => trellis_levels::<8>(tile, trellis, states),
+        }
+    }
+
+    /// Value of element `i` of tile `n` before scales, not of a bit-shift trellis.
+    fn value(&self, n: usize, i: usize) -> f32 {
         let tile = self.tile(n);
         match self.format {
             PackedFormat::E4m3 => Minifloat::E4M3.decode(tile[i]),
@@ -303,6 +373,20 @@ impl Bucket {
             integers => f32::from(integers.unpack(tile)[i]),
         }
     }
+}
+
+/// Levels of a tile of codes of `BITS` bits.
+#[inline(always)]
+fn trellis_levels<const BITS: u8>(tile: &[u8], trellis: BitShiftTrellis, mut states: [u32; TILE]) -> [i16; WEIGHTS] {
+    let codes = PackedFormat::Trellis(BITS).unpack_codes(tile);
+    let mut levels = [0; WEIGHTS];
+    for (line, codes) in levels.chunks_exact_mut(TILE).zip(codes.chunks_exact(TILE)) {
+        for j in 0..TILE {
+            states[j] = trellis.next(states[j], BITS.into(), codes[j].into());
+            line[j] = level(states[j]) as i16;
+        }
+    }
+    levels
 }
 
 impl Checkpoint {
@@ -321,7 +405,15 @@ impl Checkpoint {
             return Err(self.wrong(info, TensorError::TooManyTiles));
         }
         let failed = self.codec_error(info);
-        let empty = |dtype| PackedTensor { rows, cols, dtype, row_scales: vec![], col_scales: vec![], buckets: vec![] };
+        let empty = |dtype| PackedTensor {
+            rows,
+            cols,
+            dtype,
+            row_scales: vec![],
+            col_scales: vec![],
+            trellis: None,
+            buckets: vec![],
+        };
         // Planes of several layers do not add up to one.
         if info.storage == Storage::Coded && info.quality_layers() == 1 {
             let bytes = self.read_raw(name)?;
@@ -358,7 +450,7 @@ fn pieces_of(coded: &CodedTensor, n: usize) -> std::result::Result<Option<Pieces
             let line = &decoded.plane[row * plan.cols + left..][..TILE.min(plan.cols - left)];
             to[..line.len()].copy_from_slice(line);
         }
-        let Some(format) = PackedFormat::of(tile.format, plan.dtype, &values) else { return Ok(None) };
+        let Some(format) = PackedFormat::of(tile, plan.dtype, &values) else { return Ok(None) };
         let place = (rows.start / TILE * across + i) as u32;
         let scale = if tile.format == Format::Lossless { 0 } else { plan.tile_scale_index(tile) };
         pieces.add(format, place, scale, &values);

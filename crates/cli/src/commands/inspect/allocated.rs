@@ -46,6 +46,9 @@ pub fn beside(encoded: &Artifact, checkpoint: &Checkpoint) -> Result<Option<Stri
                 let n = row * across + column;
                 let (format, width) = (planned.plan.tiles[n].format, planned.widths.get(n));
                 let allocated = match width {
+                    Some(&bits) if format.level_range().is_some() && packed.trellis.is_some() => {
+                        PackedFormat::Trellis(bits).name()
+                    }
                     Some(&bits) if format.level_range().is_some() => integers(bits.into()),
                     _ => format.name(),
                 };
@@ -84,7 +87,7 @@ pub fn beside(encoded: &Artifact, checkpoint: &Checkpoint) -> Result<Option<Stri
 
 /// Whether a tile takes no more in memory than its allocated format does.
 fn is_within(held: PackedFormat, format: Format, width: Option<u8>) -> bool {
-    match (held.level_bits(), width, format) {
+    match (held.level_bits().or(held.code_bits()), width, format) {
         (Some(bits), Some(width), _) => bits <= width.into(),
         (Some(bits), None, Format::Int4) => bits <= 4,
         (Some(_), None, _) => true,
