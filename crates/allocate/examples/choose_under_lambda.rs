@@ -48,7 +48,7 @@ fn main() -> Result<(), waterfill_allocate::AllocateError> {
         unseen: 0.0,
         loss_factor: 1.0,
         formats: &formats,
-        planes: false,
+        planes: None,
         shared_steps: false,
         ldl: None,
     };

@@ -32,7 +32,7 @@
 //!     unseen: 0.0,
 //!     loss_factor: 1.0,
 //!     formats: &formats,
-//!     planes: false,
+//!     planes: None,
 //!     shared_steps: false,
 //!     ldl: None,
 //! };
@@ -65,6 +65,7 @@ mod format_name;
 mod granularity;
 mod information;
 mod overhead;
+mod planes;
 mod policy;
 mod rd_candidate;
 mod rd_measure;
@@ -84,6 +85,7 @@ pub use format_name::FormatName;
 pub use granularity::Granularity;
 pub use information::FoldRule;
 pub use overhead::{Overhead, estimated_bits};
+pub use planes::{Planes, TrellisStep, trellis_error};
 pub use policy::{Floor, Policy, RateWeights};
 pub use rd_candidate::{Candidates, RdCandidate, TensorCandidates};
 pub use rd_measure::{MeasureOptions, measure_candidates};

@@ -5,13 +5,15 @@ use waterfill_calibrate::Sensitivity;
 use waterfill_checkpoint::packed::PackedFormat;
 use waterfill_codec::entropy::tables::class_of;
 use waterfill_codec::scale::{UNIT, scale};
+use waterfill_codec::syntax::bit_shift::MAX_CODE_BITS;
 use waterfill_codec::syntax::float_prefix::EntropyTables;
 use waterfill_codec::syntax::float_prefix::{FloatPrefixCosts, FloatPrefixModel};
 use waterfill_codec::syntax::level_costs::LevelCosts;
-use waterfill_codec::{Dtype, Format, Loss, Rate, TILE, TensorPlan};
+use waterfill_codec::{BitShiftTrellis, Dtype, Format, Loss, Rate, TILE, TensorPlan};
 use waterfill_quadratic::LdlFactor;
 
 use crate::information::{FoldRule, Information};
+use crate::planes::{Planes, TrellisStep};
 use crate::rd_candidate::{Candidates, RdCandidate, TensorCandidates};
 use crate::scales::{ScaleVectors, plan_scales};
 
@@ -39,9 +41,9 @@ pub struct MeasureOptions<'a> {
     pub loss_factor: f64,
     /// Formats that may be used; small floating-point formats are measured only if they are among these.
     pub formats: &'a [Format],
-    /// Whether candidates are planes of a fixed width, each with the step that loses least, clipped levels counted; scales of
-    /// rows and columns then follow their spread.
-    pub planes: bool,
+    /// What candidates hold where they are planes of a fixed width, each with the step that loses least; scales of rows and
+    /// columns then follow their spread.
+    pub planes: Option<Planes>,
     /// Whether tiles share steps: then INT4 steps are measured too that clip a tile's largest weights.
     pub shared_steps: bool,
     /// How errors of a column spread over those after it, where quantization feeds them back.
@@ -69,7 +71,7 @@ pub fn measure_candidates(
     if let Some(ldl) = options.ldl {
         info.apply_feedback(ldl);
     }
-    let plan = plan_scales(&info, weights, dtype, options.scale_vectors, options.planes);
+    let plan = plan_scales(&info, weights, dtype, options.scale_vectors, options.planes.is_some());
     let pattern_costs = FloatPrefixCosts::new(FloatPrefixModel::fixed(dtype));
     let floats: Vec<(Format, FloatPrefixCosts)> = options
         .formats
@@ -80,7 +82,11 @@ pub fn measure_candidates(
     let shared = options.shared_steps;
     let measure = |n: usize| {
         let tile = Tile::new(&plan, &info, weights, n);
-        let mut candidates = if options.planes { tile.plane_candidates() } else { tile.integer_candidates(shared) };
+        let mut candidates = match options.planes {
+            None => tile.integer_candidates(shared),
+            Some(Planes::Uniform) => tile.plane_candidates(),
+            Some(Planes::Trellis(trellis)) => tile.trellis_candidates(trellis),
+        };
         if shared {
             tile.add_clipped_candidates(&mut candidates);
         }
@@ -212,6 +218,18 @@ impl<'a> Tile<'a> {
             Some(RdCandidate { width: bits as u8, format: narrowest(least, most), ..best })
         };
         PackedFormat::INTEGERS.iter().filter_map(best).collect()
+    }
+
+    /// For each number of bits the step that loses least.
+    fn trellis_candidates(&self, trellis: BitShiftTrellis) -> Vec<RdCandidate> {
+        let steps = TrellisStep::measure(&self.scaled, &self.half_fisher, &self.plan.steps(self.n, Format::Int8));
+        let candidate = |bits: u8| {
+            let (step, loss) = TrellisStep::best(&steps, trellis, bits)?;
+            let format = narrowest(-1 << (bits - 1), (1 << (bits - 1)) - 1);
+            let rate = Rate(f64::from(bits) * self.scaled.len() as f64);
+            Some(RdCandidate { format, step: step as i16, width: bits, loss: Loss(loss), rate })
+        };
+        (1..=MAX_CODE_BITS).filter_map(candidate).collect()
     }
 
     /// INT4 with steps too fine for the tile's largest weights, which other tiles of the same step may want.

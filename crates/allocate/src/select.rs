@@ -28,7 +28,7 @@ pub struct Selection {
     pub resident: Rate,
     /// Costs of errors, correction and margin included.
     pub loss_weights: LossWeights,
-    /// Nats per token for a bit of the file.
+    /// Nats per token for a bit of the file, or in memory where widths are kept.
     pub lambda: Lambda,
     /// Whether tiles may be INT4.
     pub allow_int4: bool,
@@ -174,9 +174,11 @@ pub(crate) fn select_at(
     }
     let mut loss_weights = candidates.loss_weights.clone();
     loss_weights.tiles.iter_mut().for_each(|t| *t *= (correction * (1.0 + policy.margin)) as f32);
-    let lambda = Lambda(lambda.0 * policy.rate.storage);
-    let allow_int4 = sharing == Sharing::Tile && policy.allows(Format::Int4, floor);
     let kept = policy.structure.is_none() && policy.rate.memory_first();
+    // Where widths are kept, lambda still says how much an error is worth, and so how far feedback may be believed.
+    let counted = policy.rate.storage + if kept { policy.rate.resident } else { 0.0 };
+    let lambda = Lambda(lambda.0 * counted);
+    let allow_int4 = sharing == Sharing::Tile && policy.allows(Format::Int4, floor);
     let widths = chosen.iter().filter(|_| kept).map(|candidate| candidate.width).collect();
     let without_floor = None;
     Ok(Selection {

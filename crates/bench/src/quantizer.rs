@@ -67,6 +67,7 @@ pub struct QuantizerBench {
 
 fn options(states: Option<u32>, damping: f64) -> LdlqOptions {
     LdlqOptions {
+        bit_shift: None,
         trellis: states.and_then(Trellis::new),
         rounding: ROUNDING,
         allow_int8: true,

@@ -188,6 +188,7 @@ fn code(
     let (input, output) = (Hessian::from_dense(&input), Hessian::from_dense(&output));
     let curvature = Curvature { hessian: Some(&input), gradient_covariance: Some(&output) };
     let options = LdlqOptions {
+        bit_shift: None,
         trellis: Trellis::new(3),
         rounding: ROUNDING,
         allow_int8: true,

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use waterfill_codec::Trellis;
+use waterfill_codec::{BitShiftTrellis, Trellis};
 use waterfill_quantize::rdo::{Preset, Tool};
 
 use crate::quality_layers::QualityLayers;
@@ -25,7 +25,8 @@ pub struct Encode {
     /// Added to H and to the gradient covariance, in units of each entry of the diagonal, which shrinks correlations; chosen
     /// for each matrix from the calibration if absent.
     pub damping: Option<f64>,
-    /// States of the trellis, a power of two from 4 to 256; 0 quantizes without a trellis. The preset decides if absent.
+    /// States of the trellis, a power of two from 4 to 256; 0 quantizes without a trellis. Where memory comes first, those of
+    /// the bit-shift trellis of planes, 256 to 65536; 0 for uniform levels. The preset decides if absent.
     pub states: Option<usize>,
     /// Share of lambda by which levels are chosen for their rate (RDOQ).
     pub rounding: f32,
@@ -70,6 +71,17 @@ impl Default for Encode {
 }
 
 impl Encode {
+    /// The configured bit-shift trellis of planes of a fixed width, or the one of the preset.
+    pub fn bit_shift(&self) -> Option<BitShiftTrellis> {
+        let preset = match self.preset {
+            Preset::Fast => 0,
+            Preset::Balanced => 1 << 12,
+            Preset::Best => 1 << 14,
+        };
+        let states = self.states.unwrap_or(preset);
+        if states.is_power_of_two() { BitShiftTrellis::new(states.trailing_zeros()) } else { None }
+    }
+
     /// The configured trellis, or the one of the preset.
     pub fn trellis(&self) -> Option<Trellis> {
         let preset = match self.preset {

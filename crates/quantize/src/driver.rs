@@ -129,7 +129,7 @@ pub fn encode(
     }
     let entries: Vec<(Vec<Entry>, Option<EncodedStats>)> = made.into_values().collect();
     let (mut usage, mut loss): (BTreeMap<String, Usage>, f64) = Default::default();
-    let plain = tensors.iter().filter(|info| !names.contains(&info.name)).map(|info| info.bytes).sum::<u64>();
+    let plain = tensors.iter().filter(|info| !names.contains(&info.name)).map(|info| info.plain_resident_bytes()).sum();
     let mut layer_resident = vec![plain; allocations.len()];
     let mut losses = BTreeMap::new();
     let mut layer_losses = vec![BTreeMap::new(); allocations.len()];

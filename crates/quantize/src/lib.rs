@@ -28,6 +28,7 @@
 //!     widths: vec![],
 //! };
 //! let options = LdlqOptions {
+//!     bit_shift: None,
 //!     trellis: None,
 //!     rounding: 0.3,
 //!     allow_int8: true,

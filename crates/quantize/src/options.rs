@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use waterfill_calibrate::Sensitivities;
-use waterfill_codec::Trellis;
+use waterfill_codec::{BitShiftTrellis, Trellis};
 use waterfill_quadratic::{Curvature, GradientCovariance, Hessian};
 
 use crate::error::Result;
@@ -19,6 +19,8 @@ pub struct EncodeOptions {
     pub allow_int8: bool,
     /// Whether tiles may be lossless where allocation did not choose so.
     pub allow_lossless: bool,
+    /// The bit-shift trellis that codes of planned widths are a path through; levels are uniform without one.
+    pub bit_shift: Option<BitShiftTrellis>,
     /// LDLQ error feedback; none rounds every level alone.
     pub feedback: Option<ErrorFeedback>,
     /// Bytes that may be held by tensors coded side by side; a tensor that takes more is coded alone.
@@ -46,6 +48,7 @@ impl EncodeOptions {
     pub(crate) fn rounded(&self) -> LdlqOptions {
         LdlqOptions {
             trellis: None,
+            bit_shift: self.bit_shift,
             rounding: 0.0,
             allow_int8: self.allow_int8,
             allow_lossless: self.allow_lossless,

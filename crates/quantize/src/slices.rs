@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 use waterfill_codec::syntax::slice::SlicePlan;
-use waterfill_codec::{EncodedSlice, Format, Result, TensorEncoder, TensorPlan};
+use waterfill_codec::{EncodedSlice, Format, Result, TensorEncoder, TensorPlan, TileMode};
 
 /// Slices that are coded before they are put together.
 const SLICES: usize = 64;
@@ -30,6 +30,13 @@ pub(crate) fn span(plan: &TensorPlan, rows: &Range<usize>) -> Range<usize> {
 /// Samples of a slice: what the search chose, patterns where the tile is lossless.
 pub(crate) fn slice_samples(plan: &TensorPlan, slice: &SlicePlan, weights: &[f32], samples: &[i16]) -> Vec<i32> {
     let mut out: Vec<i32> = samples[span(plan, &slice.rows)].iter().map(|&s| s.into()).collect();
+    for (n, _) in slice.tiles.iter().enumerate().filter(|(_, t)| matches!(t.mode, TileMode::BitShift(_))) {
+        let (rows, cols) = slice.tile_range(n);
+        for row in rows {
+            // States of sixteen bits.
+            out[(row - slice.rows.start) * plan.cols..][cols.clone()].iter_mut().for_each(|s| *s &= 0xffff);
+        }
+    }
     for (n, _) in slice.tiles.iter().enumerate().filter(|(_, t)| t.format == Format::Lossless) {
         let (rows, cols) = slice.tile_range(n);
         for row in rows {

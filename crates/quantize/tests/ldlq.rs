@@ -56,6 +56,7 @@ fn options(states: Option<u32>) -> LdlqOptions {
     let trellis = states.and_then(Trellis::new);
     LdlqOptions {
         trellis,
+        bit_shift: None,
         rounding: 0.3,
         allow_int8: true,
         allow_lossless: false,

@@ -3,10 +3,10 @@
 use ndarray::Array2;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
-use waterfill_allocate::PlannedWeight;
+use waterfill_allocate::{PlannedWeight, trellis_error};
 use waterfill_checkpoint::packed::PackedTensor;
-use waterfill_codec::{CodedTensor, Dtype, Format, Lambda, TensorPlan, TilePlan};
-use waterfill_quadratic::{Curvature, Hessian, LossWeights, QuadraticLoss};
+use waterfill_codec::{BitShiftTrellis, CodedTensor, Dtype, Format, Lambda, TensorPlan, TilePlan};
+use waterfill_quadratic::{Curvature, GradientCovariance, Hessian, LossWeights, QuadraticLoss};
 use waterfill_quantize::ldlq::{LdlqOptions, encode_ldlq};
 
 const ROWS: usize = 96;
@@ -43,6 +43,7 @@ fn planned(widths: Vec<u8>) -> PlannedWeight {
 fn options() -> LdlqOptions {
     LdlqOptions {
         trellis: None,
+        bit_shift: None,
         rounding: 0.3,
         allow_int8: true,
         allow_lossless: false,
@@ -106,4 +107,80 @@ fn every_bit_divides_the_loss_and_steps_are_fitted() {
         assert!((again / fitted - 1.0).abs() < 0.05, "{width} bits: {fitted}, from coarser steps {again}");
         before = Some(fitted);
     }
+}
+
+fn trellis() -> LdlqOptions {
+    LdlqOptions { bit_shift: BitShiftTrellis::new(12), ..options() }
+}
+
+#[test]
+fn codes_of_a_trellis_have_the_bits_that_are_planned() {
+    let (weights, hessian) = (weights(), hessian());
+    let tiles = ROWS.div_ceil(16) * COLS.div_ceil(16);
+    let planned = planned((0..tiles).map(|n| 1 + (n * 5 % 8) as u8).collect());
+    let curvature = Curvature { hessian: Some(&hessian), gradient_covariance: None };
+    let coded = encode_ldlq(&planned, &weights, curvature, &trellis()).unwrap();
+    let (_, packed) = loss(&coded, &weights, &planned, &hessian);
+    assert_eq!(packed.buckets.len(), 8);
+    let across = COLS.div_ceil(16);
+    for bucket in &packed.buckets {
+        for [row, column] in bucket.places() {
+            assert_eq!(bucket.format.code_bits(), Some(planned.widths[row * across + column].into()));
+        }
+    }
+    // Nearly all of the file is codes.
+    let codes: usize = planned.widths.iter().map(|&bits| 32 * usize::from(bits)).sum();
+    assert!(coded.len() < codes + codes / 20 + 100, "{} bytes, {codes} of codes", coded.len());
+}
+
+/// Squared error of what `coded` decodes to, over the energy of the weights.
+fn relative_error(coded: &[u8], weights: &[f32]) -> f64 {
+    let (bytes, _) = CodedTensor::parse(coded).unwrap().decode().unwrap();
+    let values = bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap()));
+    let error: f64 = values.zip(weights).map(|(is, was)| f64::from(is - was).powi(2)).sum();
+    error / weights.iter().map(|w| f64::from(w * w)).sum::<f64>()
+}
+
+/// What allocation is told that codes lose, they lose; and that is far less than uniform levels do.
+#[test]
+fn codes_lose_what_allocation_expects() {
+    let weights = weights();
+    let tiles = ROWS.div_ceil(16) * COLS.div_ceil(16);
+    let states = BitShiftTrellis::new(12).unwrap();
+    for bits in 1..=8 {
+        let plan = planned(vec![bits; tiles]);
+        let of = |options: &LdlqOptions| {
+            relative_error(&encode_ldlq(&plan, &weights, Curvature::default(), options).unwrap(), &weights)
+        };
+        let (found, expected) = (of(&trellis()), trellis_error(states, bits));
+        // Columns of 96 rows start from one state, from which few levels are reached before all its bits are codes.
+        let most = if bits == 1 { 1.5 } else { 1.3 };
+        assert!((0.9..most).contains(&(found / expected)), "{bits} bits: {found}, expected {expected}");
+        if bits > 1 {
+            let uniform = of(&options());
+            // At eight bits levels are hardly finer than uniform ones.
+            let most = if bits == 8 { 1.0 } else { 0.8 };
+            assert!(found < most * uniform, "{bits} bits: {found}, uniform levels {uniform}");
+        }
+    }
+}
+
+/// Rows make up for each other's errors although a path is settled for many rows at a time.
+#[test]
+fn rows_feed_errors_back_through_a_trellis() {
+    let (weights, hessian) = (weights(), hessian());
+    let rows = Array2::from_shape_fn((ROWS, ROWS), |(i, j)| 0.95f32.powi(i.abs_diff(j) as i32 / 8));
+    let covariance = GradientCovariance::from_dense(&rows);
+    let plan = planned(vec![3; ROWS.div_ceil(16) * COLS.div_ceil(16)]);
+    let both = Curvature { hessian: Some(&hessian), gradient_covariance: Some(&covariance) };
+    let columns = Curvature { gradient_covariance: None, ..both };
+    let model = QuadraticLoss::new(&plan.loss_weights, 16, both);
+    let of = |curvature| {
+        let coded = encode_ldlq(&plan, &weights, curvature, &trellis()).unwrap();
+        let (bytes, _) = CodedTensor::parse(&coded).unwrap().decode().unwrap();
+        let values = bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap()));
+        model.of(values.zip(&weights).map(|(is, was)| is - was).collect())
+    };
+    let (fed, alone) = (of(both), of(columns));
+    assert!(fed < 0.9 * alone, "{fed} with feedback over rows, {alone} without");
 }

@@ -17,7 +17,7 @@ use crate::results::{AllocationSummary, TensorSummary, write_json};
 use crate::stage::{ArtifactRef, Estimate, Stage};
 
 /// Version of the artifact; raised when results change.
-const VERSION: u32 = 5;
+const VERSION: u32 = 6;
 /// Bytes of candidates that are read at the same time.
 const CANDIDATE_BYTES: u64 = 1 << 30;
 

@@ -16,7 +16,7 @@ use crate::results::write_json;
 use crate::stage::{ArtifactRef, Estimate, Stage};
 
 /// Version of the artifact; raised when results change.
-pub(super) const VERSION: u32 = 15;
+pub(super) const VERSION: u32 = 16;
 
 /// The compressed checkpoint of allocations, in `checkpoint/` of the artifact: the base's, and one for each refinement.
 pub(crate) struct Encode<'a> {
@@ -112,6 +112,7 @@ pub(crate) fn options(context: &Context, calibration: &ArtifactRef) -> Result<En
     };
     Ok(EncodeOptions {
         tools: e.tools(),
+        bit_shift: e.bit_shift(),
         allow_int8: allows(context, Format::Int8),
         allow_lossless: allows(context, Format::Lossless),
         feedback,

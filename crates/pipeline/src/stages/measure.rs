@@ -19,7 +19,7 @@ use crate::results::write_json;
 use crate::stage::{ArtifactRef, Estimate, Stage};
 
 /// Version of the artifact; raised when results change.
-const VERSION: u32 = 9;
+const VERSION: u32 = 10;
 /// File with the name of every matrix and the file of its candidates.
 const INDEX: &str = "index.json";
 /// Shares of the information of a head, and of an embedding that is not the head, that are added to their rows in equal
@@ -67,6 +67,13 @@ fn unseen(name: &str, rows: usize, tied: bool) -> f64 {
     }
 }
 
+/// What planes hold, where memory comes first.
+fn planes(context: &Context) -> Option<allocate::Planes> {
+    let (a, e) = (&context.config.allocate, &context.config.encode);
+    let first = a.rate().memory_first() && a.granularity.sharing() == allocate::Sharing::Tile;
+    first.then(|| e.bit_shift().map_or(allocate::Planes::Uniform, allocate::Planes::Trellis))
+}
+
 fn unit(n: usize) -> String {
     format!("{n:04}.safetensors")
 }
@@ -82,7 +89,7 @@ impl Stage for Measure<'_> {
             measured_formats(context).iter().filter(|f| f.minifloat().is_some()).map(|f| f.name()).collect();
         let settings = serde_json::json!({
             "feedback": e.feedback, "damping": e.damping, "fold_rule": a.fold_rule, "granularity": a.granularity,
-            "sensitivity_floor": a.sensitivity_floor, "float_formats": floats, "planes": a.rate().memory_first(),
+            "sensitivity_floor": a.sensitivity_floor, "float_formats": floats, "planes": planes(context).map(|planes| format!("{planes:?}")),
         });
         Ok(context.identity("measure", VERSION, &[("calibrate", self.calibration.digest())], settings))
     }
@@ -135,7 +142,7 @@ impl Stage for Measure<'_> {
                     scale_vectors: if linear { of_linears } else { of_others },
                     shared_steps: linear && a.granularity.sharing() != allocate::Sharing::Tile,
                     unseen: unseen(name, shape[0], context.model.config.tied),
-                    planes: a.rate().memory_first() && a.granularity.sharing() == allocate::Sharing::Tile,
+                    planes: planes(context),
                     loss_factor: loss_factors[i],
                     formats: &formats,
                     ldl: ldl.as_ref(),
@@ -196,7 +203,7 @@ mod tests {
                 unseen: unseen(name, rows, false),
                 loss_factor: 1.0,
                 formats: &formats,
-                planes: false,
+                planes: None,
                 shared_steps: false,
                 ldl: None,
             };

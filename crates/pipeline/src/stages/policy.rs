@@ -44,11 +44,12 @@ fn structure(context: &Context) -> Option<allocate::Structure> {
 
 /// Bits outside coded tensors: plain tensors, and the shard's header with offsets of about the right number of digits.
 pub(crate) fn overhead(checkpoint: &Checkpoint, coded: &[(String, PathBuf)]) -> allocate::Overhead {
-    let (mut plain, mut header, mut offset) = (0, 110, 0);
+    let (mut plain, mut held, mut header, mut offset) = (0, 0, 110, 0);
     for tensor in checkpoint.tensors() {
         let is_coded = coded.iter().any(|(name, _)| *name == tensor.name);
         let (dtype, bytes) = if is_coded { ("U8", tensor.weights() / 2) } else { ("BF16", tensor.bytes) };
         plain += if is_coded { 0 } else { bytes };
+        held += if is_coded { 0 } else { tensor.plain_resident_bytes() };
         let entry = format!(
             "\"{}\":{{\"dtype\":\"{dtype}\",\"shape\":[{bytes}],\"data_offsets\":[{offset},{}]}},",
             tensor.name,
@@ -57,5 +58,5 @@ pub(crate) fn overhead(checkpoint: &Checkpoint, coded: &[(String, PathBuf)]) -> 
         header += entry.len() as u64;
         offset += bytes;
     }
-    allocate::Overhead { plain: Rate((plain + header) as f64 * 8.0), plain_resident: Rate(plain as f64 * 8.0) }
+    allocate::Overhead { plain: Rate((plain + header) as f64 * 8.0), plain_resident: Rate(held as f64 * 8.0) }
 }

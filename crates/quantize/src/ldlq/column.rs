@@ -5,14 +5,21 @@ use std::ops::Range;
 use waterfill_codec::entropy::tables::class_of;
 use waterfill_codec::recon::reconstruct::TileScales;
 use waterfill_codec::scale::{UNIT, scale};
+use waterfill_codec::syntax::bit_shift;
 use waterfill_codec::syntax::slice::{SlicePlan, neighbour_bin};
 use waterfill_codec::{Format, Result, TensorPlan, TileMode, TilePlan, dispatch};
 
+use super::bit_shift::{BitShiftSearch, CodeSample};
 use super::input::LdlqInput;
 use super::planes::{best_step, level_range};
 use super::survivors::{Kind, Survivors, WINDOW};
 use super::viterbi::{PathSearch, Sample};
 use crate::rdo::Rounding;
+
+/// Rows that are settled at a time in a bit-shift trellis where rows see each other's errors, and rows behind them that the
+/// path is searched over: what a code leads to is decided within the bits of a state.
+const SETTLED: usize = 32;
+const AHEAD: usize = 16;
 
 /// The common properties of the rows of a tile.
 #[derive(Clone, Copy)]
@@ -24,6 +31,8 @@ struct RowTile {
     /// Spread of levels without row's and column's.
     sigma: i32,
     loss_weights: f32,
+    /// Bits of a code of the bit-shift trellis.
+    code_bits: Option<u8>,
 }
 
 /// Quantizes the columns of a slice from the first to the last.
@@ -53,6 +62,11 @@ pub(super) struct ColumnCoder<'a> {
     found: Vec<i32>,
     /// The same search where rows see errors of those above.
     survivors: Option<Survivors>,
+    /// The search through a bit-shift trellis, its samples and states.
+    codes: Option<BitShiftSearch>,
+    coded: Vec<CodeSample>,
+    planned: Vec<f32>,
+    states: Vec<u32>,
     /// Magnitudes of the two columns before.
     before: [Vec<u16>; 2],
 }
@@ -86,6 +100,10 @@ impl<'a> ColumnCoder<'a> {
             run: Vec::new(),
             found: vec![0; rows.len()],
             survivors,
+            codes: plan.parameters.bit_shift.map(BitShiftSearch::new),
+            coded: Vec::new(),
+            planned: Vec::new(),
+            states: Vec::new(),
             far: vec![0.0; rows.len()],
             before: [vec![0; rows.len()], vec![0; rows.len()]],
             rows,
@@ -110,6 +128,7 @@ impl<'a> ColumnCoder<'a> {
             || {
                 self.prepare(col, target);
                 match (self.upper, self.path.is_some()) {
+                    _ if self.codes.is_some() => self.walk_codes(col, target, seen),
                     (None, _) => self.decide(),
                     (Some(upper), true) => self.walk_downwards(col, upper, target, seen),
                     (Some(upper), false) => self.decide_downwards(col, upper, target, seen),
@@ -152,6 +171,7 @@ impl<'a> ColumnCoder<'a> {
                 scale: plan.step_base + UNIT * i32::from(tile.step) - shift,
                 sigma: plan.sigma_base + i32::from(tile.sigma) - i32::from(tile.step),
                 loss_weights: loss_weights.tiles[n],
+                code_bits: if let TileMode::BitShift(bits) = tile.mode { Some(bits) } else { None },
             });
         }
     }
@@ -282,6 +302,63 @@ impl<'a> ColumnCoder<'a> {
         self.survivors = Some(survivors);
     }
 
+    /// States of a bit-shift trellis down the column. Where rows make up for the errors of those above, some rows are settled
+    /// at a time, together with the path of those behind them. Within this window they make up for what is known of the rows
+    /// above it, not for each other's errors.
+    #[inline(always)]
+    fn walk_codes(&mut self, col: usize, target: &[f32], seen: &mut [f32]) {
+        let Some(mut search) = self.codes.take() else { return };
+        let (count, side) = (self.rows.len(), self.input.plan.tile);
+        let (window, settled) = if self.upper.is_some() { (SETTLED + AHEAD, SETTLED) } else { (count, count) };
+        if self.upper.is_some() {
+            self.offsets.copy_from_slice(seen);
+        }
+        let (mut at, mut state) = (0, 0);
+        while at < count {
+            self.coded.clear();
+            self.planned.clear();
+            for i in at..count.min(at + window) {
+                let Some(bits) = self.tiles[i / side].code_bits else { break };
+                let Sample { value, weight, .. } = self.samples[i];
+                let planned = match self.upper {
+                    // What would make up for the rows above, if those of the window did so exactly.
+                    Some(upper) => {
+                        let within = self.planned.iter().zip(at..).map(|(p, k)| p * self.factors(upper, k)[i]);
+                        -self.offsets[i] - within.sum::<f32>()
+                    }
+                    None => 0.0,
+                };
+                self.planned.push(planned);
+                self.coded.push(CodeSample { value: value + planned / self.steps[i], weight, bits });
+            }
+            let found = self.coded.len();
+            let end = if found == 0 {
+                // A tile without codes, after which states begin anew.
+                state = 0;
+                count.min(at + side)
+            } else {
+                self.states.resize(found, 0);
+                search.search(state, &self.coded, &mut self.states);
+                if found == window && at + found < count { at + settled } else { at + found }
+            };
+            for i in at..end {
+                if found > 0 {
+                    state = self.states[i - at];
+                    self.levels[i] = state as i32;
+                } else {
+                    self.levels[i] = self.alone(i, -self.offsets[i] / self.steps[i]);
+                }
+                let Some(upper) = self.upper else { continue };
+                let error = self.seen(i, col, target[i]);
+                seen[i] = error;
+                let factors = self.factors(upper, i);
+                self.offsets[i + 1..].iter_mut().zip(&factors[i + 1..]).for_each(|(o, f)| *o += error * f);
+            }
+            at = end;
+        }
+        self.codes = Some(search);
+    }
+
     /// The weight as it is.
     fn original(&self, i: usize, col: usize) -> f32 {
         self.input.weights[(self.rows.start + i) * self.input.plan.cols + col]
@@ -290,9 +367,10 @@ impl<'a> ColumnCoder<'a> {
     /// Decoded value of the level of row `i`.
     #[inline(always)]
     fn value(&self, format: Format, i: usize, col: usize) -> f32 {
-        let value = match format.minifloat() {
-            Some(kind) => kind.decode(self.levels[i] as u8),
-            None => self.levels[i] as f32,
+        let value = match (format.minifloat(), self.tiles[i / self.input.plan.tile].code_bits) {
+            (Some(kind), _) => kind.decode(self.levels[i] as u8),
+            (_, Some(_)) => bit_shift::level(self.levels[i] as u32) as f32,
+            _ => self.levels[i] as f32,
         };
         let (plan, value) = (self.input.plan, value * self.steps[i]);
         match self.input.before {

@@ -6,6 +6,7 @@
 //! column is a path through a trellis (trellis-coded quantization, Marcellin & Fischer 1990). Steps are those at which
 //! every weight loses the water level, `lambda / (2 ln 2)` nats.
 
+mod bit_shift;
 mod column;
 mod input;
 mod options;

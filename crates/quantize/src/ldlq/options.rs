@@ -1,12 +1,14 @@
 //! Options of quantization with error feedback.
 
-use waterfill_codec::Trellis;
+use waterfill_codec::{BitShiftTrellis, Trellis};
 
 /// Options of quantization with error feedback, for one matrix.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LdlqOptions {
     /// The trellis that levels are a path through, if any.
     pub trellis: Option<Trellis>,
+    /// The bit-shift trellis that codes of planned widths are a path through; levels are uniform without one.
+    pub bit_shift: Option<BitShiftTrellis>,
     /// Lambda that levels are chosen by, as a share of the allocation's.
     pub rounding: f32,
     /// Whether tiles may be INT8 where allocation chose a narrower format.

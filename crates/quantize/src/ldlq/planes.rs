@@ -2,11 +2,15 @@
 
 use std::ops::Range;
 
+use waterfill_allocate::TrellisStep;
 use waterfill_checkpoint::packed::PackedFormat;
 use waterfill_codec::scale::scale;
-use waterfill_codec::{Format, TilePlan};
+use waterfill_codec::{Format, TileMode, TilePlan};
 
 use super::input::LdlqInput;
+
+/// Steps of codes are fitted at most this many quarter octaves from the allocated one.
+const FITTED: i32 = 8;
 
 /// Steps are searched this many quarter octaves around the allocated one.
 const SEARCHED: i32 = 4;
@@ -37,6 +41,15 @@ pub(super) fn best_step(input: &LdlqInput, n: usize, step: i16, rows: Range<usiz
             scaled.push((targets[row - rows.start] / size, weight));
         }
     }
+    let possible = plan.steps(n, tile.format);
+    if let (TileMode::BitShift(bits), Some(trellis)) = (tile.mode, plan.parameters.bit_shift) {
+        let (values, weights): (Vec<f32>, Vec<f32>) = scaled.into_iter().unzip();
+        let own = i32::from(step);
+        // Far from the allocated step a tile does not follow: at one bit, errors that feed more errors could grow without end.
+        let possible = (possible.start() - own).max(-FITTED)..=(possible.end() - own).min(FITTED);
+        let best = TrellisStep::best(&TrellisStep::measure(&values, &weights, &possible), trellis, bits);
+        return best.map_or(step, |(more, _)| (own + more) as i16);
+    }
     let loss = |step: i32| {
         let size = (step as f32 / 4.0).exp2();
         let error = |&(target, weight): &(f32, f32)| {
@@ -45,7 +58,6 @@ pub(super) fn best_step(input: &LdlqInput, n: usize, step: i16, rows: Range<usiz
         };
         scaled.iter().map(error).sum::<f32>()
     };
-    let possible = plan.steps(n, tile.format);
     let searched = (-SEARCHED..=SEARCHED).filter(|more| possible.contains(&(i32::from(step) + more)));
     let best = searched.map(|more| (loss(more), more)).min_by(|a, b| a.0.total_cmp(&b.0));
     best.map_or(step, |(_, more)| step + more as i16)

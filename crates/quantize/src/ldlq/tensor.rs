@@ -1,7 +1,9 @@
 //! A whole tensor with error feedback: from a plan as allocated to bytes.
 
 use waterfill_allocate::{PlannedWeight, Sharing};
-use waterfill_codec::{Format, Lambda, Parameters, Result, TensorEncoder, TensorPlan, Trellis};
+use waterfill_codec::{
+    BitShiftTrellis, Format, Lambda, Parameters, Result, TensorEncoder, TensorPlan, TileMode, Trellis,
+};
 use waterfill_quadratic::{Curvature, Damping, LdlFactor, LossWeights, add_error_penalty};
 
 use super::input::LdlqInput;
@@ -33,6 +35,7 @@ pub fn encode_ldlq(
     let Costs { loss_weights, lambda, .. } = &costs;
     let mut plan = weight.plan.clone();
     if !weight.widths.is_empty() {
+        plan_codes(&mut plan, &weight.widths, options.bit_shift);
         let samples = costs.quantize_planes(&mut plan, weights, &weight.widths)?;
         return encode_parallel(TensorEncoder::of_weights(&plan, weights)?, |slice| {
             Ok(slice_samples(&plan, slice, weights, &samples))
@@ -166,8 +169,24 @@ impl Costs {
             dropped: None,
         })?;
         plan.tiles.iter_mut().zip(steps).for_each(|(tile, step)| tile.step = step);
-        plan.sigma_base += sigma_change(plan, &samples);
+        if plan.parameters.bit_shift.is_none() {
+            plan.sigma_base += sigma_change(plan, &samples);
+        }
         Ok(samples)
+    }
+}
+
+/// Makes integer tiles of `widths` bits codes of a bit-shift trellis. Spreads are those of tiles that have other samples.
+fn plan_codes(plan: &mut TensorPlan, widths: &[u8], trellis: Option<BitShiftTrellis>) {
+    if trellis.is_none() {
+        return;
+    }
+    plan.parameters.bit_shift = trellis;
+    for (tile, &bits) in plan.tiles.iter_mut().zip(widths).filter(|(t, _)| t.format.level_range().is_some()) {
+        (tile.mode, tile.sigma) = (TileMode::BitShift(bits), 0);
+    }
+    if plan.tiles.iter().all(|t| t.format.level_range().is_some()) {
+        (plan.row_sigma, plan.col_sigma) = (vec![], vec![]);
     }
 }
 
