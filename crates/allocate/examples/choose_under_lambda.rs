@@ -49,6 +49,7 @@ fn main() -> Result<(), waterfill_allocate::AllocateError> {
         loss_factor: 1.0,
         formats: &formats,
         planes: None,
+        spread_scales: false,
         shared_steps: false,
         ldl: None,
     };

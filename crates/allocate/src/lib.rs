@@ -33,6 +33,7 @@
 //!     loss_factor: 1.0,
 //!     formats: &formats,
 //!     planes: None,
+//!     spread_scales: false,
 //!     shared_steps: false,
 //!     ldl: None,
 //! };

@@ -41,9 +41,10 @@ pub struct MeasureOptions<'a> {
     pub loss_factor: f64,
     /// Formats that may be used; small floating-point formats are measured only if they are among these.
     pub formats: &'a [Format],
-    /// What candidates hold where they are planes of a fixed width, each with the step that loses least; scales of rows and
-    /// columns then follow their spread.
+    /// What candidates hold where they are planes of a fixed width, each with the step that loses least.
     pub planes: Option<Planes>,
+    /// Whether scales of rows and columns follow their spread, whatever errors cost, as suits levels of a fixed width.
+    pub spread_scales: bool,
     /// Whether tiles share steps: then INT4 steps are measured too that clip a tile's largest weights.
     pub shared_steps: bool,
     /// How errors of a column spread over those after it, where quantization feeds them back.
@@ -71,7 +72,7 @@ pub fn measure_candidates(
     if let Some(ldl) = options.ldl {
         info.apply_feedback(ldl);
     }
-    let plan = plan_scales(&info, weights, dtype, options.scale_vectors, options.planes.is_some());
+    let plan = plan_scales(&info, weights, dtype, options.scale_vectors, options.spread_scales);
     let pattern_costs = FloatPrefixCosts::new(FloatPrefixModel::fixed(dtype));
     let floats: Vec<(Format, FloatPrefixCosts)> = options
         .formats

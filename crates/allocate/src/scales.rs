@@ -28,7 +28,7 @@ pub(crate) fn plan_scales(
     weights: &[f32],
     dtype: Dtype,
     vectors: ScaleVectors,
-    planes: bool,
+    spread_scales: bool,
 ) -> TensorPlan {
     let (rows, cols) = (info.rows, info.cols);
     let (mut row_scale, mut col_scale) = (Vec::new(), Vec::new());
@@ -42,8 +42,15 @@ pub(crate) fn plan_scales(
     let row_sigma = sigma_vector(&row_rms, cols);
     let col_sigma = sigma_vector(&col_rms, rows);
     // In a plane of a fixed width the best step of a weight follows its spread, whatever errors cost.
-    if planes && vectors != ScaleVectors::None {
-        (row_scale, col_scale) = (row_sigma.clone(), col_sigma.clone());
+    match vectors {
+        ScaleVectors::RowColumn if spread_scales => (row_scale, col_scale) = (row_sigma.clone(), col_sigma.clone()),
+        // What columns do not take, rows do.
+        ScaleVectors::Row if spread_scales => {
+            let of_row = |row: &[f32]| rms(row.iter().map(|&w| f64::from(w)));
+            let of_rows: Vec<f64> = weights.chunks(cols.max(1)).map(of_row).collect();
+            row_scale = sigma_vector(&of_rows, cols);
+        }
+        _ => {}
     }
     let sigma = |i: usize, j: usize| {
         let entry = |v: &[i8], n: usize| v.get(n).map_or(0.0, |&x| f64::from(x));
@@ -88,7 +95,10 @@ pub fn water_fill(information: &[f64], others: usize) -> Vec<i8> {
 
 #[cfg(test)]
 mod tests {
+    use waterfill_calibrate::Sensitivity;
+
     use super::*;
+    use crate::information::FoldRule;
 
     #[test]
     fn scales_follow_the_inverse_root_of_the_information() {
@@ -103,5 +113,32 @@ mod tests {
         let scales = water_fill(&some_dead, 1000);
         assert_eq!((scales[0], scales[1], scales[70]), (4, -4, 48));
         assert!(water_fill(&[0.0; 8], 1000).is_empty());
+    }
+
+    /// Levels of a fixed width reach as far as their row does; where rates are free, what errors cost decides.
+    #[test]
+    fn scales_of_planes_follow_the_spread_of_rows() {
+        let (rows, cols) = (64, 256);
+        let sensitivity = Sensitivity {
+            tile_fisher: vec![vec![[1.0; 16]; rows / TILE].into()],
+            row_fisher: (0..rows).map(|i| if i % 2 == 0 { 1.0 } else { 16.0 }).collect::<Vec<f64>>().into(),
+            col_fisher: vec![1.0; cols].into(),
+            row_g2: vec![1.0; rows].into(),
+            col_x2: vec![1.0; cols].into(),
+            lookup_row_fisher: None,
+        };
+        let info = Information::new(&sensitivity, FoldRule::Mean, 0.0);
+        // The first half of the rows is four times as wide.
+        let weight = |n: usize| ((n * 37 % 101) as f32 - 50.0) * if n / cols < rows / 2 { 4.0 } else { 1.0 };
+        let weights: Vec<f32> = (0..rows * cols).map(weight).collect();
+        for vectors in [ScaleVectors::Row, ScaleVectors::RowColumn] {
+            let plan = plan_scales(&info, &weights, Dtype::F32, vectors, true);
+            let differences: Vec<i8> =
+                (0..rows / 2).map(|i| plan.row_scale[i] - plan.row_scale[i + rows / 2]).collect();
+            assert!(differences.iter().all(|d| (7..=9).contains(d)), "{vectors:?}: {differences:?}");
+            assert!(vectors == ScaleVectors::RowColumn || plan.col_scale.is_empty());
+        }
+        let plan = plan_scales(&info, &weights, Dtype::F32, ScaleVectors::Row, false);
+        assert_eq!(plan.row_scale[0] - plan.row_scale[1], 8, "a sixteenth of the information, four times the step");
     }
 }

@@ -174,12 +174,17 @@ pub(crate) fn select_at(
     }
     let mut loss_weights = candidates.loss_weights.clone();
     loss_weights.tiles.iter_mut().for_each(|t| *t *= (correction * (1.0 + policy.margin)) as f32);
-    let kept = policy.structure.is_none() && policy.rate.memory_first();
+    let kept = policy.rate.memory_first() && (policy.structure.is_none() || sharing != Sharing::Tile);
     // Where widths are kept, lambda still says how much an error is worth, and so how far feedback may be believed.
     let counted = policy.rate.storage + if kept { policy.rate.resident } else { 0.0 };
     let lambda = Lambda(lambda.0 * counted);
     let allow_int4 = sharing == Sharing::Tile && policy.allows(Format::Int4, floor);
-    let widths = chosen.iter().filter(|_| kept).map(|candidate| candidate.width).collect();
+    let width = |candidate: &RdCandidate| match sharing {
+        Sharing::Tile => candidate.width,
+        // Other runtimes hold all of a matrix alike.
+        _ => candidate.format.resident_bits(plan.dtype) as u8,
+    };
+    let widths = chosen.iter().filter(|_| kept).map(width).collect();
     let without_floor = None;
     Ok(Selection {
         plan,

@@ -182,6 +182,7 @@ fn feedback_rate(
         lambda: 0.0,
         before: None,
         widths: None,
+        fitted: false,
         dropped: None,
     };
     let (a, b) = (Mat::<f32>::from_fn(side / 2, side, |i, j| (i + j) as f32), Mat::<f32>::full(side, side, 0.5));

@@ -89,7 +89,7 @@ impl Stage for Measure<'_> {
             measured_formats(context).iter().filter(|f| f.minifloat().is_some()).map(|f| f.name()).collect();
         let settings = serde_json::json!({
             "feedback": e.feedback, "damping": e.damping, "fold_rule": a.fold_rule, "granularity": a.granularity,
-            "sensitivity_floor": a.sensitivity_floor, "float_formats": floats, "planes": planes(context).map(|planes| format!("{planes:?}")),
+            "sensitivity_floor": a.sensitivity_floor, "float_formats": floats, "planes": planes(context).map(|planes| format!("{planes:?}")), "spread_scales": a.rate().memory_first(),
         });
         Ok(context.identity("measure", VERSION, &[("calibrate", self.calibration.digest())], settings))
     }
@@ -143,6 +143,7 @@ impl Stage for Measure<'_> {
                     shared_steps: linear && a.granularity.sharing() != allocate::Sharing::Tile,
                     unseen: unseen(name, shape[0], context.model.config.tied),
                     planes: planes(context),
+                    spread_scales: a.rate().memory_first(),
                     loss_factor: loss_factors[i],
                     formats: &formats,
                     ldl: ldl.as_ref(),
@@ -204,6 +205,7 @@ mod tests {
                 loss_factor: 1.0,
                 formats: &formats,
                 planes: None,
+                spread_scales: false,
                 shared_steps: false,
                 ldl: None,
             };

@@ -147,7 +147,7 @@ impl<'a> ColumnCoder<'a> {
     /// and the columns behind it, column by column.
     pub fn fit_steps(&mut self, col: usize, targets: &[f32]) {
         let plan = self.input.plan;
-        if self.input.widths.is_none() || !col.is_multiple_of(plan.tile) {
+        if !self.input.fitted || !col.is_multiple_of(plan.tile) {
             return;
         }
         for (down, top) in self.rows.clone().step_by(plan.tile).enumerate() {

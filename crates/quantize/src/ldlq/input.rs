@@ -22,8 +22,10 @@ pub struct LdlqInput<'a> {
     pub lambda: f32,
     /// In a refinement, values of the layer before, which `weights` are added to; row-major.
     pub before: Option<&'a [f32]>,
-    /// Bits of a level of each tile, within which its levels stay; steps of tiles are then fitted to them. Without a trellis.
+    /// Bits of a level of each tile, within which its levels stay. Without a trellis.
     pub widths: Option<&'a [u8]>,
+    /// Whether steps of tiles are fitted to what feedback makes of their weights, where levels have `widths`.
+    pub fitted: bool,
     /// Per weight, true forces its level to zero; only without a trellis.
     pub dropped: Option<&'a [bool]>,
 }

@@ -35,8 +35,9 @@ pub fn encode_ldlq(
     let Costs { loss_weights, lambda, .. } = &costs;
     let mut plan = weight.plan.clone();
     if !weight.widths.is_empty() {
-        plan_codes(&mut plan, &weight.widths, options.bit_shift);
-        let samples = costs.quantize_planes(&mut plan, weights, &weight.widths)?;
+        let shared = weight.sharing != Sharing::Tile;
+        plan_codes(&mut plan, &weight.widths, options.bit_shift.filter(|_| !shared));
+        let samples = costs.quantize_planes(&mut plan, weights, &weight.widths, !shared)?;
         return encode_parallel(TensorEncoder::of_weights(&plan, weights)?, |slice| {
             Ok(slice_samples(&plan, slice, weights, &samples))
         });
@@ -137,8 +138,9 @@ impl Costs {
         let quantize = |plan: &TensorPlan| {
             let Self { loss_weights, factor, rows, level_lambda, .. } = self;
             let (rows, lambda) = (rows.as_ref(), *level_lambda);
-            let widths = None;
-            let input = LdlqInput { plan, weights, loss_weights, factor, rows, lambda, before, widths, dropped };
+            let (widths, fitted) = (None, false);
+            let input =
+                LdlqInput { plan, weights, loss_weights, factor, rows, lambda, before, widths, fitted, dropped };
             Ok(quantize_with_steps(&input)?.0)
         };
         // How wide levels are, the smallest trellis tells as well.
@@ -152,9 +154,9 @@ impl Costs {
 }
 
 impl Costs {
-    /// Samples of `weights` whose levels take `widths` bits in each tile. Steps are fitted to what feedback makes of the
-    /// weights; spreads become what levels are found to have.
-    fn quantize_planes(&self, plan: &mut TensorPlan, weights: &[f32], widths: &[u8]) -> Result<Vec<i16>> {
+    /// Samples of `weights` whose levels take `widths` bits in each tile. Steps of tiles are `fitted` to what feedback makes of
+    /// the weights, unless tiles share them; spreads become what levels are found to have.
+    fn quantize_planes(&self, plan: &mut TensorPlan, weights: &[f32], widths: &[u8], fitted: bool) -> Result<Vec<i16>> {
         let Self { loss_weights, factor, rows, .. } = self;
         let (samples, steps) = quantize_with_steps(&LdlqInput {
             plan,
@@ -166,6 +168,7 @@ impl Costs {
             lambda: 0.0,
             before: None,
             widths: Some(widths),
+            fitted,
             dropped: None,
         })?;
         plan.tiles.iter_mut().zip(steps).for_each(|(tile, step)| tile.step = step);
