@@ -255,7 +255,7 @@ pub struct PlannedWeight {
     pub plan: TensorPlan,
     /// Costs of errors, correction and margin included.
     pub loss_weights: LossWeights,
-    /// Nats per token for a bit of the file, or in memory where widths are kept.
+    /// Nats per token for a bit of the file, or in memory where that comes first.
     pub lambda: Lambda,
     /// Whether tiles may be INT4 where their levels fit.
     pub allow_int4: bool,

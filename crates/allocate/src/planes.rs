@@ -33,6 +33,10 @@ const EXCESS: [[f64; MAX_CODE_BITS as usize]; 9] = [
 const SPREAD: [f64; 13] = [5.0, 3.4, 2.0, 0.9, 0.25, 0.0, 0.2, 0.7, 1.5, 2.4, 3.4, 4.6, 6.0];
 const EVEN: i32 = 4;
 
+/// Tiles of next to nothing have this step, quarter octaves over the unit of values: far finer ones could not be held beside
+/// those of other tiles.
+const LEAST: i32 = -80;
+
 /// The level beyond which there are hardly any.
 const LAST: f32 = 310.0;
 
@@ -41,18 +45,20 @@ const LAST: f32 = 310.0;
 pub struct TrellisStep {
     /// The step, quarter octaves over the unit of the values.
     step: i32,
-    /// Weighted squares of values, raised for a spread other than that of levels.
+    /// Mean square of values times the sum of weights, raised for a spread other than that of levels.
     spread: f64,
     /// Weighted squares of what lies beyond levels.
     beyond: f64,
 }
 
 impl TrellisStep {
-    /// Sums for the steps that suit `values`, of those that are `possible`; errors of each value count by its weight.
+    /// Sums for the steps that suit `values`, of those that are `possible`. Errors are as large at every value, and count by its
+    /// weight.
     pub fn measure(values: &[f32], weights: &[f32], possible: &RangeInclusive<i32>) -> Vec<Self> {
         let square = values.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>() / values.len().max(1) as f64;
         let weight = weights.iter().map(|&w| f64::from(w)).sum::<f64>();
-        let even = (4.0 * (square.sqrt() / f64::from(LEVEL_RMS)).max(f64::MIN_POSITIVE).log2()).round() as i32;
+        let even = 4.0 * (square.sqrt() / f64::from(LEVEL_RMS)).max(f64::MIN_POSITIVE).log2();
+        let even = (even.round() as i32).max(LEAST);
         let sums = |(n, more): (usize, f64)| {
             let step = (even + n as i32 - EVEN).clamp(*possible.start(), *possible.end());
             let last = LAST * (step as f32 / 4.0).exp2();

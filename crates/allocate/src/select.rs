@@ -28,7 +28,7 @@ pub struct Selection {
     pub resident: Rate,
     /// Costs of errors, correction and margin included.
     pub loss_weights: LossWeights,
-    /// Nats per token for a bit of the file, or in memory where widths are kept.
+    /// Nats per token for a bit of the file, or in memory where that comes first.
     pub lambda: Lambda,
     /// Whether tiles may be INT4.
     pub allow_int4: bool,
@@ -175,8 +175,8 @@ pub(crate) fn select_at(
     let mut loss_weights = candidates.loss_weights.clone();
     loss_weights.tiles.iter_mut().for_each(|t| *t *= (correction * (1.0 + policy.margin)) as f32);
     let kept = policy.rate.memory_first() && (policy.structure.is_none() || sharing != Sharing::Tile);
-    // Where widths are kept, lambda still says how much an error is worth, and so how far feedback may be believed.
-    let counted = policy.rate.storage + if kept { policy.rate.resident } else { 0.0 };
+    // Where memory comes first, lambda still says how much an error is worth, and so how far feedback may be believed.
+    let counted = policy.rate.storage + if policy.rate.memory_first() { policy.rate.resident } else { 0.0 };
     let lambda = Lambda(lambda.0 * counted);
     let allow_int4 = sharing == Sharing::Tile && policy.allows(Format::Int4, floor);
     let width = |candidate: &RdCandidate| match sharing {

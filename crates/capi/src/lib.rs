@@ -148,7 +148,7 @@ pub struct WfPackedInfo {
 /// Codes of a trellis lie as integers of as many bits do (of one bit as the signs of Int3), without sign. Every column of the
 /// matrix has a state, 0 before each `trellis_restart`-th row of tiles and after tiles of other formats; a code of b bits makes
 /// it (state << b | code) mod 2^`trellis_state_bits`, and wf_trellis_level of that stands for the code in the product above. As
-/// tiles have more bits a column than a state, the state before a tile follows from the tile above it.
+/// tiles have at least as many bits a column as a state, the state before a tile follows from the tile above it.
 #[repr(C)]
 pub struct WfBucket {
     /// Their format.

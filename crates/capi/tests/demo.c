@@ -87,8 +87,8 @@ static int has(const struct WfBucket *bucket, size_t across, size_t down, size_t
     return bucket->occupied[down * ((across + 7) / 8) + column / 8] >> (column % 8) & 1;
 }
 
-/* States before a tile: those after the one above it, which may be in any bucket. Its own codes suffice, as they have more bits
-   than a state. */
+/* States before a tile: those after the one above it, which may be in any bucket. Its own codes suffice, as they have at
+   least as many bits as a state. */
 static void states_before(const struct WfPacked *packed, const struct WfPackedInfo *info, size_t down, size_t column,
                           uint32_t *states) {
     size_t across = (info->cols + 15) / 16;

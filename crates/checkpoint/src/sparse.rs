@@ -85,7 +85,7 @@ impl SparseTensor {
         failed: impl Fn(waterfill_codec::CodecError) -> CheckpointError + Sync,
     ) -> Result<Option<Self>> {
         let plan = coded.plan();
-        if plan.tile != TILE {
+        if plan.tile != TILE || plan.parameters.bit_shift.is_some() {
             return Ok(None);
         }
         let (cols, groups) = (plan.cols, plan.cols.div_ceil(FOUR));

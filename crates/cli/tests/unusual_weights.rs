@@ -102,12 +102,17 @@ fn degenerate_matrices_go_through_all_stages() {
         "allocate: {lambdas: [1e-12]}\nencode: {preset: fast}\n",
         "allocate: {lambdas: [1e-12]}\nencode: {preset: balanced}\n",
         "allocate: {lambdas: [1e-12]}\nencode: {preset: best}\n",
+        "allocate: {lambdas: [1e-10], rate: {storage: 0, resident: 1}}\nencode: {preset: fast}\n",
+        "allocate: {lambdas: [1e-10], rate: {storage: 0, resident: 1}}\nencode: {preset: balanced}\n",
         "allocate: {lambdas: [1e-12], formats: [fp8, lossless]}\nencode: {preset: fast}\n",
         "allocate: {lambdas: [1e-12], formats: [int8, int4], granularity: channel}\nencode: {preset: fast}\n",
     ] {
         place.write("p.yaml", &pipeline(rest));
         let output = place.json(&["run", "p.yaml"]);
         let kl = output["points"][0]["kl"].as_f64().unwrap();
+        // No matrix is held as elements for want of a scale.
+        let held = output["points"][0]["resident_bits_per_weight"].as_f64().unwrap();
+        assert!(held < 9.0 || !rest.contains("resident"), "{rest} {held}");
         // Where a row has one step, one huge weight spoils it.
         assert!((0.0..0.03).contains(&kl), "{rest} {kl}");
     }

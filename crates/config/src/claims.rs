@@ -51,6 +51,8 @@ pub enum Figure {
     Bytes,
     /// Bits in memory of the file that takes the fewest, over those of the other run.
     Resident,
+    /// Bits in memory over those of the other run's files at their KL, by interpolation between the run's; the largest ratio of them.
+    ResidentAtKl,
     /// Bytes of the run's largest file over those of the other's curve at its KL.
     BytesAtKl,
     /// The same for the run's smallest file.
@@ -69,7 +71,7 @@ pub enum Figure {
     DeltaOfXor,
 }
 
-/// Most that a file may lose against another; every limit given holds.
+/// Most that a file may lose against another; one file has to be within every limit given, with 95 % confidence.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct AllowedLoss {
@@ -87,8 +89,10 @@ pub struct AllowedLoss {
 impl Claim {
     /// Why the claim cannot be checked in a sweep of runs with these labels, if it cannot.
     pub(crate) fn problem(&self, labels: &[String]) -> Option<String> {
-        let needs_other =
-            matches!(self.figure, Figure::Bytes | Figure::Resident | Figure::BytesAtKl | Figure::BaseBytesAtKl);
+        let needs_other = matches!(
+            self.figure,
+            Figure::Bytes | Figure::Resident | Figure::ResidentAtKl | Figure::BytesAtKl | Figure::BaseBytesAtKl
+        );
         let known = |label: &String| labels.iter().any(|l| l == label || l.ends_with(&format!(": {label}")));
         if needs_other && self.compared_with.is_none() {
             return Some(format!("claim {:?} compares: give compared_with", self.name));

@@ -133,14 +133,15 @@ pub(crate) fn problems(config: &Config) -> Vec<Problem> {
         "calibrate.gradient_covariance is block-diagonal, expected full or diagonal",
     );
     let states = config.encode.states.unwrap_or(0);
-    let possible = if rate.memory_first() { 256..=65536 } else { 4..=256 };
+    let tiles = rate.memory_first() && a.granularity.sharing() == waterfill_allocate::Sharing::Tile;
+    let possible = if tiles { 256..=65536 } else { 4..=256 };
     require(
         states == 0 || states.is_power_of_two() && possible.contains(&states),
         &format!(
             "encode.states is {states}, expected 0 or a power of two from {} to {}{}",
             possible.start(),
             possible.end(),
-            if rate.memory_first() { " where memory comes first" } else { "" }
+            if tiles { " where memory comes first" } else { "" }
         ),
     );
     if let Some(layers) = &config.encode.quality_layers {

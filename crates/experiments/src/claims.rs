@@ -4,14 +4,16 @@ use std::path::Path;
 
 use serde::Serialize;
 use waterfill_config::{AllowedLoss, Claim, Figure};
+use waterfill_evaluate::{Estimate, Sequences};
 use waterfill_pipeline::PointOutput;
 
-use crate::differences::accuracy_change;
+use crate::differences::{accuracy_change, sequences_of};
 use crate::equal_kl::compare;
 use crate::record::{Record, by_model, short};
 
-/// Half width of a 95 % interval in standard errors.
+/// Half width of a 95 % interval in standard errors, and the end of a one-sided one.
 const Z: f64 = 1.96;
+const ONE_SIDED: f64 = 1.645;
 
 /// The outcome of a claim.
 #[derive(Debug, Clone, Serialize)]
@@ -118,6 +120,15 @@ fn measured(claim: &Claim, runs: &[&Record], measure: &dyn Measure) -> std::resu
             let beyond = || format!("KL {:.2e} is not between points of the other run", point.kl.unwrap_or(0.0));
             Ok((ratio.ok_or_else(beyond)?, words(point)))
         }
+        Figure::ResidentAtKl => {
+            let reference = &other()?.output.points;
+            let ratios =
+                reference.iter().filter_map(|p| Some((resident_at(points, p.kl?)? / p.resident_bits_per_weight, p)));
+            let worst = ratios.max_by(|a, b| a.0.total_cmp(&b.0));
+            let (value, at) =
+                worst.ok_or_else(|| format!("no KL of the other run is between files of {}", claim.run))?;
+            Ok((value, format!("the largest ratio, at {}", words(at))))
+        }
         Figure::Bytes | Figure::Resident => {
             let other = other()?.output.points.iter().max_by_key(|p| p.bytes).ok_or("the other run has no files")?;
             let size = |p: &PointOutput| match claim.figure {
@@ -150,17 +161,56 @@ fn measured(claim: &Claim, runs: &[&Record], measure: &dyn Measure) -> std::resu
     }
 }
 
-/// Whether a file loses no more against another than is allowed.
+/// Whether the mean of differences is at most `most` with 95 % confidence, by their spread over sequences or questions.
+fn within(differences: Estimate, most: f64) -> bool {
+    differences.mean + ONE_SIDED * differences.se <= most + 1e-9
+}
+
+/// Differences of two files that were evaluated on the same sequences, sequence by sequence: `own` less `factor` times `other`.
+fn paired(
+    own: &PointOutput,
+    other: &PointOutput,
+    factor: f64,
+    figure: impl Fn(&Sequences) -> &Vec<f64>,
+) -> Option<Estimate> {
+    let (own, other) = (sequences_of(own)?, sequences_of(other)?);
+    let (own, other) = (figure(&own), figure(&other));
+    let differences: Vec<f64> = own.iter().zip(other).map(|(a, b)| a - factor * b).collect();
+    (own.len() == other.len() && !own.is_empty()).then(|| Estimate::of(&differences))
+}
+
+/// Whether a file loses no more against another than is allowed, with 95 % confidence for each limit: by paired differences where
+/// both were evaluated on the same sequences, else, of KL, by both standard errors, and of perplexity by its value alone.
 fn allows(allowed: &AllowedLoss, point: &PointOutput, other: &PointOutput) -> bool {
-    let ratio = |own: Option<f64>, other: Option<f64>| own.zip(other).map(|(a, b)| a / b);
-    let kl = allowed.kl_ratio.is_none_or(|most| ratio(point.kl, other.kl).is_some_and(|r| r <= most));
-    let perplexity = allowed
-        .perplexity_percent
-        .is_none_or(|most| ratio(point.perplexity, other.perplexity).is_some_and(|r| 100.0 * (r - 1.0) <= most));
-    let accuracy = allowed
-        .accuracy_points
-        .is_none_or(|most| accuracy_change(other, point).is_some_and(|change| -100.0 * change.mean <= most + 1e-9));
+    let kl = allowed.kl_ratio.is_none_or(|most| {
+        let apart = || {
+            let (own, other_kl) = (point.kl?, other.kl?);
+            let errors = point.kl_se.unwrap_or(0.0).hypot(most * other.kl_se.unwrap_or(0.0));
+            Some(Estimate { mean: own - most * other_kl, se: errors })
+        };
+        paired(point, other, most, |s| &s.kl).or_else(apart).is_some_and(|differences| within(differences, 0.0))
+    });
+    let perplexity = allowed.perplexity_percent.is_none_or(|most| {
+        let apart = || Some(Estimate { mean: (point.perplexity? / other.perplexity?).ln(), se: 0.0 });
+        let differences = paired(point, other, 1.0, |s| &s.nll).or_else(apart);
+        differences.is_some_and(|differences| within(differences, (1.0 + most / 100.0).ln()))
+    });
+    let accuracy = allowed.accuracy_points.is_none_or(|most| {
+        let lost = accuracy_change(other, point).map(|change| Estimate { mean: -change.mean, ..change });
+        lost.is_some_and(|lost| within(lost, most / 100.0))
+    });
     kl && perplexity && accuracy
+}
+
+/// Bits in memory at which the curve through `points` has a KL, by interpolation of its logarithm.
+fn resident_at(points: &[PointOutput], kl: f64) -> Option<f64> {
+    let mut curve: Vec<(f64, f64)> =
+        points.iter().filter_map(|p| Some((p.kl.filter(|kl| *kl > 0.0)?.ln(), p.resident_bits_per_weight))).collect();
+    curve.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let at = kl.ln();
+    let pair = curve.windows(2).find(|w| (w[0].0..=w[1].0).contains(&at))?;
+    let share = (at - pair[0].0) / (pair[1].0 - pair[0].0).max(f64::MIN_POSITIVE);
+    Some(pair[0].1 + share * (pair[1].1 - pair[0].1))
 }
 
 fn words(p: &PointOutput) -> String {
@@ -238,5 +288,25 @@ mod tests {
             !allows(&AllowedLoss { accuracy_points: Some(100.0), ..AllowedLoss::default() }, &own, &other),
             "no questions"
         );
+    }
+
+    /// A file whose KL is below a limit by less than its error is not within it.
+    #[test]
+    fn limits_hold_with_confidence() {
+        let point = |kl: f64, kl_se: f64| PointOutput { kl: Some(kl), kl_se: Some(kl_se), ..PointOutput::default() };
+        let limit = AllowedLoss { kl_ratio: Some(1.0), ..AllowedLoss::default() };
+        assert!(allows(&limit, &point(0.009, 0.0004), &point(0.01, 0.0004)));
+        assert!(!allows(&limit, &point(0.0095, 0.0004), &point(0.01, 0.0004)));
+        assert!(within(Estimate { mean: 0.1, se: 0.05 }, 0.19) && !within(Estimate { mean: 0.1, se: 0.06 }, 0.19));
+    }
+
+    #[test]
+    fn memory_is_compared_where_kl_is_equal() {
+        let point =
+            |bits: f64, kl: f64| PointOutput { kl: Some(kl), resident_bits_per_weight: bits, ..PointOutput::default() };
+        let curve = [point(3.0, 0.1), point(4.0, 0.01), point(6.0, 1e-4)];
+        assert!((resident_at(&curve, 0.1 * 10f64.powf(-0.25)).unwrap() - 3.25).abs() < 1e-9);
+        assert!((resident_at(&curve, 1e-3).unwrap() - 5.0).abs() < 1e-9);
+        assert_eq!(resident_at(&curve, 0.2), None);
     }
 }

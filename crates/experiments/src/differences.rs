@@ -97,15 +97,19 @@ fn alike(a: &Record, b: &Record, keys: &[&str]) -> bool {
     a.model == b.model && keys.iter().all(same)
 }
 
+/// Figures of a file by sequence.
+pub(crate) fn sequences_of(point: &PointOutput) -> Option<Sequences> {
+    read_json(point.sequences.as_ref()?).ok()
+}
+
 fn pair(
     first: &PointOutput,
     second: &PointOutput,
     bytes: Comparison,
     [same_text, same_questions]: [bool; 2],
 ) -> PointPair {
-    let sequences = |p: &PointOutput| read_json::<Sequences>(p.sequences.as_ref()?).ok();
     let paired = |f: fn(&Sequences) -> &Vec<f64>| {
-        let (a, b) = (sequences(first)?, sequences(second)?);
+        let (a, b) = (sequences_of(first)?, sequences_of(second)?);
         let (a, b) = (f(&a), f(&b));
         (same_text && a.len() == b.len())
             .then(|| Estimate::of(&b.iter().zip(a).map(|(b, a)| b - a).collect::<Vec<_>>()))

@@ -36,6 +36,9 @@ pub fn exact(coded: &CodedTensor) -> std::result::Result<Option<Stored>, String>
     if formats == [Format::Lossless] {
         return Ok(None);
     }
+    if plan.parameters.bit_shift.is_some() {
+        return Err("has codes of a trellis, which other runtimes do not know".into());
+    }
     if plan.parameters.filter.is_some() {
         return Err("has values that are filtered after scaling".into());
     }

@@ -83,7 +83,7 @@ class Packed:
             return bucket.codes()
         across = -(-self.shape[1] // 16)
         if self._before is None:
-            # A tile has more bits a column than a state: what is above it does not matter to the state below it.
+            # A tile has at least as many bits a column as a state: what is above it does not matter to the state below it.
             after = np.zeros((-(-self.shape[0] // 16), across, 16), np.uint32)
             for other in (b for b in self.buckets if b.code_bits):
                 after[other.tiles // across, other.tiles % across] = self._states(other, 0)[:, -1]

@@ -109,6 +109,13 @@ fn every_bit_divides_the_loss_and_steps_are_fitted() {
     }
 }
 
+/// A plan of codes whose levels are spread as weights are.
+fn planned_codes(widths: Vec<u8>) -> PlannedWeight {
+    let mut planned = planned(widths);
+    planned.plan.tiles.iter_mut().for_each(|tile| tile.step = -25);
+    planned
+}
+
 fn trellis() -> LdlqOptions {
     LdlqOptions { bit_shift: BitShiftTrellis::new(12), ..options() }
 }
@@ -117,7 +124,7 @@ fn trellis() -> LdlqOptions {
 fn codes_of_a_trellis_have_the_bits_that_are_planned() {
     let (weights, hessian) = (weights(), hessian());
     let tiles = ROWS.div_ceil(16) * COLS.div_ceil(16);
-    let planned = planned((0..tiles).map(|n| 1 + (n * 5 % 8) as u8).collect());
+    let planned = planned_codes((0..tiles).map(|n| 1 + (n * 5 % 8) as u8).collect());
     let curvature = Curvature { hessian: Some(&hessian), gradient_covariance: None };
     let coded = encode_ldlq(&planned, &weights, curvature, &trellis()).unwrap();
     let (_, packed) = loss(&coded, &weights, &planned, &hessian);
@@ -146,18 +153,19 @@ fn relative_error(coded: &[u8], weights: &[f32]) -> f64 {
 fn codes_lose_what_allocation_expects() {
     let weights = weights();
     let tiles = ROWS.div_ceil(16) * COLS.div_ceil(16);
-    let states = BitShiftTrellis::new(12).unwrap();
-    for bits in 1..=8 {
-        let plan = planned(vec![bits; tiles]);
-        let of = |options: &LdlqOptions| {
+    for (state_bits, bits) in (1..=8).map(|bits| (12, bits)).chain([10, 14].into_iter().flat_map(|l| [(l, 2), (l, 4)]))
+    {
+        let states = BitShiftTrellis::new(state_bits).unwrap();
+        let trellis = || LdlqOptions { bit_shift: Some(states), ..options() };
+        let of = |plan: PlannedWeight, options: &LdlqOptions| {
             relative_error(&encode_ldlq(&plan, &weights, Curvature::default(), options).unwrap(), &weights)
         };
-        let (found, expected) = (of(&trellis()), trellis_error(states, bits));
+        let (found, expected) = (of(planned_codes(vec![bits; tiles]), &trellis()), trellis_error(states, bits));
         // Columns of 96 rows start from one state, from which few levels are reached before all its bits are codes.
         let most = if bits == 1 { 1.5 } else { 1.3 };
         assert!((0.9..most).contains(&(found / expected)), "{bits} bits: {found}, expected {expected}");
         if bits > 1 {
-            let uniform = of(&options());
+            let uniform = of(planned(vec![bits; tiles]), &options());
             // At eight bits levels are hardly finer than uniform ones.
             let most = if bits == 8 { 1.0 } else { 0.8 };
             assert!(found < most * uniform, "{bits} bits: {found}, uniform levels {uniform}");
@@ -171,7 +179,7 @@ fn rows_feed_errors_back_through_a_trellis() {
     let (weights, hessian) = (weights(), hessian());
     let rows = Array2::from_shape_fn((ROWS, ROWS), |(i, j)| 0.95f32.powi(i.abs_diff(j) as i32 / 8));
     let covariance = GradientCovariance::from_dense(&rows);
-    let plan = planned(vec![3; ROWS.div_ceil(16) * COLS.div_ceil(16)]);
+    let plan = planned_codes(vec![3; ROWS.div_ceil(16) * COLS.div_ceil(16)]);
     let both = Curvature { hessian: Some(&hessian), gradient_covariance: Some(&covariance) };
     let columns = Curvature { gradient_covariance: None, ..both };
     let model = QuadraticLoss::new(&plan.loss_weights, 16, both);

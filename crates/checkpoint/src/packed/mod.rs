@@ -146,11 +146,13 @@ impl PackedTensor {
         for bucket in &self.buckets {
             let tiles = bucket.tiles_of_row(row / TILE).zip(bucket.columns_of_row(row / TILE));
             for (n, column) in tiles {
-                let values = self.tile_values(bucket, n, column, &states);
+                // Codes follow each other down the tile; other elements stand alone.
+                let codes = bucket.format.code_bits().map(|_| self.tile_values(bucket, n, column, &states));
                 for (j, out) in out[column * TILE..].iter_mut().take(TILE).enumerate() {
+                    let at = row % TILE * TILE + j;
                     let col = UNIT * i32::from(self.col_scales.get(column * TILE + j).copied().unwrap_or(0));
                     let factor = bucket.scale_index(n).map_or(1.0, |k| scale(k + own + col));
-                    *out = values[row % TILE * TILE + j] * factor;
+                    *out = codes.map_or_else(|| bucket.value(n, at), |values| values[at]) * factor;
                 }
             }
         }
@@ -181,7 +183,7 @@ impl PackedTensor {
     }
 
     /// Trellis states of all columns, in whole tiles, before a row of tiles; empty where there are no codes. The state after a
-    /// tile follows from its own codes, which have more bits than a state.
+    /// tile follows from its own codes, which have at least as many bits as a state.
     pub fn states_before(&self, row: usize) -> Vec<u32> {
         let Some(PackedTrellis { states: trellis, restart }) = self.trellis else { return vec![] };
         let mut states = vec![0; self.tiles_across() * TILE];

@@ -90,6 +90,7 @@ mod tests {
         let trellis = BitShiftTrellis::new(12).unwrap();
         let codes = [(3, 5), (4, 0x1b), (2, 2), (8, 0x7e), (1, 1)];
         let state = codes.iter().fold(0, |state, &(bits, code)| trellis.next(state, bits, code));
-        assert_eq!(state, 0b101_1011_10_01111110_1 & 0xfff);
+        let all = codes.iter().fold(0, |all, &(bits, code)| all << bits | code & ((1 << bits) - 1));
+        assert_eq!(state, all & 0xfff);
     }
 }

@@ -143,7 +143,8 @@ impl Stage for Measure<'_> {
                     shared_steps: linear && a.granularity.sharing() != allocate::Sharing::Tile,
                     unseen: unseen(name, shape[0], context.model.config.tied),
                     planes: planes(context),
-                    spread_scales: a.rate().memory_first(),
+                    spread_scales: a.rate().memory_first()
+                        && (linear || a.granularity.sharing() == allocate::Sharing::Tile),
                     loss_factor: loss_factors[i],
                     formats: &formats,
                     ldl: ldl.as_ref(),

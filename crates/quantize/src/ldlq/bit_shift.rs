@@ -3,7 +3,10 @@
 
 use waterfill_codec::BitShiftTrellis;
 use waterfill_codec::dispatch;
-use waterfill_codec::syntax::bit_shift::level;
+use waterfill_codec::syntax::bit_shift::{LARGEST_LEVEL, level};
+
+/// Values beyond this many steps count as so many: none of them has a level near it.
+const FARTHEST: f32 = 4.0 * LARGEST_LEVEL as f32;
 
 /// Cost of a state that cannot be reached.
 const UNREACHED: f32 = 1e30;
@@ -53,11 +56,12 @@ impl BitShiftSearch {
         self.costs.fill(UNREACHED);
         self.costs[first as usize] = 0.0;
         self.ways.clear();
-        // Costs are of the order of squared levels, whatever a squared step costs; no sample is free.
+        // Costs are of the order of squared levels, whatever a squared step costs and however far beyond levels a value lies; no
+        // sample is free.
         let largest = samples.iter().fold(f32::MIN_POSITIVE, |m, s| m.max(s.weight));
         for sample in samples {
-            let weight = (sample.weight / largest).max(1e-6);
-            self.step(sample.bits.into(), sample.value, weight);
+            let weight = (sample.weight / largest).max(1e-20);
+            self.step(sample.bits.into(), sample.value.clamp(-FARTHEST, FARTHEST), weight);
         }
         let least =
             |(at, least): (usize, f32), (n, &cost): (usize, &f32)| if cost < least { (n, cost) } else { (at, least) };
