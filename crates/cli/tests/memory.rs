@@ -2,7 +2,7 @@
 
 mod common;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use common::{Place, pipeline};
 
@@ -31,6 +31,33 @@ fn budgets_of_memory_are_met_and_not_exceeded() {
     assert!(point["resident_bits_per_weight"].as_f64().unwrap() > 12.0, "{point}");
     let kl = |n: usize| points[n]["kl"].as_f64().unwrap();
     assert!(kl(1) < kl(0), "{} {}", kl(0), kl(1));
+}
+
+/// A run that is stopped on its search for a budget goes on.
+#[test]
+fn searches_for_a_budget_are_resumed() {
+    let place = Place::new();
+    let mut exceeding = 0;
+    for bits in ["2.6", "3.5", "5"] {
+        place.write("p.yaml", &pipeline(&format!("sizes: [{{resident_bits_per_weight: {bits}}}]")));
+        let first = place.json(&["encode", "p.yaml"])["points"][0].clone();
+        let kept = Path::new(first["checkpoint"].as_str().unwrap()).parent().unwrap().to_owned();
+        let all = place.path("").join(kept.parent().unwrap());
+        let trials = std::fs::read_dir(&all).unwrap().map(|trial| trial.unwrap().path());
+        let above = |trial: &PathBuf| {
+            let text = std::fs::read_to_string(trial.join("summary.json")).unwrap();
+            let summary: serde_json::Value = serde_json::from_str(&text).unwrap();
+            let held = summary["resident_bytes"].as_f64().unwrap() * 8.0 / summary["weights"].as_f64().unwrap();
+            held > bits.parse().unwrap()
+        };
+        exceeding += trials.filter(above).count();
+        // Only trials before it are left.
+        std::fs::remove_dir_all(place.path("").join(&kept)).unwrap();
+        let again = place.json(&["encode", "p.yaml"])["points"][0].clone();
+        assert_eq!(first["resident_bits_per_weight"], again["resident_bits_per_weight"], "{bits}");
+        std::fs::remove_dir_all(&all).unwrap();
+    }
+    assert!(exceeding > 0, "no trial was above its budget, as one that a search goes on from would be");
 }
 
 #[test]

@@ -162,8 +162,8 @@ pub(crate) fn compress(engine: &Engine, inputs: &Inputs, goal: Goal) -> Result<C
     }
 }
 
-/// Secant search over the logarithm of lambda for the checkpoint whose `size` is `wanted` bytes; ends where a plan does not
-/// know a size yet. `most` is the relative distance from there that must not be exceeded. Returns the nearest of those that do
+/// Secant search over the logarithm of lambda for the checkpoint whose `size` is `wanted` bytes; in a plan it ends with
+/// the first whose size is not known yet. `most` is the relative distance from there that must not be exceeded. Returns the nearest of those that do
 /// not, and the least size of all.
 fn search_size(
     first: Compressed,
@@ -195,7 +195,8 @@ fn search_size(
             _ => last.0 + last.1 / slope,
         };
         let tried = at(Goal::Lambda(next.exp()))?;
-        let Some((_, distance, _)) = measured(&tried)? else { break };
+        // The store does not know it yet: a run that was stopped goes on here.
+        let Some((_, distance, _)) = measured(&tried)? else { return Ok((tried, 0)) };
         last = (next, distance);
         least = least.min(distance);
         if rank(distance) < rank(nearest) {
