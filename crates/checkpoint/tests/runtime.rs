@@ -82,7 +82,7 @@ fn walked_states(packed: &PackedTensor, slice_rows: usize) -> Vec<Vec<u32>> {
             match bucket.format.code_bits() {
                 None => states.fill(0),
                 Some(bits) => {
-                    for (i, code) in bucket.format.unpack_codes(bucket.tile(n)).into_iter().enumerate() {
+                    for (i, code) in bucket.format.unpack_codes(bucket.tile(n), 0).into_iter().enumerate() {
                         states[i % TILE] = trellis.next(states[i % TILE], bits, code.into());
                     }
                 }

@@ -98,8 +98,8 @@ pub fn coding_errors(
     let coded = match &options.feedback {
         Some(feedback) => {
             let settings = options.ldlq(feedback, true);
-            // A draft has the levels of the smallest trellis, or the codes that it will have. Without any, small weights would be rounded to zero more often,
-            // and errors that agree over rows and blocks lose more than their size says.
+            // A draft has the levels of the smallest trellis, or the codes that it will have. Without any, small weights would be
+            // rounded to zero more often, and errors that agree over rows and blocks lose more than their size says.
             let trellis = settings.trellis.and(Trellis::new(2));
             let settings = LdlqOptions { draft: true, trellis, ..settings };
             encode_ldlq(&weight, &weights, feedback.curvature(name)?.get(), &settings)

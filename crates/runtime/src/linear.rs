@@ -115,14 +115,16 @@ impl PackedLinear {
                 let left = column * TILE;
                 let factor = bucket.scale_index(tile).map_or(1.0, scale);
                 let levels = self.levels(bucket, tile, column, &states);
+                let values = levels.is_none().then(|| self.base.tile_values(bucket, tile, column, &states));
                 for (sums, x) in sums.iter_mut().zip(x.chunks_exact(across * TILE)) {
                     let x: [f32; TILE] = std::array::from_fn(|l| x[left + l] * factor);
-                    match &levels {
-                        Some(levels) => dispatch(
+                    match (&levels, &values) {
+                        (Some(levels), _) => dispatch(
                             #[inline(always)]
                             || add_levels(levels, &x, sums),
                         ),
-                        None => add_values(&self.base.tile_values(bucket, tile, column, &states), &x, sums),
+                        (None, Some(values)) => add_values(values, &x, sums),
+                        (None, None) => {}
                     }
                 }
             }

@@ -169,18 +169,19 @@ impl PackedFormat {
         }
     }
 
-    /// Codes of a packed tile of a bit-shift trellis, row-major.
+    /// Codes of a packed tile of a bit-shift trellis, row-major, from the row `first` on; zeros above it.
     #[inline(always)]
-    pub fn unpack_codes(self, tile: &[u8]) -> [u8; WEIGHTS] {
+    pub fn unpack_codes(self, tile: &[u8], first: usize) -> [u8; WEIGHTS] {
+        let first = first * TILE;
         match self {
-            Self::Trellis(1) => unpack_bits::<1, 0, 0>(tile),
-            Self::Trellis(2) => unpack_bits::<2, 0, 0>(tile),
-            Self::Trellis(3) => unpack_bits::<2, 1, 0>(tile),
-            Self::Trellis(4) => unpack_bits::<4, 0, 0>(tile),
-            Self::Trellis(5) => unpack_bits::<4, 1, 0>(tile),
-            Self::Trellis(6) => unpack_bits::<4, 2, 0>(tile),
-            Self::Trellis(7) => unpack_bits::<4, 2, 1>(tile),
-            _ => unpack_bits::<8, 0, 0>(tile),
+            Self::Trellis(1) => unpack_bits::<1, 0, 0>(tile, first),
+            Self::Trellis(2) => unpack_bits::<2, 0, 0>(tile, first),
+            Self::Trellis(3) => unpack_bits::<2, 1, 0>(tile, first),
+            Self::Trellis(4) => unpack_bits::<4, 0, 0>(tile, first),
+            Self::Trellis(5) => unpack_bits::<4, 1, 0>(tile, first),
+            Self::Trellis(6) => unpack_bits::<4, 2, 0>(tile, first),
+            Self::Trellis(7) => unpack_bits::<4, 2, 1>(tile, first),
+            _ => unpack_bits::<8, 0, 0>(tile, first),
         }
     }
 }
@@ -189,16 +190,16 @@ impl PackedFormat {
 #[inline(always)]
 fn unpack<const A: usize, const B: usize, const C: usize>(tile: &[u8]) -> [i8; WEIGHTS] {
     let unused = 8 - A - B - C;
-    unpack_bits::<A, B, C>(tile).map(|bits| (bits << unused) as i8 >> unused)
+    unpack_bits::<A, B, C>(tile, 0).map(|bits| (bits << unused) as i8 >> unused)
 }
 
-/// Numbers of `A + B + C` bits from planes of `A`, of `B` and of `C` bits.
+/// Numbers of `A + B + C` bits from planes of `A`, of `B` and of `C` bits, from element `start` on; zeros before it.
 #[inline(always)]
-fn unpack_bits<const A: usize, const B: usize, const C: usize>(tile: &[u8]) -> [u8; WEIGHTS] {
+fn unpack_bits<const A: usize, const B: usize, const C: usize>(tile: &[u8], start: usize) -> [u8; WEIGHTS] {
     let (first, rest) = tile.split_at(WEIGHTS / 8 * A);
     let (second, third) = rest.split_at(WEIGHTS / 8 * B);
     let mut numbers = [0; WEIGHTS];
-    for (i, number) in numbers.iter_mut().enumerate() {
+    for (i, number) in numbers.iter_mut().enumerate().skip(start) {
         *number = (part::<A>(first, i) | part::<B>(second, i) << A | part::<C>(third, i) << (A + B)) as u8;
     }
     numbers

@@ -194,7 +194,7 @@ impl PackedTensor {
             let Some(bits) = bucket.format.code_bits() else { continue };
             let first = TILE - trellis.state_bits().div_ceil(bits) as usize;
             for (n, column) in bucket.tiles_of_row(row - 1).zip(bucket.columns_of_row(row - 1)) {
-                let codes = bucket.format.unpack_codes(bucket.tile(n));
+                let codes = bucket.format.unpack_codes(bucket.tile(n), first);
                 let states = &mut states[column * TILE..][..TILE];
                 for line in codes.chunks_exact(TILE).skip(first) {
                     states.iter_mut().zip(line).for_each(|(s, &code)| *s = trellis.next(*s, bits, code.into()));
@@ -380,7 +380,7 @@ impl Bucket {
 /// Levels of a tile of codes of `BITS` bits.
 #[inline(always)]
 fn trellis_levels<const BITS: u8>(tile: &[u8], trellis: BitShiftTrellis, mut states: [u32; TILE]) -> [i16; WEIGHTS] {
-    let codes = PackedFormat::Trellis(BITS).unpack_codes(tile);
+    let codes = PackedFormat::Trellis(BITS).unpack_codes(tile, 0);
     let mut levels = [0; WEIGHTS];
     for (line, codes) in levels.chunks_exact_mut(TILE).zip(codes.chunks_exact(TILE)) {
         for j in 0..TILE {

@@ -94,8 +94,8 @@ impl CodedSlice<'_> {
                 continue;
             }
             let block = &mut block[..height * width];
-            let (at, states) = ((rows.clone(), cols.clone()), &mut context.shifted);
-            let codes = decode_bit_shift_block(decoder, slice, at.0, at.1, states, block);
+            let states = &mut context.shifted;
+            let codes = decode_bit_shift_block(decoder, slice, rows.clone(), cols.clone(), states, block);
             let known = codes
                 || decode_trellis_block(decoder, slice, rows.clone(), cols.clone(), &mut context.states, block)
                 || decode_block(decoder, slice, self.entropy_tables, rows.clone(), cols.clone(), block);

@@ -67,6 +67,14 @@ fn unseen(name: &str, rows: usize, tied: bool) -> f64 {
     }
 }
 
+/// States of the trellis of planes, 0 for uniform levels: what they are known by in the stage's key.
+fn states(planes: allocate::Planes) -> usize {
+    match planes {
+        allocate::Planes::Uniform => 0,
+        allocate::Planes::Trellis(trellis) => trellis.states(),
+    }
+}
+
 /// What planes hold, where memory comes first.
 fn planes(context: &Context) -> Option<allocate::Planes> {
     let (a, e) = (&context.config.allocate, &context.config.encode);
@@ -89,7 +97,7 @@ impl Stage for Measure<'_> {
             measured_formats(context).iter().filter(|f| f.minifloat().is_some()).map(|f| f.name()).collect();
         let settings = serde_json::json!({
             "feedback": e.feedback, "damping": e.damping, "fold_rule": a.fold_rule, "granularity": a.granularity,
-            "sensitivity_floor": a.sensitivity_floor, "float_formats": floats, "planes": planes(context).map(|planes| format!("{planes:?}")), "spread_scales": a.rate().memory_first(),
+            "sensitivity_floor": a.sensitivity_floor, "float_formats": floats, "planes": planes(context).map(states), "spread_scales": a.rate().memory_first(),
         });
         Ok(context.identity("measure", VERSION, &[("calibrate", self.calibration.digest())], settings))
     }
