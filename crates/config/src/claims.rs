@@ -51,7 +51,8 @@ pub enum Figure {
     Bytes,
     /// Bits in memory of the file that takes the fewest, over those of the other run.
     Resident,
-    /// Bits in memory over those of the other run's files at their KL, by interpolation between the run's; the largest ratio of them.
+    /// Bits in memory of the run's curve over those of the other run's files at the KL of each, by interpolation between logarithms; the
+    /// largest ratio for those whose KL is within the run's.
     ResidentAtKl,
     /// Bytes of the run's largest file over those of the other's curve at its KL.
     BytesAtKl,
@@ -71,7 +72,8 @@ pub enum Figure {
     DeltaOfXor,
 }
 
-/// Most that a file may lose against another; one file has to be within every limit given, with 95 % confidence.
+/// Most that a file may lose against another. One and the same file has to be within every limit given, each with 95 %
+/// confidence: the limit is for the end of a one-sided interval, 1.645 standard errors above what was found.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct AllowedLoss {

@@ -7,8 +7,8 @@ use waterfill_config::{AllowedLoss, Claim, Figure};
 use waterfill_evaluate::{Estimate, Sequences};
 use waterfill_pipeline::PointOutput;
 
-use crate::differences::{accuracy_change, sequences_of};
-use crate::equal_kl::compare;
+use crate::differences::{QUESTIONS, TEXT, accuracy_change, alike, sequences_of};
+use crate::equal_kl::{compare, resident_at_kl};
 use crate::record::{Record, by_model, short};
 
 /// Half width of a 95 % interval in standard errors, and the end of a one-sided one.
@@ -122,27 +122,25 @@ fn measured(claim: &Claim, runs: &[&Record], measure: &dyn Measure) -> std::resu
         }
         Figure::ResidentAtKl => {
             let reference = &other()?.output.points;
-            let ratios =
-                reference.iter().filter_map(|p| Some((resident_at(points, p.kl?)? / p.resident_bits_per_weight, p)));
-            let worst = ratios.max_by(|a, b| a.0.total_cmp(&b.0));
+            let ratios = reference.iter().zip(resident_at_kl(points, reference));
+            let compared: Vec<(f64, &PointOutput)> = ratios.filter_map(|(p, ratio)| Some((ratio?, p))).collect();
+            let worst = compared.iter().max_by(|a, b| a.0.total_cmp(&b.0));
             let (value, at) =
                 worst.ok_or_else(|| format!("no KL of the other run is between files of {}", claim.run))?;
-            Ok((value, format!("the largest ratio, at {}", words(at))))
+            let counted = format!("{} of its {} files", compared.len(), reference.len());
+            Ok((*value, format!("the largest ratio for {counted}, at {}", words(at))))
         }
         Figure::Bytes | Figure::Resident => {
-            let other = other()?.output.points.iter().max_by_key(|p| p.bytes).ok_or("the other run has no files")?;
+            let other_run = other()?;
+            let alike = Alike { text: alike(run, other_run, TEXT), questions: alike(run, other_run, QUESTIONS) };
+            let other = other_run.output.points.iter().max_by_key(|p| p.bytes).ok_or("the other run has no files")?;
             let size = |p: &PointOutput| match claim.figure {
                 Figure::Bytes => p.bytes.map(|b| b as f64),
                 _ => Some(p.resident_bits_per_weight),
             };
-            let allowed = points.iter().filter(|p| allows(&claim.allowed_loss, p, other));
-            let best = allowed.filter_map(|p| Some((size(p)?, p))).min_by(|a, b| a.0.total_cmp(&b.0));
-            let (own, point) = best.ok_or("no file loses as little")?;
-            let change = accuracy_change(other, point);
-            let accuracy = change.map_or(String::new(), |c| {
-                format!(", accuracy {:+.2} ± {:.2} points", 100.0 * c.mean, 100.0 * Z * c.se)
-            });
-            let detail = format!("{} against {}{accuracy}", words(point), words(other));
+            let (own, point, lost) = best(&claim.allowed_loss, points, other, alike, size)?;
+            let lost: String = lost.iter().map(|l| format!(", {}", l.text)).collect();
+            let detail = format!("{} against {}{lost}", words(point), words(other));
             Ok((own / size(other).ok_or("the other has no size")?, detail))
         }
         Figure::LoadTime => {
@@ -161,56 +159,100 @@ fn measured(claim: &Claim, runs: &[&Record], measure: &dyn Measure) -> std::resu
     }
 }
 
-/// Whether the mean of differences is at most `most` with 95 % confidence, by their spread over sequences or questions.
-fn within(differences: Estimate, most: f64) -> bool {
-    differences.mean + ONE_SIDED * differences.se <= most + 1e-9
+/// The smallest of the files that are within every limit at once, its size and what it loses.
+fn best<'a>(
+    allowed: &AllowedLoss,
+    points: &'a [PointOutput],
+    other: &PointOutput,
+    alike: Alike,
+    size: impl Fn(&PointOutput) -> Option<f64>,
+) -> std::result::Result<(f64, &'a PointOutput, Vec<Loss>), String> {
+    let losses = points.iter().filter_map(|p| Some((size(p)?, p, losses(allowed, p, other, alike)?)));
+    let within = losses.filter(|(_, _, lost)| lost.iter().all(|l| l.allowed));
+    within.min_by(|a, b| a.0.total_cmp(&b.0)).ok_or_else(|| "no file loses as little with 95 % confidence".into())
 }
 
-/// Differences of two files that were evaluated on the same sequences, sequence by sequence: `own` less `factor` times `other`.
-fn paired(
+/// What a file loses against another by one figure: found, half of its 95 % interval, and the end of a one-sided one, which
+/// the limit is for.
+struct Loss {
+    text: String,
+    allowed: bool,
+}
+
+impl Loss {
+    /// Of `found`, with a limit or without; `shown` turns it into the figure that is printed.
+    fn new(found: Estimate, most: Option<f64>, shown: impl Fn(f64) -> f64, print: impl Fn([f64; 3]) -> String) -> Self {
+        let bound = found.mean + ONE_SIDED * found.se;
+        let half = (shown(found.mean + Z * found.se) - shown(found.mean)).abs();
+        let text = print([shown(found.mean), half, shown(bound)]);
+        Self { text, allowed: most.is_none_or(|most| bound <= most + 1e-9) }
+    }
+}
+
+/// Whether two files were evaluated on the same text, and asked the same questions.
+#[derive(Clone, Copy)]
+struct Alike {
+    text: bool,
+    questions: bool,
+}
+
+/// A figure of `own` less `factor` times that of `other`: with the error of the differences sequence by sequence where both
+/// were evaluated on the same, else with both errors.
+fn difference(
     own: &PointOutput,
     other: &PointOutput,
     factor: f64,
+    same_text: bool,
     figure: impl Fn(&Sequences) -> &Vec<f64>,
 ) -> Option<Estimate> {
     let (own, other) = (sequences_of(own)?, sequences_of(other)?);
     let (own, other) = (figure(&own), figure(&other));
-    let differences: Vec<f64> = own.iter().zip(other).map(|(a, b)| a - factor * b).collect();
-    (own.len() == other.len() && !own.is_empty()).then(|| Estimate::of(&differences))
+    if own.is_empty() || other.is_empty() {
+        return None;
+    }
+    if same_text && own.len() == other.len() {
+        return Some(Estimate::of(&own.iter().zip(other).map(|(a, b)| a - factor * b).collect::<Vec<_>>()));
+    }
+    let (own, other) = (Estimate::of(own), Estimate::of(other));
+    Some(Estimate { mean: own.mean - factor * other.mean, se: own.se.hypot(factor * other.se) })
 }
 
-/// Whether a file loses no more against another than is allowed, with 95 % confidence for each limit: by paired differences where
-/// both were evaluated on the same sequences, else, of KL, by both standard errors, and of perplexity by its value alone.
-fn allows(allowed: &AllowedLoss, point: &PointOutput, other: &PointOutput) -> bool {
-    let kl = allowed.kl_ratio.is_none_or(|most| {
+/// What a file loses against another by every figure that has a limit, and in accuracy where questions were asked; none where
+/// a figure with a limit was not measured. A limit is for the end of the one-sided 95 % interval: of differences paired by
+/// sequence or question where text or questions are the same. Else it is, of KL and perplexity, by both files' errors over
+/// their sequences, and where no sequences are kept, of KL by both standard errors and of perplexity by its value alone.
+fn losses(allowed: &AllowedLoss, point: &PointOutput, other: &PointOutput, alike: Alike) -> Option<Vec<Loss>> {
+    let mut all = vec![];
+    if let Some(most) = allowed.kl_ratio {
         let apart = || {
-            let (own, other_kl) = (point.kl?, other.kl?);
             let errors = point.kl_se.unwrap_or(0.0).hypot(most * other.kl_se.unwrap_or(0.0));
-            Some(Estimate { mean: own - most * other_kl, se: errors })
+            Some(Estimate { mean: point.kl? - most * other.kl?, se: errors })
         };
-        paired(point, other, most, |s| &s.kl).or_else(apart).is_some_and(|differences| within(differences, 0.0))
-    });
-    let perplexity = allowed.perplexity_percent.is_none_or(|most| {
+        let found = difference(point, other, most, alike.text, |s| &s.kl).or_else(apart)?;
+        let unit = other.kl?;
+        let print = |[value, half, bound]: [f64; 3]| format!("KL {value:.3} ± {half:.3} times, 95 % bound {bound:.3}");
+        all.push(Loss::new(found, Some(0.0), |v| most + v / unit, print));
+    }
+    if let Some(most) = allowed.perplexity_percent {
         let apart = || Some(Estimate { mean: (point.perplexity? / other.perplexity?).ln(), se: 0.0 });
-        let differences = paired(point, other, 1.0, |s| &s.nll).or_else(apart);
-        differences.is_some_and(|differences| within(differences, (1.0 + most / 100.0).ln()))
-    });
-    let accuracy = allowed.accuracy_points.is_none_or(|most| {
-        let lost = accuracy_change(other, point).map(|change| Estimate { mean: -change.mean, ..change });
-        lost.is_some_and(|lost| within(lost, most / 100.0))
-    });
-    kl && perplexity && accuracy
-}
-
-/// Bits in memory at which the curve through `points` has a KL, by interpolation of its logarithm.
-fn resident_at(points: &[PointOutput], kl: f64) -> Option<f64> {
-    let mut curve: Vec<(f64, f64)> =
-        points.iter().filter_map(|p| Some((p.kl.filter(|kl| *kl > 0.0)?.ln(), p.resident_bits_per_weight))).collect();
-    curve.sort_by(|a, b| a.0.total_cmp(&b.0));
-    let at = kl.ln();
-    let pair = curve.windows(2).find(|w| (w[0].0..=w[1].0).contains(&at))?;
-    let share = (at - pair[0].0) / (pair[1].0 - pair[0].0).max(f64::MIN_POSITIVE);
-    Some(pair[0].1 + share * (pair[1].1 - pair[0].1))
+        let found = difference(point, other, 1.0, alike.text, |s| &s.nll).or_else(apart)?;
+        let print =
+            |[value, half, bound]: [f64; 3]| format!("perplexity {value:+.3} ± {half:.3} %, 95 % bound {bound:+.3} %");
+        all.push(Loss::new(found, Some((1.0 + most / 100.0).ln()), |v| 100.0 * v.exp_m1(), print));
+    }
+    let change = accuracy_change(other, point).filter(|_| alike.questions);
+    match (change, allowed.accuracy_points) {
+        (Some(change), most) => {
+            let lost = Estimate { mean: -change.mean, ..change };
+            let print = |[value, half, bound]: [f64; 3]| {
+                format!("accuracy {value:+.2} ± {half:.2} points, 95 % bound {bound:+.2}")
+            };
+            all.push(Loss::new(lost, most.map(|most| most / 100.0), |v| -100.0 * v, print));
+        }
+        (None, Some(_)) => return None,
+        (None, None) => {}
+    }
+    Some(all)
 }
 
 fn words(p: &PointOutput) -> String {
@@ -240,6 +282,13 @@ pub(crate) fn check(claims: &[Claim], records: &[Record], measure: &dyn Measure)
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+    use std::path::PathBuf;
+
+    use waterfill_evaluate::tasks::Task;
+    use waterfill_evaluate::{ChoiceResult, QuestionResult, Share};
+    use waterfill_pipeline::{BenchmarkOutput, write_json};
+
     use super::*;
 
     fn claim(figure: Figure) -> Claim {
@@ -268,6 +317,30 @@ mod tests {
         assert!(!missing.met && missing.value.is_none() && missing.detail == "nothing");
     }
 
+    fn benchmark() -> BenchmarkOutput {
+        let right = Share { accuracy: 1.0, interval: (0.9, 1.0), questions: 100 };
+        BenchmarkOutput {
+            task: Task::Mmlu,
+            result: ChoiceResult {
+                all: right,
+                other_way: None,
+                subjects: BTreeMap::new(),
+                groups: BTreeMap::new(),
+                truncated: 0,
+                skipped: 0,
+            },
+            change: Estimate { mean: 0.0, se: 0.0 },
+            answers: PathBuf::new(),
+        }
+    }
+
+    const APART: Alike = Alike { text: false, questions: false };
+    const SAME: Alike = Alike { text: true, questions: true };
+
+    fn allows(allowed: &AllowedLoss, own: &PointOutput, other: &PointOutput, alike: Alike) -> bool {
+        losses(allowed, own, other, alike).is_some_and(|all| all.iter().all(|l| l.allowed))
+    }
+
     #[test]
     fn files_lose_no_more_than_is_allowed() {
         let point = |kl: f64, perplexity: f64| PointOutput {
@@ -275,19 +348,14 @@ mod tests {
             perplexity: Some(perplexity),
             ..PointOutput::default()
         };
-        let (own, other) = (point(0.02, 10.1), point(0.01, 10.0));
-        assert!(allows(&AllowedLoss::default(), &own, &other));
-        assert!(allows(
-            &AllowedLoss { kl_ratio: Some(2.0), perplexity_percent: Some(1.1), accuracy_points: None },
-            &own,
-            &other
-        ));
-        assert!(!allows(&AllowedLoss { kl_ratio: Some(1.9), ..AllowedLoss::default() }, &own, &other));
-        assert!(!allows(&AllowedLoss { perplexity_percent: Some(0.9), ..AllowedLoss::default() }, &own, &other));
-        assert!(
-            !allows(&AllowedLoss { accuracy_points: Some(100.0), ..AllowedLoss::default() }, &own, &other),
-            "no questions"
-        );
+        let allows =
+            |allowed: AllowedLoss| super::tests::allows(&allowed, &point(0.02, 10.1), &point(0.01, 10.0), SAME);
+        let none = AllowedLoss::default();
+        assert!(allows(none));
+        assert!(allows(AllowedLoss { kl_ratio: Some(2.0), perplexity_percent: Some(1.1), accuracy_points: None }));
+        assert!(!allows(AllowedLoss { kl_ratio: Some(1.9), ..none }));
+        assert!(!allows(AllowedLoss { perplexity_percent: Some(0.9), ..none }));
+        assert!(!allows(AllowedLoss { accuracy_points: Some(100.0), ..none }), "no questions");
     }
 
     /// A file whose KL is below a limit by less than its error is not within it.
@@ -295,18 +363,91 @@ mod tests {
     fn limits_hold_with_confidence() {
         let point = |kl: f64, kl_se: f64| PointOutput { kl: Some(kl), kl_se: Some(kl_se), ..PointOutput::default() };
         let limit = AllowedLoss { kl_ratio: Some(1.0), ..AllowedLoss::default() };
-        assert!(allows(&limit, &point(0.009, 0.0004), &point(0.01, 0.0004)));
-        assert!(!allows(&limit, &point(0.0095, 0.0004), &point(0.01, 0.0004)));
-        assert!(within(Estimate { mean: 0.1, se: 0.05 }, 0.19) && !within(Estimate { mean: 0.1, se: 0.06 }, 0.19));
+        assert!(allows(&limit, &point(0.009, 0.0004), &point(0.01, 0.0004), APART));
+        assert!(!allows(&limit, &point(0.0095, 0.0004), &point(0.01, 0.0004), APART));
     }
 
+    /// A file with figures by sequence and 100 answers, of which those with these numbers are wrong.
+    fn evaluated(dir: &Path, name: &str, nll: &[f64], kl: &[f64], wrong: &[usize]) -> PointOutput {
+        let [sequences, answers] = ["sequences", "answers"].map(|what| dir.join(format!("{name}-{what}.json")));
+        let figures = Sequences { nll: nll.to_vec(), kl: kl.to_vec(), top1: vec![1.0; kl.len()] };
+        write_json(&sequences, &figures).unwrap();
+        let answer = |n: usize| QuestionResult {
+            subject: "s".into(),
+            scores: vec![],
+            answer: "0".into(),
+            written: None,
+            correct: !wrong.contains(&n),
+            correct_other_way: None,
+            truncated: false,
+        };
+        write_json(&answers, &(0..100).map(answer).collect::<Vec<_>>()).unwrap();
+        let (nll, kl) = (Estimate::of(nll), Estimate::of(kl));
+        PointOutput {
+            nll: Some(nll.mean),
+            perplexity: Some(nll.mean.exp()),
+            kl: Some(kl.mean),
+            kl_se: Some(kl.se),
+            benchmarks: vec![BenchmarkOutput { answers, ..benchmark() }],
+            sequences: Some(sequences),
+            ..PointOutput::default()
+        }
+    }
+
+    /// Sequences differ by much more than files do: what is paired is within limits that it is not within otherwise.
     #[test]
-    fn memory_is_compared_where_kl_is_equal() {
-        let point =
-            |bits: f64, kl: f64| PointOutput { kl: Some(kl), resident_bits_per_weight: bits, ..PointOutput::default() };
-        let curve = [point(3.0, 0.1), point(4.0, 0.01), point(6.0, 1e-4)];
-        assert!((resident_at(&curve, 0.1 * 10f64.powf(-0.25)).unwrap() - 3.25).abs() < 1e-9);
-        assert!((resident_at(&curve, 1e-3).unwrap() - 5.0).abs() < 1e-9);
-        assert_eq!(resident_at(&curve, 0.2), None);
+    fn differences_are_paired_where_files_were_evaluated_on_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        let (hard, moved) = ([1.0, 2.0, 3.0, 4.0], [1.01, 2.02, 3.01, 4.02]);
+        let (own, other) = (
+            evaluated(dir.path(), "own", &moved, &moved.map(|v| 0.9e-3 * v), &[1, 2]),
+            evaluated(dir.path(), "other", &hard, &hard.map(|v| 1e-3 * v), &[1, 2]),
+        );
+        for limit in [
+            AllowedLoss { kl_ratio: Some(1.0), ..AllowedLoss::default() },
+            AllowedLoss { perplexity_percent: Some(2.1), ..AllowedLoss::default() },
+            AllowedLoss { accuracy_points: Some(0.0), ..AllowedLoss::default() },
+        ] {
+            assert!(allows(&limit, &own, &other, SAME), "{limit:?}");
+            assert!(!allows(&limit, &own, &other, APART), "{limit:?}");
+        }
+        // Perplexity is 1.5 % higher, and with confidence up to 2.0 %.
+        let limit = |percent| AllowedLoss { perplexity_percent: Some(percent), ..AllowedLoss::default() };
+        assert!(!allows(&limit(1.9), &own, &other, SAME));
+    }
+
+    /// One question of 100 is one point, and up to 2.6 with confidence.
+    #[test]
+    fn limits_of_accuracy_are_for_the_bound_and_it_is_printed() {
+        let dir = tempfile::tempdir().unwrap();
+        let own = evaluated(dir.path(), "own", &[1.0], &[0.1], &[7]);
+        let other = evaluated(dir.path(), "other", &[1.0], &[0.1], &[]);
+        let limit = |points| AllowedLoss { accuracy_points: Some(points), ..AllowedLoss::default() };
+        assert!(!allows(&limit(1.0), &own, &other, SAME) && !allows(&limit(2.6), &own, &other, SAME));
+        assert!(allows(&limit(2.7), &own, &other, SAME));
+        let printed = losses(&limit(2.7), &own, &other, SAME).unwrap();
+        assert_eq!(printed[0].text, "accuracy -1.00 ± 1.96 points, 95 % bound -2.64");
+    }
+
+    /// The small file meets one limit and the middle one the other; only the large one meets both.
+    #[test]
+    fn one_file_meets_all_limits() {
+        let dir = tempfile::tempdir().unwrap();
+        let other = evaluated(dir.path(), "other", &[1.0], &[0.1], &[]);
+        let file = |name: &str, bytes: u64, kl: f64, wrong: &[usize]| PointOutput {
+            bytes: Some(bytes),
+            ..evaluated(dir.path(), name, &[1.0], &[kl], wrong)
+        };
+        let files = [file("small", 10, 0.2, &[]), file("middle", 20, 0.05, &[1, 2]), file("large", 30, 0.05, &[])];
+        let size = |p: &PointOutput| p.bytes.map(|b| b as f64);
+        let smallest =
+            |allowed: AllowedLoss, files: &[PointOutput]| best(&allowed, files, &other, SAME, size).map(|b| b.0);
+        let (kl_ratio, accuracy_points) = (Some(1.0), Some(1.0));
+        let none = AllowedLoss::default();
+        assert_eq!(smallest(AllowedLoss { accuracy_points, ..none }, &files), Ok(10.0));
+        assert_eq!(smallest(AllowedLoss { kl_ratio, ..none }, &files), Ok(20.0));
+        let both = AllowedLoss { kl_ratio, accuracy_points, ..none };
+        assert_eq!(smallest(both, &files), Ok(30.0));
+        assert!(smallest(both, &files[..2]).is_err());
     }
 }

@@ -85,11 +85,11 @@ pub fn differences(store: &Path, names: [&str; 2]) -> Result<Differences> {
 }
 
 /// Settings of an evaluation that decide its text, and its questions.
-const TEXT: &[&str] = &["text", "tokens", "join", "documents", "part", "context", "sequences", "bos"];
-const QUESTIONS: &[&str] = &["multiple_choice", "benchmarks"];
+pub(crate) const TEXT: &[&str] = &["text", "tokens", "join", "documents", "part", "context", "sequences", "bos"];
+pub(crate) const QUESTIONS: &[&str] = &["multiple_choice", "benchmarks"];
 
 /// Whether two runs evaluate one model on the same, so that differences are paired.
-fn alike(a: &Record, b: &Record, keys: &[&str]) -> bool {
+pub(crate) fn alike(a: &Record, b: &Record, keys: &[&str]) -> bool {
     let same = |key: &&str| {
         let path = format!("/evaluate/{key}");
         a.config.pointer(&path) == b.config.pointer(&path)
