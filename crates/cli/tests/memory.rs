@@ -33,6 +33,30 @@ fn budgets_of_memory_are_met_and_not_exceeded() {
     assert!(kl(1) < kl(0), "{} {}", kl(0), kl(1));
 }
 
+#[test]
+fn memory_and_file_are_limited_at_once() {
+    let place = Place::new();
+    let sizes = |point: &serde_json::Value| {
+        let figure = |key: &str| point[key].as_f64().unwrap();
+        let weights = figure("bytes") * 8.0 / figure("bits_per_weight");
+        (figure("resident_bits_per_weight") * weights / 8.0, figure("bytes"))
+    };
+    place.write("alone.yaml", &pipeline("sizes: [{resident_gb: 0.00008}]"));
+    let (resident, file) = sizes(&place.json(&["encode", "alone.yaml"])["points"][0]);
+    let less = (file * 0.9) as u64;
+    let both = |bytes: u64| format!("{{within: {{resident_gb: 0.00008, bytes: {bytes}}}}}");
+    place.write("both.yaml", &pipeline(&format!("sizes: [{}, {}]", both(2 * file as u64), both(less))));
+    let output = place.json(&["encode", "both.yaml"]);
+    // Points are in order of their bytes.
+    assert_eq!(sizes(&output["points"][1]), (resident, file), "memory is what is filled");
+    let (resident, file) = sizes(&output["points"][0]);
+    assert!(file <= less as f64 && file > 0.99 * less as f64, "{file} bytes of {less}");
+    assert!(resident < 80_000.0, "{resident}");
+    place.write("small.yaml", &pipeline(&format!("sizes: [{}]", both(4000))));
+    let message = place.fails(&["encode", "small.yaml"]);
+    assert!(message.contains("80000 bytes in memory and 4000 of the file are asked for"), "{message}");
+}
+
 /// A run that is stopped on its search for a budget goes on.
 #[test]
 fn searches_for_a_budget_are_resumed() {

@@ -94,12 +94,19 @@ pub enum Size {
     ResidentBitsPerWeight(f64),
     /// The same in gigabytes of 10^9 bytes: a budget that is not exceeded. Activations and caches are not in it.
     ResidentGb(f64),
+    /// Both at once: gigabytes in memory and bytes of the file, neither of which is exceeded.
+    Within {
+        /// As `resident_gb`.
+        resident_gb: f64,
+        /// As `bytes`.
+        bytes: u64,
+    },
 }
 
 impl Size {
-    /// Whether it is a size in memory.
+    /// Whether it limits memory.
     pub fn is_resident(&self) -> bool {
-        matches!(self, Self::ResidentBitsPerWeight(_) | Self::ResidentGb(_))
+        matches!(self, Self::ResidentBitsPerWeight(_) | Self::ResidentGb(_) | Self::Within { .. })
     }
 }
 

@@ -67,6 +67,10 @@ pub(crate) fn problems(config: &Config) -> Vec<Problem> {
                 range(&format!("allocate.sizes[{i}].resident_bits_per_weight"), *bits, 0.01, 40.0);
             }
             Size::ResidentGb(size) => range(&format!("allocate.sizes[{i}].resident_gb"), *size, 1e-9, 1e6),
+            Size::Within { resident_gb, bytes } => {
+                range(&format!("allocate.sizes[{i}].within.resident_gb"), *resident_gb, 1e-9, 1e6);
+                range(&format!("allocate.sizes[{i}].within.bytes"), *bytes as f64, 1.0, 1e15);
+            }
         }
     }
     let keyed = e.benchmarks.iter().enumerate().map(|(i, m)| (format!("evaluate.benchmarks[{i}]"), m));

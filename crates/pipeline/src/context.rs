@@ -144,6 +144,7 @@ impl<'a> Context<'a> {
             Size::Bytes(bytes) => Goal::Bytes(bytes),
             Size::ResidentBitsPerWeight(bits) => Goal::Resident(BitsPerWeight(bits).bytes(weights)),
             Size::ResidentGb(size) => Goal::Resident((size * 1e9) as u64),
+            Size::Within { resident_gb, bytes } => Goal::Within { resident: (resident_gb * 1e9) as u64, file: bytes },
         });
         a.lambdas.iter().map(|&l| Goal::Lambda(l)).chain(sizes).collect()
     }

@@ -7,6 +7,7 @@ use waterfill_checkpoint::{Checkpoint, QualityPrefix, TensorInfo};
 use waterfill_config::Sequential;
 use waterfill_model::TensorRole;
 use waterfill_quantize::EncodeSummary;
+use waterfill_store::Progress;
 
 use crate::engine::Engine;
 use crate::error::{PipelineError, Result};
@@ -20,6 +21,8 @@ use crate::stages::{Allocate, Baseline, Encode};
 const TOLERANCE: f64 = 1e-3;
 /// The same for large models, each coding of which takes hours.
 const TOLERANCE_LARGE: f64 = 4e-3;
+/// Relative distance to a size from which on a file is said to miss it.
+const MISSED: f64 = 1e-2;
 /// Weights of a large model.
 const LARGE: u64 = 1 << 30;
 /// Checkpoints that are coded for one size, at most.
@@ -139,26 +142,56 @@ pub(crate) fn compress(engine: &Engine, inputs: &Inputs, goal: Goal) -> Result<C
             let large = context.model.checkpoint().weights() >= LARGE;
             let tolerance = if large { TOLERANCE_LARGE } else { TOLERANCE };
             let found = search_size(first, (wanted, tolerance, f64::INFINITY), |sizes| sizes.bytes, at)?.0;
+            if let Some(sizes) = found.sizes()?
+                && (sizes.bytes as f64 / wanted as f64 - 1.0).abs() > MISSED
+            {
+                context.console.note(&format!(
+                    "{wanted} bytes are asked for, the nearest file that was found has {}",
+                    sizes.bytes
+                ));
+            }
             Ok(Compressed { wanted: Some(wanted), ..found })
         }
-        // A budget is not exceeded. One that nothing fills is met by the finest allocation.
-        (Goal::Resident(budget), _) => {
-            if first.allocation()?.is_some_and(|allocation| allocation.lambda <= FINEST.0) {
-                return Ok(first);
-            }
-            let wanted = (budget as f64 * (1.0 - BELOW)) as u64;
-            let range = (wanted, TOLERANCE_RESIDENT, budget as f64 / wanted as f64 - 1.0);
-            let (found, least) = search_size(first, range, |sizes| sizes.resident_bytes, at)?;
-            match found.sizes()? {
-                Some(sizes) if sizes.resident_bytes > budget => {
-                    let reason =
-                        format!("{budget} bytes in memory are asked for, the least that was reached is {least}");
-                    Err(PipelineError::Value { key: "allocate.sizes".into(), reason })
-                }
-                _ => Ok(found),
-            }
-        }
+        (Goal::Resident(budget), _) => within(first, budget, None, at),
+        (Goal::Within { resident, file }, _) => within(first, resident, Some(file), at),
         _ => Ok(first),
+    }
+}
+
+/// The checkpoint that fills a budget of bytes in memory, or of the file if that is filled first. A budget is not exceeded; one that nothing fills is
+/// met by the finest allocation.
+fn within(
+    first: Compressed,
+    budget: u64,
+    file: Option<u64>,
+    at: impl Fn(Goal) -> Result<Compressed>,
+) -> Result<Compressed> {
+    // What is filled most, as bytes in memory.
+    let filled = |sizes: &EncodeSummary| match file {
+        Some(file) => sizes.resident_bytes.max((sizes.bytes as f64 / file as f64 * budget as f64).ceil() as u64),
+        None => sizes.resident_bytes,
+    };
+    let finest = first.allocation()?.is_some_and(|allocation| allocation.lambda <= FINEST.0);
+    if finest && first.sizes()?.is_none_or(|sizes| filled(&sizes) <= budget) {
+        return Ok(first);
+    }
+    let wanted = (budget as f64 * (1.0 - BELOW)) as u64;
+    let range = (wanted, TOLERANCE_RESIDENT, budget as f64 / wanted as f64 - 1.0);
+    let (found, least) = search_size(first, range, filled, at)?;
+    match found.sizes()? {
+        Some(sizes) if filled(&sizes) > budget => {
+            let asked = match file {
+                Some(file) => format!("{budget} bytes in memory and {file} of the file are"),
+                None => format!("{budget} bytes in memory are"),
+            };
+            let reached = match file {
+                Some(_) => format!("{:.3} times that", least as f64 / budget as f64),
+                None => least.to_string(),
+            };
+            let reason = format!("{asked} asked for, the least that was reached is {reached}");
+            Err(PipelineError::Value { key: "allocate.sizes".into(), reason })
+        }
+        _ => Ok(found),
     }
 }
 

@@ -77,7 +77,8 @@ impl Stage for Allocate<'_> {
             Goal::Bytes(bytes) => {
                 allocate::meet_target(TargetSize::File(bytes), &files, checkpoint, &policy, overhead)?.lambda
             }
-            Goal::Resident(bytes) => {
+            // Bytes of the file that are too many show when it is coded.
+            Goal::Resident(bytes) | Goal::Within { resident: bytes, .. } => {
                 allocate::meet_target(TargetSize::Resident(bytes), &files, checkpoint, &policy, overhead)?.lambda
             }
             Goal::Width(_) => unreachable!("baselines are not allocated"),
@@ -143,7 +144,7 @@ fn summarise(
         lambda: lambda.0,
         target_bytes: match goal {
             Goal::Bytes(bytes) => Some(bytes),
-            Goal::Lambda(_) | Goal::Resident(_) | Goal::Width(_) => None,
+            Goal::Lambda(_) | Goal::Resident(_) | Goal::Within { .. } | Goal::Width(_) => None,
         },
         predicted_loss: tensors.iter().map(|t| t.loss).sum(),
         estimated_bytes: (bits / 8.0).round() as u64,

@@ -76,7 +76,8 @@ fn choice(context: &Context, groups: &[PackedGroup], goal: Goal) -> Result<Chose
     let goal = match goal {
         Goal::Lambda(lambda) => Err(Lambda(lambda)),
         // A runtime holds the files as they are.
-        Goal::Bytes(bytes) | Goal::Resident(bytes) => {
+        Goal::Bytes(_) | Goal::Resident(_) | Goal::Within { .. } => {
+            let bytes = goal.least_bytes();
             let linears: BTreeSet<&String> = groups.iter().flat_map(|g| &g.names).collect();
             let around = |info: &TensorInfo| ENTRY + if linears.contains(&info.name) { 0 } else { info.bytes };
             let around: u64 = context.model.checkpoint().tensors().map(around).sum();

@@ -95,7 +95,8 @@ fn choice(context: &Context, matrices: &[GgufMatrix], goal: Goal) -> Result<Chos
     let goal = match goal {
         Goal::Lambda(lambda) => Err(Lambda(lambda)),
         // A runtime holds the file as it is.
-        Goal::Bytes(bytes) | Goal::Resident(bytes) => {
+        Goal::Bytes(_) | Goal::Resident(_) | Goal::Within { .. } => {
+            let bytes = goal.least_bytes();
             let (architecture, metadata) = gguf_metadata(context, GgufType::Q8_0)?;
             let mut around = 0;
             let mut names = Vec::new();
