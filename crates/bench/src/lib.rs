@@ -13,6 +13,7 @@ mod packing;
 mod quantizer;
 mod rotation;
 mod source;
+mod structures;
 mod timing;
 
 pub use calibration::{CalibrationBench, bench_calibration};
@@ -25,3 +26,4 @@ pub use moments::{MomentsBench, bench_moments};
 pub use packing::{PackBench, bench_pack};
 pub use quantizer::{GaussianPoint, QuantizerBench, QuantizerSpeed, bench_quantizer};
 pub use rotation::{RotationBench, RotationCost, bench_rotation};
+pub use structures::StructureBench;

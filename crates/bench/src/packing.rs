@@ -5,6 +5,8 @@ use std::path::Path;
 use serde::Serialize;
 use waterfill_checkpoint::{Checkpoint, Element, pack};
 
+use crate::structures::{StructureBench, structures};
+
 /// Sizes in bytes of a file packed in several ways.
 #[derive(Debug, Clone, Serialize)]
 pub struct PackBench {
@@ -21,6 +23,8 @@ pub struct PackBench {
     pub entropy: f64,
     /// Elements of the file.
     pub elements: u64,
+    /// The same file with structure in its matrices.
+    pub structures: Vec<StructureBench>,
 }
 
 /// Packs `dir/model.safetensors` in every way.
@@ -50,6 +54,7 @@ pub fn bench_pack(dir: &Path) -> waterfill_checkpoint::Result<PackBench> {
         byte_split_zstd19: header + zstd(&split),
         entropy: counts.bits() / 8.0,
         elements: summary.elements,
+        structures: structures(&checkpoint, scratch.path())?,
     })
 }
 

@@ -7,7 +7,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 use safetensors::tensor::TensorView;
 use waterfill_checkpoint::Element;
-use waterfill_checkpoint::pack::{pack, unpack, verify_packed};
+use waterfill_checkpoint::pack::{pack, packed_records, unpack, verify_packed};
 
 /// Roughly Gaussian with a standard deviation of 0.02.
 fn weight(random: &mut ChaCha8Rng) -> f32 {
@@ -42,6 +42,22 @@ fn write_file(path: &Path) {
     add("empty", Element::F16, &[0, 4], vec![]);
     add("scalar", Element::F64, &[], 0.5f64.to_le_bytes().to_vec());
     add("nan", Element::F16, &[10, 64], vec![0xff; 1280]);
+    // What was narrower before, has many zeros, was quantized, or is there twice.
+    let f32s: Vec<f32> = (0..64 * 96).map(|_| weight(&mut random)).collect();
+    let bf16 = |v: f32| (v.to_bits() + 0x7fff + (v.to_bits() >> 16 & 1)) >> 16;
+    let bytes = |values: &mut dyn Iterator<Item = f32>| -> Vec<u8> {
+        values.flat_map(|v| (bf16(v) as u16).to_le_bytes()).collect()
+    };
+    let widened = f32s.iter().flat_map(|&v| (bf16(v) << 16).to_le_bytes());
+    add("narrow", Element::F32, &[64, 96], widened.collect());
+    let sparse = f32s.iter().map(|&v| if v.abs() < 0.015 { 0.0 } else { v });
+    add("sparse", Element::BF16, &[64, 96], bytes(&mut sparse.clone()));
+    add("sparse.copy", Element::BF16, &[64, 96], bytes(&mut sparse.clone()));
+    let quantized = f32s.chunks(24).flat_map(|group| {
+        let scale = group.iter().fold(1e-9f32, |m, v| m.max(v.abs())) / 7.0;
+        group.iter().map(move |v| (v / scale).round() * scale)
+    });
+    add("quantized", Element::BF16, &[64, 96], bytes(&mut quantized.clone()));
     let views = tensors.iter().map(|(n, e, s, b)| (n.as_str(), TensorView::new(*e, s.clone(), b).unwrap()));
     let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
     safetensors::serialize_to_file(views, Some(metadata), path).unwrap();
@@ -104,6 +120,86 @@ fn truncated_and_foreign_files_are_refused() {
     assert!(verify_packed(&plain).unwrap_err().to_string().contains("WFPK"));
     let message = pack(&packed, &dir.path().join("x"), &|_| {}).unwrap_err().to_string();
     assert!(message.contains("not safetensors"), "{message}");
+}
+
+#[test]
+fn directories_come_back_and_equal_tensors_are_kept_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let [from, packed, back] = ["model", "model.wfp", "back"].map(|name| dir.path().join(name));
+    std::fs::create_dir_all(from.join("original/.hidden")).unwrap();
+    write_file(&from.join("model.safetensors"));
+    std::fs::copy(from.join("model.safetensors"), from.join("original/copy.safetensors")).unwrap();
+    std::fs::write(from.join("config.json"), "{\"model_type\": \"llama\"}\n".repeat(40)).unwrap();
+    std::fs::write(from.join(".gitattributes"), "").unwrap();
+    std::fs::write(from.join("original/.hidden/odd.safetensors"), "no header").unwrap();
+    std::fs::write(from.join("tokenizer.model"), (0..5000u32).map(|i| ((i * i) >> 3) as u8).collect::<Vec<_>>())
+        .unwrap();
+    std::os::unix::fs::symlink("nowhere", from.join("link")).unwrap();
+    let summary = pack(&from, &packed, &|_| {}).unwrap();
+    let size = from.join("model.safetensors").metadata().unwrap().len();
+    assert!(summary.equal > size * 9 / 10, "{summary:?}");
+    assert!(summary.packed < size * 9 / 10 && summary.original > 2 * size, "{summary:?}");
+    assert_eq!((summary.files, summary.left_out.len()), (Some(6), 1), "{summary:?}");
+    assert_eq!(unpack(&packed, &back, &|_| {}).unwrap().files, Some(6));
+    for name in ["model.safetensors", "original/copy.safetensors", "config.json", ".gitattributes", "tokenizer.model"] {
+        assert_eq!(std::fs::read(from.join(name)).unwrap(), std::fs::read(back.join(name)).unwrap(), "{name}");
+    }
+    assert!(back.join("original/.hidden/odd.safetensors").is_file());
+    let found: Vec<String> = packed_records(&packed).unwrap().into_iter().filter_map(|r| r.found).collect();
+    for words in ["bf16 values in f32", "many zeros", "groups of 24: was 4-bit", "equal to sparse of model.safetensors"]
+    {
+        assert!(found.iter().any(|f| f.contains(words)), "{words}: {found:?}");
+    }
+    // Damage is named by file and tensor.
+    let mut bytes = std::fs::read(&packed).unwrap();
+    bytes[500] ^= 1;
+    std::fs::write(&packed, &bytes).unwrap();
+    let message = unpack(&packed, &dir.path().join("never"), &|_| {}).unwrap_err().to_string();
+    assert!(message.contains("of model.safetensors"), "{message}");
+    assert!(!dir.path().join("never").exists());
+}
+
+#[test]
+fn files_of_version_1_are_read() {
+    use waterfill_codec::entropy::adaptive_rans::Encoder;
+    use waterfill_codec::entropy::models::Coder;
+    use waterfill_codec::syntax::header::check_of;
+    use waterfill_codec::syntax::text::code_text;
+    use waterfill_codec::{Dtype, Elements, encode_lossless};
+
+    let dir = tempfile::tempdir().unwrap();
+    let [packed, back] = ["old.wfp", "back"].map(|name| dir.path().join(name));
+    let data: Vec<u8> = (0..2400u32).flat_map(|i| ((i % 97) as f32).to_le_bytes()).collect();
+    let header = r#"{"a":{"dtype":"F32","shape":[40,60],"data_offsets":[0,9600]},"b":{"dtype":"U8","shape":[3],"data_offsets":[9600,9603]}}"#;
+    let plain = raw(header, &[&data[..], &[1, 2, 3]].concat());
+    let coded = encode_lossless(&Elements { dtype: Dtype::F32, rows: 40, cols: 60, period: 1 }, &data).unwrap();
+    let mut head = Encoder::default();
+    let number = |head: &mut Encoder, n: usize| {
+        let bits = usize::BITS - n.leading_zeros();
+        head.raw(7, bits);
+        head.raw_wide(bits.saturating_sub(1), (n & ((1 << bits.saturating_sub(1)) - 1)) as u32);
+    };
+    number(&mut head, 8 + header.len());
+    code_text(&mut head, &mut plain[..8 + header.len()].to_vec(), 8 + header.len());
+    for &b in &blake3::hash(&plain).as_bytes()[..16] {
+        head.raw(8, b.into());
+    }
+    number(&mut head, 2);
+    head.raw(1, 1);
+    number(&mut head, 9600);
+    number(&mut head, coded.len());
+    head.raw(1, 0);
+    number(&mut head, 3);
+    let check = check_of(&[&[1, 2, 3]]);
+    head.raw_wide(32, check as u32);
+    head.raw_wide(32, (check >> 32) as u32);
+    let head = head.finish();
+    let length = (head.len() as u64).to_le_bytes();
+    let start = *b"WFPK\x01\0\0\0";
+    let check = check_of(&[&start, &head, &length]).to_le_bytes();
+    std::fs::write(&packed, [&start[..], &coded, &[1, 2, 3], &head, &length, &check].concat()).unwrap();
+    assert_eq!(unpack(&packed, &back, &|_| {}).unwrap().files, None);
+    assert_eq!(std::fs::read(&back).unwrap(), plain);
 }
 
 /// Found by fuzzing: a head of a few bytes that declares a header of 10^8 took minutes to be refused.

@@ -218,18 +218,18 @@ pub enum Command {
         #[arg(long)]
         out: PathBuf,
     },
-    /// Pack a safetensors file without loss
+    /// Pack a safetensors file, or a directory with all its files, without loss
     Pack {
-        /// Safetensors file
+        /// Safetensors file or directory
         file: PathBuf,
         /// File to create
         out: PathBuf,
     },
-    /// Restore the safetensors file that was packed, byte for byte
+    /// Restore what was packed, byte for byte
     Unpack {
         /// Packed file
         file: PathBuf,
-        /// File to create
+        /// File or directory to create
         out: PathBuf,
     },
     /// Write random weights in the layout of a published model, to try sizes and memory

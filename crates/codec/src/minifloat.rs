@@ -27,6 +27,11 @@ impl Minifloat {
         self.exponent + self.fraction
     }
 
+    /// Bits of the fraction.
+    pub const fn fraction_bits(self) -> u32 {
+        self.fraction
+    }
+
     /// Largest finite magnitude.
     pub fn max(self) -> f32 {
         self.decode(self.largest)

@@ -7,9 +7,10 @@ mod oracle;
 use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
+use waterfill_codec::syntax::tools::Tools;
 use waterfill_codec::{
-    BitShiftTrellis, CodedTensor, Dtype, Elements, Format, Kernel, Palette, Parameters, Predictor, Scales, TILE,
-    TensorEncoder, TensorPlan, TileMode, TilePlan, Transform, Trellis, encode_lossless, encode_tensor,
+    BitShiftTrellis, CodedTensor, Dtype, Elements, Format, Kernel, Minifloat, Palette, Parameters, Predictor, Scales,
+    TILE, TensorEncoder, TensorPlan, TileMode, TilePlan, Transform, Trellis, encode_lossless, encode_tensor,
 };
 
 fn vectors() -> PathBuf {
@@ -260,7 +261,9 @@ fn examples() -> Vec<Example> {
     add("sixty-four-lanes", &TensorPlan { sigma_base: -8, ..plan(Dtype::Bf16, 64, 1600, Format::Int4) }, 0.25);
     for dtype in Dtype::ALL {
         for (rows, cols) in [(0, 6), (1, 2), (33, 50)] {
-            let mut bytes: Vec<u8> = weights(Dtype::Bf16, rows, cols, 2.0)
+            // Elements of all bits, which plain coding is for.
+            let own = if dtype.is_weight() { dtype } else { Dtype::Bf16 };
+            let mut bytes: Vec<u8> = weights(own, rows, cols, 2.0)
                 .iter()
                 .flat_map(|w| match dtype {
                     Dtype::E4M3 | Dtype::E5M2 | Dtype::Byte => vec![(w * 16.0) as i8 as u8],
@@ -272,6 +275,13 @@ fn examples() -> Vec<Example> {
             let coded = encode_lossless(&Elements { dtype, rows, cols, period: 2 }, &bytes).unwrap();
             all.push(Example { name: format!("lossless-{dtype:?}-{rows}x{cols}"), bytes: coded, before: None });
         }
+    }
+    for (name, dtype, elements) in structured() {
+        let bytes: Vec<u8> = elements.iter().flat_map(|p| p.to_le_bytes()[..dtype.bytes()].to_vec()).collect();
+        let coded = encode_lossless(&Elements { dtype, rows: 48, cols: 96, period: 1 }, &bytes).unwrap();
+        let tool = if name.starts_with("rests") { Tools::RESTS } else { Tools::LATTICE };
+        assert!(CodedTensor::parse(&coded).unwrap().header().tools.has(tool), "{name}");
+        all.push(Example { name: name.into(), bytes: coded, before: None });
     }
     for (name, before, trellis) in
         [("plain", "uniform", None), ("vectors", "mixed-with-vectors", Some(3)), ("f16", "format-int4-F16", Some(8))]
@@ -294,6 +304,62 @@ fn examples() -> Vec<Example> {
         all.push(Example { name: format!("refinement-{name}"), bytes, before: Some(before.into()) });
     }
     all
+}
+
+/// Bit patterns of 48 x 96 elements that were something else before.
+fn structured() -> Vec<(&'static str, Dtype, Vec<u32>)> {
+    let plain = weights(Dtype::F32, 48, 96, 0.3);
+    let of = |dtype: Dtype, f: &dyn Fn(usize, f32) -> f32| -> Vec<u32> {
+        plain.iter().enumerate().map(|(i, &w)| dtype.pattern_of(f(i, w))).collect()
+    };
+    let round = |dtype: Dtype, v: f32| dtype.value_of(dtype.pattern_of(v));
+    // The largest magnitude in a group of the element i.
+    let largest = |i: usize, rows: usize, cols: usize| {
+        let (row, col) = (i / 96 / rows * rows, i % 96 / cols * cols);
+        let part = (row..row + rows).flat_map(|r| (col..col + cols).map(move |c| r * 96 + c));
+        part.map(|i| plain[i].abs()).fold(1e-3, f32::max)
+    };
+    let int4 = |i: usize, w: f32| {
+        let scale = round(Dtype::F16, largest(i, 1, 48) / 7.0);
+        (w / scale).round() * scale
+    };
+    let fp8 = |i: usize, w: f32| {
+        let scale = largest(i, 16, 16) / 448.0;
+        Minifloat::E4M3.decode(Minifloat::E4M3.encode(w / scale)) * scale
+    };
+    let affine = |i: usize, w: f32| {
+        let group = &plain[i / 32 * 32..][..32];
+        let (low, high) = group.iter().fold((f32::MAX, f32::MIN), |(l, h), &w| (l.min(w), h.max(w)));
+        let [scale, offset] = [(high - low) / 15.0, low].map(|v| round(Dtype::F16, v));
+        ((w - low) / scale).round() * scale + offset
+    };
+    let int8 = |i: usize, w: f32| (w * 127.0 / largest(i, 1, 96)).round() * (largest(i, 1, 96) / 127.0);
+    let mut odd = of(Dtype::Bf16, &int4);
+    [(1970, 0x7fc1), (1971, 0xff80), (1980, 0x0001), (2000, 0x3f81)]
+        .into_iter()
+        .for_each(|(i, pattern)| odd[i] = pattern);
+    let sparse = |w: f32| w.abs() > 0.25;
+    vec![
+        ("rests-narrow", Dtype::F32, of(Dtype::F32, &|_, w| round(Dtype::Bf16, w))),
+        ("rests-rows", Dtype::F32, of(Dtype::F32, &|i, w| if i / 96 % 2 == 0 { round(Dtype::F16, w) } else { w })),
+        ("rests-zeros", Dtype::Bf16, of(Dtype::Bf16, &|_, w| if sparse(w) { w } else { 0.0 })),
+        ("rests-signed-zeros", Dtype::Bf16, of(Dtype::Bf16, &|_, w| if sparse(w) { w } else { 0.0 * w })),
+        (
+            "rests-some-minus-zeros",
+            Dtype::F16,
+            of(Dtype::F16, &|i, w| match sparse(w) {
+                true => w,
+                false if i % 50 == 0 => -0.0,
+                false => 0.0,
+            }),
+        ),
+        ("lattice-int4", Dtype::Bf16, of(Dtype::Bf16, &int4)),
+        ("lattice-exceptions", Dtype::Bf16, odd),
+        ("lattice-int8-rows", Dtype::F16, of(Dtype::F16, &int8)),
+        ("lattice-fp8-blocks", Dtype::Bf16, of(Dtype::Bf16, &fp8)),
+        ("lattice-via", Dtype::F32, of(Dtype::F32, &|i, w| round(Dtype::Bf16, int4(i, w)))),
+        ("lattice-affine", Dtype::Bf16, of(Dtype::Bf16, &affine)),
+    ]
 }
 
 #[test]

@@ -27,6 +27,46 @@ proptest! {
     }
 }
 
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(60))]
+    /// Elements of a decoded quantized matrix, whatever its groups, take about what their levels take; noise is an exception.
+    #[test]
+    fn lattices_come_back_and_take_little(
+        dtype in 0usize..3, rows in 24usize..60, groups in 3usize..6, (group, levels) in (16usize..70, 3i32..20),
+        (by_row, affine, noise) in (any::<bool>(), any::<bool>(), 0usize..2), seed in any::<u64>(),
+    ) {
+        let dtype = Dtype::ALL[dtype];
+        let cols = groups * group;
+        let group = if by_row { cols } else { group };
+        let mut random = ChaCha8Rng::seed_from_u64(seed);
+        let mut draw = |n: u32| random.next_u32() % n;
+        let mut elements = Vec::new();
+        for _ in 0..rows * cols / group {
+            let scale = half::f16::from_f32((1.0 + draw(1000) as f32 / 1000.0) * 0.01).to_f32();
+            let offset = if affine { half::f16::from_f32(draw(1000) as f32 / -4000.0).to_f32() } else { 0.0 };
+            let low = if affine { 0 } else { -levels };
+            elements.extend((0..group).map(|_| (low + draw(2 * levels as u32 + 1) as i32) as f32 * scale + offset));
+        }
+        let mut bytes: Vec<u8> =
+            elements.iter().flat_map(|&v| dtype.pattern_of(v).to_le_bytes()[..dtype.bytes()].to_vec()).collect();
+        for _ in 0..noise {
+            let at = draw(bytes.len() as u32) as usize;
+            bytes[at] = draw(256) as u8;
+        }
+        let mut coded = encode_lossless(&Elements { dtype, rows, cols, period: 1 }, &bytes).unwrap();
+        prop_assert_eq!(decoded(&coded), bytes);
+        let bits = coded.len() as f64 * 8.0 / (rows * cols) as f64;
+        let scales = if affine { 36.0 } else { 18.0 } / group as f64;
+        let header = 1000.0 * 8.0 / (rows * cols) as f64;
+        let most = f64::from(2 * levels + 1).log2() + scales + header + 1.0;
+        prop_assert!(bits < most, "{} bits, expected at most {}", bits, most);
+        let at = draw(coded.len() as u32) as usize;
+        coded[at] ^= 1 << draw(8);
+        let found = CodedTensor::parse(&coded).and_then(|tensor| tensor.decode());
+        prop_assert!(found.is_err(), "byte {} was flipped unnoticed", at);
+    }
+}
+
 /// A pair of standard Gaussians (Box & Muller 1958).
 fn gaussians(seed: u64) -> impl Iterator<Item = f64> {
     let mut random = ChaCha8Rng::seed_from_u64(seed);

@@ -17,6 +17,8 @@ const AROUND: u64 = 24;
 pub(crate) struct Frame {
     pub magic: [u8; 4],
     pub version: u32,
+    /// First version that is still read.
+    pub oldest: u32,
     /// In messages, such as `packed file`.
     pub kind: &'static str,
 }
@@ -26,6 +28,7 @@ pub(crate) struct Framed {
     pub file: File,
     /// Bytes of the whole file.
     pub size: u64,
+    pub version: u32,
     /// Coded.
     pub head: Vec<u8>,
 }
@@ -88,11 +91,15 @@ impl Frame {
         if computed != found && !cfg!(fuzzing) {
             return Err(wrong(FileError::HeadCheck { found, computed }));
         }
-        if start[4..] != self.version.to_le_bytes() {
-            let found = u32::from_le_bytes(start[4..].try_into().expect("four bytes")).to_string();
-            return Err(wrong(FileError::Version { kind, found, expected: self.version.to_string() }));
+        let version = u32::from_le_bytes(start[4..].try_into().expect("four bytes"));
+        if !(self.oldest..=self.version).contains(&version) {
+            let expected = match self.oldest == self.version {
+                true => self.version.to_string(),
+                false => format!("{} to {}", self.oldest, self.version),
+            };
+            return Err(wrong(FileError::Version { kind, found: version.to_string(), expected }));
         }
-        Ok(Framed { file, size, head })
+        Ok(Framed { file, size, version, head })
     }
 }
 

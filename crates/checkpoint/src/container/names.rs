@@ -37,6 +37,10 @@ pub(crate) fn check_names<'a>(names: impl Iterator<Item = &'a String>) -> Result
     Ok(())
 }
 
+pub(crate) fn is_safetensors(name: &str) -> bool {
+    name.ends_with(".safetensors")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

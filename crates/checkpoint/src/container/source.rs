@@ -15,17 +15,40 @@ use crate::types::Element;
 /// Tensors shorter than this are not worth a coded tensor's header.
 const LEAST_BYTES: usize = 256;
 
-/// A piece of the file's data.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+/// A piece of a file's data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Record {
-    /// True for a coded tensor, false for raw bytes.
-    pub(crate) coded: bool,
     /// Bytes in the file.
     pub(crate) bytes: u64,
+    pub(crate) stored: Stored,
+}
+
+/// What a packed file has of a record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stored {
+    /// Its bytes, and their check.
+    Plain { check: u64 },
+    /// A coded tensor of `bytes` bytes.
+    Coded { bytes: u64 },
+    /// Nothing: it is equal to an earlier record.
+    Equal { to: usize },
+}
+
+impl Default for Stored {
+    fn default() -> Self {
+        Self::Plain { check: 0 }
+    }
+}
+
+impl Record {
     /// Bytes in the packed file.
-    pub(crate) stored: u64,
-    /// Check of raw bytes.
-    pub(crate) check: u64,
+    pub(crate) fn stored_bytes(&self) -> u64 {
+        match self.stored {
+            Stored::Plain { .. } => self.bytes,
+            Stored::Coded { bytes } => bytes,
+            Stored::Equal { .. } => 0,
+        }
+    }
 }
 
 /// A tensor, or the bytes between tensors.
@@ -102,16 +125,34 @@ impl<'a> Source<'a> {
                 best = best.filter(|b| b.len() < coded.len()).or(Some(coded));
             }
         }
-        let (original, stored) = (piece.bytes, best.as_ref().map_or(piece.bytes, |b| b.len() as u64));
         match best.filter(|b| b.len() < bytes.len()) {
-            Some(coded) => Ok((Record { coded: true, bytes: original, stored, check: 0 }, coded, bytes)),
+            Some(coded) => {
+                let stored = Stored::Coded { bytes: coded.len() as u64 };
+                Ok((Record { bytes: piece.bytes, stored }, coded, bytes))
+            }
             None => {
-                let record = Record { coded: false, bytes: original, stored: original, check: check_of(&[&bytes]) };
-                Ok((record, bytes.clone(), bytes))
+                let stored = Stored::Plain { check: check_of(&[&bytes]) };
+                Ok((Record { bytes: piece.bytes, stored }, bytes.clone(), bytes))
             }
         }
     }
+
+    /// A file of any kind, in pieces of bytes, of which `prefix` are not coded.
+    pub(crate) fn of_bytes(path: &'a Path, prefix: Vec<u8>) -> Result<Self> {
+        let file = File::open(path).at(path)?;
+        let size = file.metadata().at(path)?.len();
+        let piece = |start: u64| {
+            let bytes = (size - start).min(ROW as u64 * PIECE_ROWS);
+            let (elements, _) = layout(Element::U8, &[bytes as usize / ROW, ROW], bytes as usize);
+            Piece { name: format!("bytes from {start} on"), start, bytes, elements, nibbles: false }
+        };
+        let pieces = (prefix.len() as u64..size).step_by(ROW * PIECE_ROWS as usize).map(piece).collect();
+        Ok(Self { path, file, size, prefix, pieces, elements: 0 })
+    }
 }
+
+/// Rows of a piece of a file that is no safetensors file.
+const PIECE_ROWS: u64 = 4096;
 
 /// Tensors, in order, of a file that begins with `prefix`.
 pub(crate) fn pieces_of(prefix: &[u8]) -> std::result::Result<Vec<Piece>, FileError> {

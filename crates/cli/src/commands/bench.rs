@@ -109,6 +109,8 @@ fn render_packing(b: &waterfill_bench::PackBench) -> String {
         + &row("entropy of exponents and the rest", b.entropy)
         + &row("zstd -19", b.zstd19 as f64)
         + &row("split by byte, zstd -19", b.byte_split_zstd19 as f64)
+        + "\nmatrices of linear layers treated, other tensors as they are:\n"
+        + &b.structures.iter().map(|s| format!("{:<58}{:>9.3} bits an element\n", s.name, s.bits)).collect::<String>()
 }
 
 /// Gradients of a block.

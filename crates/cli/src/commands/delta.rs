@@ -29,8 +29,8 @@ pub fn execute(arguments: &Arguments, base: &Path, fine_tune: &Path, out: &Path,
     Ok(())
 }
 
-/// A line for each thing that the delta does not keep.
-fn left_out(all: &[LeftOut]) -> String {
+/// A line for each thing that is not kept.
+pub(super) fn left_out(all: &[LeftOut]) -> String {
     all.iter().map(|LeftOut { name, reason }| format!("\nleft out: {name}, {reason}")).collect()
 }
 

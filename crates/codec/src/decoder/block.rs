@@ -14,6 +14,7 @@ use crate::entropy::tables::{
 use crate::format::{Dtype, Format};
 use crate::simd::{dispatched, expand_bits, expand_fields};
 use crate::syntax::float_prefix::{EntropyTables, FloatPrefixModel};
+use crate::syntax::rests::Rests;
 use crate::syntax::sample::{SampleDecoder, code_escape};
 use crate::syntax::slice::SlicePlan;
 use crate::syntax::tensor_plan::entry;
@@ -45,10 +46,14 @@ fn decode_block_inline(
         return false;
     }
     let tiles = [rows.start, rows.start + TILE].map(|row| *slice.tile_at(row, cols.start));
-    let width = cols.len();
+    let (first, width) = (rows.start, cols.len());
     let mut sigmas = [[0; BAND]; TILE];
     if tiles.iter().all(|t| t.format == Format::Lossless) {
-        let Some(model) = entropy_tables.lossless().filter(|m| m.dtype().layout().is_some()) else { return false };
+        let Some(model) = entropy_tables.lossless() else { return false };
+        if model.dtype().layout().is_none() {
+            decode_symbols(decoder, &model, cols, samples);
+            return true;
+        }
         let base = plan.sigma_base + (plan.step_base >> 1);
         fill_sigmas(
             &mut sigmas,
@@ -59,12 +64,19 @@ fn decode_block_inline(
             |c| entry(&plan.col_sigma, c),
         );
         // One copy for each type, so that its shifts are constants.
+        // Raw bits of zeros, then of other elements by row.
+        let widths = |rests: &Rests| {
+            let zero = u32::from(rests.signed_zeros);
+            (zero, std::array::from_fn(|i| rests.width(plan.dtype, first + i)))
+        };
+        let rests: Option<(u32, [u32; BAND])> = plan.parameters.rests.as_ref().map(widths);
+        let rests = rests.as_ref();
         match model.dtype() {
-            Dtype::Bf16 => decode_patterns::<{ Dtype::Bf16 as u8 }>(decoder, &model, &sigmas, width, samples),
-            Dtype::F16 => decode_patterns::<{ Dtype::F16 as u8 }>(decoder, &model, &sigmas, width, samples),
-            Dtype::F32 => decode_patterns::<{ Dtype::F32 as u8 }>(decoder, &model, &sigmas, width, samples),
-            Dtype::E4M3 => decode_patterns::<{ Dtype::E4M3 as u8 }>(decoder, &model, &sigmas, width, samples),
-            _ => decode_patterns::<{ Dtype::E5M2 as u8 }>(decoder, &model, &sigmas, width, samples),
+            Dtype::Bf16 => decode_patterns::<{ Dtype::Bf16 as u8 }>(decoder, &model, &sigmas, rests, width, samples),
+            Dtype::F16 => decode_patterns::<{ Dtype::F16 as u8 }>(decoder, &model, &sigmas, rests, width, samples),
+            Dtype::F32 => decode_patterns::<{ Dtype::F32 as u8 }>(decoder, &model, &sigmas, rests, width, samples),
+            Dtype::E4M3 => decode_patterns::<{ Dtype::E4M3 as u8 }>(decoder, &model, &sigmas, rests, width, samples),
+            _ => decode_patterns::<{ Dtype::E5M2 as u8 }>(decoder, &model, &sigmas, rests, width, samples),
         }
         return true;
     }
@@ -139,6 +151,7 @@ fn decode_bf16_block_inline(
     let tiles = || (rows.start..rows.end).step_by(TILE).map(|row| slice.tile_at(row, cols.start));
     if plan.dtype != Dtype::Bf16
         || rows.len() != BAND
+        || plan.parameters.rests.is_some()
         || plan.tile != TILE
         || !tiles().all(|t| t.format == Format::Lossless)
     {
@@ -244,12 +257,26 @@ fn decode_levels(decoder: &mut SampleDecoder, sigmas: &Columns<i32>, width: usiz
     }
 }
 
-/// Decodes the bit patterns of a block, given their sigma indices.
+/// Decodes a block of bytes or nibbles, which are symbols themselves.
+#[inline(always)]
+fn decode_symbols(decoder: &mut SampleDecoder, model: &FloatPrefixModel, cols: Range<usize>, samples: &mut [i32]) {
+    let mut tables = [[0; BAND]; TILE];
+    for (tables, col) in tables.iter_mut().zip(cols.clone()) {
+        *tables = [(model.context(0, col).0 as u32) << LANE_PROB_BITS; BAND];
+    }
+    let mut symbols = [[0u8; BAND]; TILE];
+    let width = cols.len();
+    decoder.lanes.next_columns(model.tables(), &tables[..width], &mut symbols[..width]);
+    samples.iter_mut().zip(symbols.as_flattened()).for_each(|(sample, &symbol)| *sample = symbol.into());
+}
+
+/// Decodes the bit patterns of a block, given their sigma indices, and raw bits by row where not all are coded.
 #[inline(always)]
 fn decode_patterns<const DTYPE: u8>(
     decoder: &mut SampleDecoder,
     model: &FloatPrefixModel,
     sigmas: &Columns<i32>,
+    widths: Option<&(u32, [u32; BAND])>,
     width: usize,
     samples: &mut [i32],
 ) {
@@ -270,7 +297,15 @@ fn decode_patterns<const DTYPE: u8>(
     for j in 0..width {
         let column = &mut samples[j * BAND..(j + 1) * BAND];
         let mut rests = [0; BAND];
-        read_fields(decoder, raw, &mut rests);
+        match widths {
+            None => read_fields(decoder, raw, &mut rests),
+            Some((zero, widths)) => {
+                for i in 0..BAND {
+                    let bits = if symbols[j][i] == PREFIX_ZERO { *zero } else { widths[i] };
+                    rests[i] = decoder.bits.read(bits) << (raw - bits);
+                }
+            }
+        }
         for i in 0..BAND {
             let prefix = (i32::from(symbols[j][i]) - PREFIX_FIRST + origins[j][i]) as u32 & mask;
             let prefix = if symbols[j][i] == PREFIX_ZERO { 0 } else { prefix };

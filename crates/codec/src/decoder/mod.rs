@@ -5,6 +5,7 @@ mod block;
 mod block_output;
 mod digest;
 mod slice;
+mod structure;
 mod tensor;
 mod trellis_block;
 

@@ -14,6 +14,7 @@ use crate::format::Format;
 use crate::recon::reconstruct::{Planes, write_tile};
 use crate::syntax::float_prefix::EntropyTables;
 use crate::syntax::header::{Header, slice_check};
+use crate::syntax::lattice::Groups;
 use crate::syntax::sample::SampleDecoder;
 use crate::syntax::slice::{BlockContext, SlicePlan, code_block};
 use crate::syntax::streams::{SLICE_PREFIX, split_streams};
@@ -33,8 +34,8 @@ pub(super) struct CodedSlice<'a> {
 }
 
 impl CodedSlice<'_> {
-    /// Decodes the slice into a sink; returns its tiles in raster order.
-    pub fn decode(&self, sink: &mut impl Sink) -> Result<Vec<TilePlan>> {
+    /// Decodes the slice into a sink; returns its tiles in raster order. Of a lattice the sink gets symbols.
+    pub fn decode(&self, sink: &mut impl Sink) -> Result<(Vec<TilePlan>, Groups)> {
         let (bytes, n) = (self.bytes, self.number);
         let (_, found) = self.header.slices[n];
         let computed = slice_check(bytes);
@@ -61,12 +62,17 @@ impl CodedSlice<'_> {
             let expected = "lossless tiles only in a tensor of this type";
             return Err(CodecError::Field { field: "tile format", found: tile.format as i64, expected });
         }
+        let mut groups = Groups::default();
+        if let Some(lattice) = &self.plan.parameters.lattice {
+            let shape = (self.header.dtype, self.rows.clone(), self.header.cols);
+            lattice.code_groups(&mut headers, &mut groups, shape)?;
+        }
         let mut decoder = SampleDecoder::new(symbols, self.header.lanes, bits, escapes);
         self.decode_blocks(&slice, &mut decoder, &in_planes, sink)?;
         if !(headers.finish() && decoder.finish()) {
             return Err(CodecError::Entropy { part: Part::Slice(n) });
         }
-        Ok(slice.tiles)
+        Ok((slice.tiles, groups))
     }
 
     fn decode_blocks(
@@ -186,6 +192,20 @@ impl Sink for Output<'_> {
             return Ok(false);
         }
         write_block(slice, rows, cols, block, self.0)
+    }
+}
+
+/// Symbols of a lattice, row-major.
+pub(super) struct SymbolBuffer(pub Vec<u8>);
+
+impl Sink for SymbolBuffer {
+    fn tile(&mut self, slice: &SlicePlan, n: usize, _: &mut [i32], samples: &[i32]) -> Result<()> {
+        let (rows, range) = slice.tile_range(n);
+        for (row, line) in rows.zip(samples.chunks_exact(range.len())) {
+            let to = &mut self.0[(row - slice.rows.start) * slice.plan.cols + range.start..];
+            line.iter().zip(to).for_each(|(&symbol, to)| *to = symbol as u8);
+        }
+        Ok(())
     }
 }
 

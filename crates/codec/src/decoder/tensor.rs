@@ -3,11 +3,13 @@
 use std::ops::Range;
 
 use crate::decoder::digest::TensorDigest;
-use crate::decoder::slice::{CodedSlice, Output, PlaneBuffer, Sink};
+use crate::decoder::slice::{CodedSlice, Output, PlaneBuffer, Sink, SymbolBuffer};
 use crate::entropy::adaptive_rans::Decoder;
 use crate::error::{CodecError, Part, Result, TensorType, check_length};
+use crate::format::Format;
 use crate::syntax::float_prefix::EntropyTables;
 use crate::syntax::header::Header;
+use crate::syntax::lattice::Groups;
 use crate::syntax::side_info::code_side;
 use crate::syntax::tensor_plan::{Parameters, TensorPlan};
 use crate::syntax::tile_plan::TilePlan;
@@ -68,6 +70,15 @@ impl<'a> CodedTensor<'a> {
             let (slice, after) = rest.split_at(length as usize);
             slices.push(slice);
             rest = after;
+        }
+        let floats = plan.parameters.lattice.is_none() && plan.parameters.rests.is_none();
+        if !(floats || plan.dtype.is_weight()) {
+            let expected = "0, 1 or 2 in a tensor with a lattice or rests";
+            return Err(CodecError::Field { field: "dtype", found: plan.dtype as i64, expected });
+        }
+        if plan.parameters.lattice.is_some() && first.format != Format::Lossless {
+            let expected = "lossless tiles only in a tensor with a lattice";
+            return Err(CodecError::Field { field: "tile format", found: first.format as i64, expected });
         }
         let (entropy_tables, whole) = (EntropyTables::new(&plan), plan.parameters.refinement.is_none());
         if !whole && !plan.dtype.is_weight() {
@@ -153,7 +164,14 @@ impl<'a> CodedTensor<'a> {
     /// A damaged slice, scales out of range, a buffer of another size, a refinement without its base.
     pub fn decode_slice(&self, n: usize, out: &mut [u8]) -> Result<Vec<TilePlan>> {
         check_length("output", out.len(), self.bytes(self.slice_rows(n).len()))?;
-        self.decode_to(n, &mut Output(out))
+        if let Some(lattice) = &self.plan.parameters.lattice {
+            let rows = self.slice_rows(n);
+            let mut symbols = SymbolBuffer(vec![0; rows.len() * self.header.cols]);
+            let (tiles, groups) = self.decode_to(n, &mut symbols)?;
+            lattice.write(&symbols.0, &groups, (self.header.dtype, rows, self.header.cols), out);
+            return Ok(tiles);
+        }
+        Ok(self.decode_to(n, &mut Output(out))?.0)
     }
 
     /// Decodes the planes of slice `n`, before scales apply.
@@ -161,14 +179,23 @@ impl<'a> CodedTensor<'a> {
     /// # Errors
     /// As [`CodedTensor::decode_slice`].
     pub fn decode_planes(&self, n: usize) -> Result<DecodedSlice> {
-        let cols = self.header.cols;
-        let mut plane = PlaneBuffer(vec![0; self.slice_rows(n).len() * cols]);
-        let tiles = self.decode_to(n, &mut plane)?;
+        let weights = self.slice_rows(n).len() * self.header.cols;
+        if self.plan.parameters.lattice.is_some() {
+            let mut bytes = vec![0; weights * self.header.dtype.bytes()];
+            let tiles = self.decode_slice(n, &mut bytes)?;
+            let pattern = |element: &[u8]| element.iter().rev().fold(0, |v, &b| v << 8 | u32::from(b)) as i32;
+            return Ok(DecodedSlice {
+                tiles,
+                plane: bytes.chunks_exact(self.header.dtype.bytes()).map(pattern).collect(),
+            });
+        }
+        let mut plane = PlaneBuffer(vec![0; weights]);
+        let (tiles, _) = self.decode_to(n, &mut plane)?;
         Ok(DecodedSlice { tiles, plane: plane.0 })
     }
 
-    /// Decodes slice `n` into a sink; returns its tiles.
-    fn decode_to(&self, n: usize, sink: &mut impl Sink) -> Result<Vec<TilePlan>> {
+    /// Decodes slice `n` into a sink; returns its tiles, and what a lattice has besides its symbols.
+    fn decode_to(&self, n: usize, sink: &mut impl Sink) -> Result<(Vec<TilePlan>, Groups)> {
         if !self.whole {
             return Err(CodecError::MissingBase);
         }

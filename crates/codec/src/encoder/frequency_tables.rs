@@ -1,7 +1,9 @@
 //! Frequency tables of a tensor's own, where they cost less than they save.
 
 use crate::constants::LANE_PROB_BITS;
+use crate::encoder::rests::rests_of_tiles;
 use crate::entropy::models::RateCounter;
+use crate::entropy::tables::ESCAPE;
 use crate::format::Format;
 use crate::syntax::float_prefix::FloatPrefixModel;
 use crate::syntax::sample::SampleCounter;
@@ -15,6 +17,8 @@ pub(super) fn with_frequency_tables(plan: &TensorPlan, pattern: impl Fn(usize) -
     if !plan.parameters.frequency_tables.is_empty() || !plan.tiles.iter().any(|t| t.format == Format::Lossless) {
         return plan;
     }
+    plan.parameters.rests = rests_of_tiles(&plan, &pattern);
+    let rests = plan.parameters.rests.as_ref();
     let mut counts = [0u64; 256];
     let mut fixed = SampleCounter::default();
     let model = FloatPrefixModel::fixed(plan.dtype);
@@ -22,11 +26,14 @@ pub(super) fn with_frequency_tables(plan: &TensorPlan, pattern: impl Fn(usize) -
         let (rows, cols) = plan.tile_range(n);
         for row in rows {
             for col in cols.clone() {
-                let (prefix, _) = plan.dtype.split(pattern(row * plan.cols + col));
+                let pattern = pattern(row * plan.cols + col);
+                let (prefix, _) = plan.dtype.split(pattern);
                 let sigma = plan.lossless_sigma(tile, row, col);
                 model.code_prefix(&mut fixed, row, col, sigma, prefix);
                 let (_, origin) = model.context(sigma, col);
-                counts[usize::from(model.symbol_of_any(origin, prefix))] += 1;
+                let other = rests.is_some_and(|rests| prefix == 0 && !rests.is_zero(plan.dtype, pattern));
+                let symbol = if other { ESCAPE } else { model.symbol_of_any(origin, prefix) };
+                counts[usize::from(symbol)] += 1;
             }
         }
     }

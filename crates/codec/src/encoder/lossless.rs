@@ -6,16 +6,20 @@ use std::ops::Range;
 
 use crate::constants::{BAND, TILE};
 use crate::encoder::frequency_tables::own_table;
+use crate::encoder::lattice::{Fitted, find_lattice};
+use crate::encoder::rests::rests_of;
 use crate::encoder::sigma_fit::{ENTRY_BITS, quarter_octaves, sigma_vector};
 use crate::encoder::statistics::{measure, pattern, sample_stride, sampled_first};
 use crate::encoder::writer::TensorWriter;
+use crate::entropy::adaptive_rans::Encoder;
 use crate::entropy::bits::BitWriter;
 use crate::entropy::interleaved_rans::{LaneEncoder, lane_of};
-use crate::entropy::tables::{ESCAPE, Tables};
+use crate::entropy::tables::{ESCAPE, PREFIX_ZERO, Tables};
 use crate::error::{CodecError, Result};
 use crate::format::{Dtype, Format};
 use crate::simd::{dispatched, gather_bits, transpose};
 use crate::syntax::float_prefix::{EntropyTables, FloatPrefixModel};
+use crate::syntax::lattice::Groups;
 use crate::syntax::sample::SampleEncoder;
 use crate::syntax::streams::join_streams;
 use crate::syntax::tensor_plan::{TensorPlan, entry};
@@ -45,6 +49,48 @@ pub fn encode_lossless(elements: &Elements, bytes: &[u8]) -> Result<Vec<u8>> {
     if bytes.len() != expected || (dtype == Dtype::Nibble && !cols.is_multiple_of(2)) {
         return Err(CodecError::Shape { what: "bytes", found: bytes.len(), expected });
     }
+    let lattice = if dtype.is_weight() { find_lattice(dtype, cols, bytes) } else { None };
+    let plain = encode_plain(elements, bytes)?;
+    Ok(match lattice.map(|found| encode_lattice(elements, bytes, &found)).transpose()? {
+        Some(coded) if coded.len() < plain.len() => coded,
+        _ => plain,
+    })
+}
+
+/// Codes `bytes` as symbols of a lattice.
+fn encode_lattice(elements: &Elements, bytes: &[u8], found: &Fitted) -> Result<Vec<u8>> {
+    let Elements { dtype, rows, cols, .. } = *elements;
+    let tile = TilePlan { format: Format::Lossless, ..TilePlan::default() };
+    let mut plan = TensorPlan::uniform(dtype, rows, cols, tile);
+    plan.parameters.lattice = Some(found.lattice.clone());
+    let symbols = Elements { dtype: Dtype::Byte, period: 1, ..*elements };
+    plan.parameters.frequency_tables = symbol_tables(&symbols, &found.symbols);
+    plan.check()?;
+    let mut writer = TensorWriter::new(&plan)?;
+    let row_bytes = cols * dtype.bytes();
+    let mut exceptions = found.exceptions.as_slice();
+    for n in 0..plan.slices() {
+        let range = plan.slice_range(n);
+        let (first, end) = ((range.start * cols) as u64, (range.end * cols) as u64);
+        let (own, later) = exceptions.split_at(exceptions.partition_point(|&(place, _)| place < end));
+        exceptions = later;
+        let across = found.lattice.across(cols);
+        let down = found.lattice.down(&range);
+        let mut groups = Groups {
+            scales: found.scales[down.start * across..down.end * across].to_vec(),
+            exceptions: own.iter().map(|&(place, pattern)| ((place - first) as u32, pattern)).collect(),
+        };
+        let mut headers = Encoder::default();
+        found.lattice.code_groups(&mut headers, &mut groups, (dtype, range.clone(), cols))?;
+        let slice = encode_slice(&plan, writer.entropy_tables(), &headers.finish(), &found.symbols, range.clone());
+        writer.add(slice, &bytes[range.start * row_bytes..range.end * row_bytes]);
+    }
+    Ok(writer.finish())
+}
+
+/// Codes `bytes` element by element.
+fn encode_plain(elements: &Elements, bytes: &[u8]) -> Result<Vec<u8>> {
+    let Elements { dtype, rows, cols, .. } = *elements;
     let tile = TilePlan { format: Format::Lossless, ..TilePlan::default() };
     let mut plan = TensorPlan::uniform(dtype, rows, cols, tile);
     if !bytes.is_empty() {
@@ -58,7 +104,7 @@ pub fn encode_lossless(elements: &Elements, bytes: &[u8]) -> Result<Vec<u8>> {
     let mut writer = TensorWriter::new(&plan)?;
     for n in 0..plan.slices() {
         let range = plan.slice_range(n);
-        let slice = encode_slice(&plan, writer.entropy_tables(), bytes, range.clone());
+        let slice = encode_slice(&plan, writer.entropy_tables(), &[], bytes, range.clone());
         let span = |row: usize| row * cols * dtype.bits() / 8;
         writer.add(slice, &bytes[span(range.start)..span(range.end)]);
     }
@@ -86,8 +132,9 @@ fn symbol_tables(elements: &Elements, bytes: &[u8]) -> Vec<[u16; 256]> {
     }
 }
 
-/// Chooses sigmas and tables of a floating-point tensor.
+/// Chooses sigmas, tables and raw bits of a floating-point tensor.
 fn fit_floats(plan: &mut TensorPlan, bytes: &[u8]) {
+    plan.parameters.rests = if plan.dtype.is_weight() { rests_of(plan, bytes) } else { None };
     let statistics = measure(plan.dtype, plan.cols, bytes);
     let all = crate::encoder::sigma_fit::rms(statistics.rows.iter().copied());
     plan.sigma_base = (4.0 * all.max(1e-30).log2()).round().clamp(-600.0, 600.0) as i32;
@@ -96,6 +143,10 @@ fn fit_floats(plan: &mut TensorPlan, bytes: &[u8]) {
     let mut counts = [[0; 256]; 4];
     for (prefix, count) in statistics.prefixes.iter().enumerate() {
         counts[(plan.sigma_base & 3) as usize][usize::from(model.symbol_of_any(origin, prefix as u32))] += count;
+    }
+    if plan.parameters.rests.is_some() {
+        // A prefix does not tell zeros from other small elements.
+        counts = count_symbols(plan, bytes);
     }
     let mut best = with_tables(plan, &counts);
     let row_sigma = relative(&statistics.rows, all, plan.cols);
@@ -123,14 +174,18 @@ fn count_symbols(plan: &TensorPlan, bytes: &[u8]) -> [[u64; 256]; 4] {
     let model = FloatPrefixModel::fixed(plan.dtype);
     let mut counts = [[0u64; 256]; 4];
     let stride = sample_stride(plan.rows, plan.cols);
+    let rests = plan.parameters.rests.as_ref();
     for row in 0..plan.rows {
         let base = plan.sigma_base + entry(&plan.row_sigma, row);
         let runs = (sampled_first(row, stride) * TILE..plan.cols).step_by(TILE * stride);
         for col in runs.flat_map(|first| first..plan.cols.min(first + TILE)) {
             let sigma = base + entry(&plan.col_sigma, col);
             let (_, origin) = model.context(sigma, 0);
-            let (prefix, _) = plan.dtype.split(pattern(plan.dtype, bytes, row * plan.cols + col));
-            counts[(sigma & 3) as usize][usize::from(model.symbol_of_any(origin, prefix))] += 1;
+            let pattern = pattern(plan.dtype, bytes, row * plan.cols + col);
+            let (prefix, _) = plan.dtype.split(pattern);
+            let other = rests.is_some_and(|rests| prefix == 0 && !rests.is_zero(plan.dtype, pattern));
+            let symbol = if other { ESCAPE } else { model.symbol_of_any(origin, prefix) };
+            counts[(sigma & 3) as usize][usize::from(symbol)] += 1;
         }
     }
     counts
@@ -175,12 +230,18 @@ fn with_tables(plan: &TensorPlan, counts: &[[u64; 256]; 4]) -> (TensorPlan, f64)
     (plan, best.1 + sides)
 }
 
-fn encode_slice(plan: &TensorPlan, entropy_tables: &EntropyTables, bytes: &[u8], rows: Range<usize>) -> Vec<u8> {
+fn encode_slice(
+    plan: &TensorPlan,
+    entropy_tables: &EntropyTables,
+    headers: &[u8],
+    bytes: &[u8],
+    rows: Range<usize>,
+) -> Vec<u8> {
     let count = rows.len() * plan.cols;
     let mut encoder = SampleEncoder { lanes: LaneEncoder::with_capacity(count), ..SampleEncoder::default() };
     let model = entropy_tables.lossless().expect("bytes and nibbles have tables");
     encode_rows(&mut encoder, plan, &model, bytes, rows);
-    join_streams(&[], encoder, plan.lanes())
+    join_streams(headers, encoder, plan.lanes())
 }
 
 dispatched! {
@@ -199,7 +260,7 @@ fn encode_rows_inline(
     rows: Range<usize>,
 ) {
     // One copy for each type, so that its shifts are constants.
-    match plan.dtype {
+    match plan.sample_dtype() {
         Dtype::Bf16 => encode_patterns::<{ Dtype::Bf16 as u8 }>(encoder, plan, model, bytes, rows),
         Dtype::F16 => encode_patterns::<{ Dtype::F16 as u8 }>(encoder, plan, model, bytes, rows),
         Dtype::F32 => encode_patterns::<{ Dtype::F32 as u8 }>(encoder, plan, model, bytes, rows),
@@ -270,6 +331,13 @@ fn encode_patterns<const DTYPE: u8>(
                     symbols[i] = model.symbol_of_any(origins[i], prefix);
                     rests[i] = rest;
                 }
+                if let Some(own) = &plan.parameters.rests {
+                    for i in 0..BAND {
+                        if symbols[i] == PREFIX_ZERO && !own.is_zero(dtype, column[i]) {
+                            symbols[i] = ESCAPE;
+                        }
+                    }
+                }
                 let mut intervals = [0; BAND];
                 let mut escapes = 0u32;
                 for i in 0..height {
@@ -283,7 +351,16 @@ fn encode_patterns<const DTYPE: u8>(
                     intervals[i] = (lane_of(i, col) as u32) << 24 | interval & 0xff_ffff;
                 }
                 encoder.lanes.extend(&intervals[..height]);
-                write_fields(&mut encoder.bits, raw, &rests, height);
+                match &plan.parameters.rests {
+                    None => write_fields(&mut encoder.bits, raw, &rests, height),
+                    Some(own) => {
+                        for i in 0..height {
+                            let zero = symbols[i] == PREFIX_ZERO && escapes >> i & 1 == 0;
+                            let width = if zero { own.signed_zeros.into() } else { own.width(dtype, top + i) };
+                            encoder.bits.write(width, rests[i] >> (raw - width));
+                        }
+                    }
+                }
                 while escapes != 0 {
                     let i = escapes.trailing_zeros() as usize;
                     model.code_escape(encoder, origins[i], dtype.split(column[i]).0);

@@ -4,6 +4,7 @@
 use crate::entropy::tables::{ESCAPE, FP4_TABLE, PREFIX_FIRST, PREFIX_OCTAVES, PREFIX_ZERO, Tables, prefix_table};
 use crate::format::{Dtype, Format};
 use crate::scale::SigmaIndex;
+use crate::syntax::rests::Rests;
 use crate::syntax::sample::SampleCoder;
 use crate::syntax::tensor_plan::TensorPlan;
 
@@ -18,7 +19,7 @@ impl EntropyTables {
     pub fn new(plan: &TensorPlan) -> Self {
         let mut tables = Tables::default();
         plan.parameters.frequency_tables.iter().for_each(|t| tables.push(t));
-        Self { tables, dtype: plan.dtype }
+        Self { tables, dtype: plan.sample_dtype() }
     }
 
     /// Model of the elements of lossless tiles; `None` for bytes and nibbles without tables.
@@ -161,19 +162,30 @@ impl<'a> FloatPrefixModel<'a> {
         (octave << k | coder.escape(k, prefix & ((1 << k) - 1))) & mask
     }
 
-    /// Codes the bit pattern of an element: prefix, then raw bits.
+    /// Codes the bit pattern of an element: prefix, then raw bits, fewer where [`Rests`] say so for its row.
     #[inline]
     pub fn code_pattern<S: SampleCoder>(
         &self,
         coder: &mut S,
         lane: usize,
-        col: usize,
-        sigma: SigmaIndex,
+        (col, sigma): (usize, SigmaIndex),
+        rests: Option<(&Rests, usize)>,
         pattern: u32,
     ) -> u32 {
         let (prefix, rest) = self.dtype.split(pattern);
-        let prefix = self.code_prefix(coder, lane, col, sigma, prefix);
-        self.dtype.join(prefix, coder.raw(self.dtype.raw_bits(), rest))
+        let Some((rests, row)) = rests else {
+            let prefix = self.code_prefix(coder, lane, col, sigma, prefix);
+            return self.dtype.join(prefix, coder.raw(self.dtype.raw_bits(), rest));
+        };
+        let (table, origin) = self.context(sigma, col);
+        // The symbol of a prefix of zeros stands for an element of zeros.
+        let other = prefix == 0 && !rests.is_zero(self.dtype, pattern);
+        let symbol = if other { ESCAPE } else { self.symbol(table, origin, prefix) };
+        let symbol = coder.symbol(self.tables, table, lane, symbol);
+        let width = if symbol == PREFIX_ZERO { rests.signed_zeros.into() } else { rests.width(self.dtype, row) };
+        let cut = self.dtype.raw_bits() - width;
+        let rest = coder.raw(width, rest >> cut) << cut;
+        self.dtype.join(self.prefix_of(coder, origin, symbol, prefix), rest)
     }
 }
 

@@ -147,6 +147,15 @@ pub fn code_side<C: Coder>(coder: &mut C, plan: &mut TensorPlan, tools: Tools, f
     if tools.has(Tools::FREQUENCY_TABLES) {
         code_frequency_tables(coder, &mut parameters.frequency_tables)?;
     }
+    if tools.has(Tools::RESTS) {
+        let rests = parameters.rests.get_or_insert_default();
+        rests.cut = coder.raw(5, rests.cut.into()) as u8;
+        rests.signed_zeros = coder.raw(1, rests.signed_zeros.into()) == 1;
+        code_vector(coder, &mut rests.rows, plan.rows);
+    }
+    if tools.has(Tools::LATTICE) {
+        parameters.lattice.get_or_insert_default().code(coder)?;
+    }
     if tools.has(Tools::UNIFORM) {
         let full = plan.rows >= plan.tile && plan.cols >= plan.tile;
         let context = HeaderContext { tools, left: None, full };

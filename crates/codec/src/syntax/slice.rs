@@ -291,7 +291,9 @@ pub fn code_block<S: SampleCoder>(
                     }
                     Run::Lossless(model) => {
                         let sigma = plan.lossless_sigma(tile, row, col);
-                        *sample = model.code_pattern(coder, lane_of(row, col), col, sigma, *sample as u32) as i32;
+                        let rests = plan.parameters.rests.as_ref().map(|rests| (rests, row));
+                        let place = (col, sigma);
+                        *sample = model.code_pattern(coder, lane_of(row, col), place, rests, *sample as u32) as i32;
                     }
                     Run::BitShift(trellis, bits) => {
                         let state = &mut context.shifted[col];

@@ -9,6 +9,8 @@ use crate::format::{Dtype, Format};
 use crate::scale::{MAX_INDEX, SigmaIndex, UNIT, scale};
 use crate::syntax::bit_shift::{BitShiftTrellis, MAX_CODE_BITS};
 use crate::syntax::header::{check_slice, slice_count};
+use crate::syntax::lattice::Lattice;
+use crate::syntax::rests::Rests;
 use crate::syntax::tile_plan::{BANDS, Predictor, TileMode, TilePlan, band};
 use crate::syntax::tools::Tools;
 use crate::syntax::trellis::Trellis;
@@ -82,6 +84,10 @@ pub struct Parameters {
     pub bit_shift: Option<BitShiftTrellis>,
     /// Tables for heads of patterns; the fixed ones when empty.
     pub frequency_tables: FrequencyTables,
+    /// Raw bits of lossless elements that are not coded.
+    pub rests: Option<Rests>,
+    /// Lattice of all elements, whose samples are then symbols of its codebook.
+    pub lattice: Option<Lattice>,
     /// For a refinement, the scales of the quality layer that it refines; its decoded values are added to that
     /// layer's.
     pub refinement: Option<Box<Scales>>,
@@ -119,6 +125,8 @@ impl Default for Parameters {
             trellis: None,
             bit_shift: None,
             frequency_tables: Vec::new(),
+            rests: None,
+            lattice: None,
             refinement: None,
         }
     }
@@ -141,6 +149,11 @@ impl TensorPlan {
             parameters: Parameters::default(),
             tiles: vec![tile; rows.div_ceil(TILE) * cols.div_ceil(TILE)],
         }
+    }
+
+    /// Element type of the samples of lossless tiles: symbols are bytes.
+    pub fn sample_dtype(&self) -> Dtype {
+        if self.parameters.lattice.is_some() { Dtype::Byte } else { self.dtype }
     }
 
     /// Tiles in a row of tiles.
@@ -242,6 +255,8 @@ impl TensorPlan {
         tools.add(Tools::TRELLIS, p.trellis.is_some());
         tools.add(Tools::BIT_SHIFT, p.bit_shift.is_some());
         tools.add(Tools::FREQUENCY_TABLES, !p.frequency_tables.is_empty());
+        tools.add(Tools::RESTS, p.rests.is_some());
+        tools.add(Tools::LATTICE, p.lattice.is_some());
         tools.add(Tools::LINEAR, p.linear != [0; 3]);
         tools.add(Tools::REFINEMENT, p.refinement.is_some());
         tools.set_tile(self.tile);
@@ -270,6 +285,11 @@ impl TensorPlan {
         }
         for row in &self.parameters.dictionary {
             shape("dictionary row", row.len(), self.cols)?;
+        }
+        if let Some(rests) = &self.parameters.rests
+            && !rests.rows.is_empty()
+        {
+            shape("rests", rests.rows.len(), self.rows)?;
         }
         self.tools().check()?;
         for tile in self.tiles.iter().filter(|t| t.format.level_range().is_some()) {

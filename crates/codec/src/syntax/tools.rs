@@ -46,8 +46,12 @@ impl Tools {
     pub const REFINEMENT: Self = Self(1 << 19);
     /// Integer tiles have codes of a bit-shift trellis.
     pub const BIT_SHIFT: Self = Self(1 << 22);
+    /// Raw bits of lossless elements are cut where they are always zero.
+    pub const RESTS: Self = Self(1 << 23);
+    /// Elements are symbols of a codebook times a scale of their group.
+    pub const LATTICE: Self = Self(1 << 24);
     /// Bits of the tools that this version decodes.
-    const KNOWN: u32 = ((1 << 18) - 1) | Self::REFINEMENT.0 | Self::BIT_SHIFT.0;
+    const KNOWN: u32 = ((1 << 18) - 1) | Self::REFINEMENT.0 | Self::BIT_SHIFT.0 | Self::RESTS.0 | Self::LATTICE.0;
     /// Tools of levels, which a tensor with a bit-shift trellis has none of.
     const OF_LEVELS: u32 = Self::MODES.0
         | Self::PREDICTORS.0
@@ -89,17 +93,19 @@ impl Tools {
     /// The set, if this version decodes all of it.
     ///
     /// # Errors
-    /// [`CodecError::UnsupportedTool`] where reserved bits are set: a later version wrote the tensor; tools of levels beside a
-    /// bit-shift trellis.
+    /// [`CodecError::UnsupportedTool`] where reserved bits are set: a later version wrote the tensor; tools that exclude each other.
     pub fn check(self) -> Result<Self> {
         let later = self.0 & !Self::KNOWN;
         if later == 0 {
-            let excluded = self.has(Self::BIT_SHIFT) && self.0 & Self::OF_LEVELS != 0;
-            let expected = "no tools of levels beside a bit-shift trellis";
-            return match excluded {
-                true => Err(CodecError::Field { field: "tools", found: self.0.into(), expected }),
-                false => Ok(self),
-            };
+            let wrong = |expected| Err(CodecError::Field { field: "tools", found: self.0.into(), expected });
+            if self.has(Self::BIT_SHIFT) && self.0 & Self::OF_LEVELS != 0 {
+                return wrong("no tools of levels beside a bit-shift trellis");
+            }
+            let of_lattice = Self::LATTICE.0 | Self::UNIFORM.0 | Self::FREQUENCY_TABLES.0;
+            if self.has(Self::LATTICE) && self.0 != of_lattice {
+                return wrong("UNIFORM and FREQUENCY_TABLES, and no other tool, beside a lattice");
+            }
+            return Ok(self);
         }
         let known = Self::RESERVED.iter().find(|(bit, _)| *bit == later.trailing_zeros());
         Err(CodecError::UnsupportedTool { tool: known.map_or("an unknown tool", |(_, tool)| tool), bits: self.0 })

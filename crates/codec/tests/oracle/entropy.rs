@@ -107,14 +107,18 @@ impl<'a> Coder<'a> {
             m += 1;
         }
         if m == 15 {
-            let mut n = 0;
-            while n < 30 && self.raw(1) == 1 {
-                n += 1;
-            }
-            m = 15 + (1 << n) - 1 + i64::from(self.wide(n));
+            m = 15 + self.golomb();
         }
         let m = m.min(1 << 15) as i32;
         if negative { -m } else { m }
+    }
+
+    pub fn golomb(&mut self) -> i64 {
+        let mut n = 0;
+        while n < 30 && self.raw(1) == 1 {
+            n += 1;
+        }
+        (1 << n) - 1 + i64::from(self.wide(n))
     }
 }
 

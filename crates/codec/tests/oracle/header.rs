@@ -2,6 +2,7 @@
 
 use super::check;
 use super::entropy::{Bit, Coder, Int, bit_model, int_model, tree_model};
+use super::lattice::{Groups, Lattice};
 
 #[derive(Default)]
 pub struct Tensor {
@@ -31,6 +32,9 @@ pub struct Tensor {
     /// Bits of a state of the bit-shift trellis, 0 without one.
     pub state_bits: u32,
     pub frequency_tables: Vec<Vec<u16>>,
+    /// Low bits that are not coded, by row, and whether zeros have signs.
+    pub rests: Option<(Vec<u32>, bool)>,
+    pub lattice: Option<Lattice>,
     /// Patterns of the layer before, row by row, of a refinement.
     pub before: Vec<u32>,
     pub uniform: Option<Tile>,
@@ -100,8 +104,10 @@ pub fn parse<'a>(bytes: &'a [u8], before: Option<&Tensor>) -> (Tensor, Vec<&'a [
     assert!(
         t.dtype <= 6
             && t.lanes <= 64
-            && t.tools & !((1 << 18) - 1 | 1 << 19 | 1 << 22) == 0
+            && t.tools & !((1 << 18) - 1 | 1 << 19 | 1 << 22 | 3 << 23) == 0
             && (!t.has(22) || t.tools & 0b11_0111_1111_0111_1000 == 0)
+            && (t.tools & 3 << 23 == 0 || t.dtype <= 2)
+            && (!t.has(24) || t.tools == 1 << 24 | 1 << 15 | 1)
             && (8..=1024).contains(&t.slice_rows)
     );
     assert!(t.slice_rows % t.side() == 0 && t.rows <= 1 << 24 && t.cols <= 1 << 24 && t.rows * t.cols <= 1 << 33);
@@ -180,10 +186,19 @@ fn side_information(t: &mut Tensor, bytes: &[u8]) {
         assert!((1..=8).contains(&count));
         t.frequency_tables = (0..count).map(|_| frequencies(&mut coder)).collect();
     }
+    if t.has(23) {
+        let (cut, signed_zeros) = (coder.raw(5), coder.raw(1) == 1);
+        let by_row = if coder.raw(1) == 1 { entries(&mut coder, rows) } else { vec![0; rows] };
+        t.rests = Some((by_row.iter().map(|&c| cut + c.max(0) as u32).collect(), signed_zeros));
+    }
+    if t.has(24) {
+        t.lattice = Some(Lattice::read(&mut coder));
+    }
     if t.has(0) {
         let full = rows >= t.side() && cols >= t.side();
         t.uniform = Some(tile(t, &mut coder, &mut Models::new(), None, full));
     }
+    assert!(t.lattice.is_none() || t.uniform.as_ref().is_some_and(|tile| tile.format == 3));
     coder.end();
 }
 
@@ -309,8 +324,12 @@ fn tile(t: &Tensor, c: &mut Coder, m: &mut Models, left: Option<&Tile>, full: bo
     tile
 }
 
-/// All tiles of a slice of `rows` rows, and levels in bit planes by tile.
-pub fn tiles(t: &Tensor, bytes: &[u8], rows: usize) -> (Vec<Tile>, Vec<(usize, Vec<i32>)>) {
+/// Tiles, levels in bit planes by tile, and the groups of a lattice.
+type Headers = (Vec<Tile>, Vec<(usize, Vec<i32>)>, Option<Groups>);
+
+/// Headers of the slice of the rows `top..bottom`.
+pub fn tiles(t: &Tensor, bytes: &[u8], (top, bottom): (usize, usize)) -> Headers {
+    let rows = bottom - top;
     let mut coder = Coder::new(bytes);
     let (across, down) = (t.across(), rows.div_ceil(t.side()));
     let full = |row: usize, col: usize| (row + 1) * t.side() <= rows && (col + 1) * t.side() <= t.cols;
@@ -347,8 +366,9 @@ pub fn tiles(t: &Tensor, bytes: &[u8], rows: usize) -> (Vec<Tile>, Vec<(usize, V
     };
     let in_planes = tiles.iter().enumerate().filter(|(_, t)| t.mode == 3);
     let levels = in_planes.map(|(n, _)| (n, bit_planes(&mut coder, &mut planes))).collect();
+    let groups = t.lattice.as_ref().map(|lattice| lattice.groups(t, &mut coder, top, bottom));
     coder.end();
-    (tiles, levels)
+    (tiles, levels, groups)
 }
 
 struct Planes {

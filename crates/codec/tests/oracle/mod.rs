@@ -10,6 +10,7 @@ mod transforms;
 
 mod entropy;
 mod header;
+mod lattice;
 mod reconstruct;
 mod samples;
 
@@ -49,7 +50,7 @@ fn decode_slices(tensor: &Tensor, slices: &[&[u8]]) -> Vec<u8> {
 fn decode_slice(tensor: &Tensor, slice: &[u8], top: usize, bottom: usize) -> Vec<u8> {
     let length = |n: usize| u32::from_le_bytes(slice[4 * n..4 * n + 4].try_into().unwrap()) as usize;
     let (a, b, c) = (12 + length(0), 12 + length(0) + length(1), 12 + length(0) + length(1) + length(2));
-    let (tiles, in_planes) = header::tiles(tensor, &slice[12..a], bottom - top);
+    let (tiles, in_planes, groups) = header::tiles(tensor, &slice[12..a], (top, bottom));
     assert!(tensor.dtype < 3 || tiles.iter().all(|t| t.format == 3), "lossy tiles in dtype {}", tensor.dtype);
     let mut found = samples::read(tensor, &tiles, (top, bottom), [&slice[a..b], &slice[b..c], &slice[c..]]);
     for (n, levels) in in_planes {
@@ -58,7 +59,13 @@ fn decode_slice(tensor: &Tensor, slice: &[u8], top: usize, bottom: usize) -> Vec
             found[row + k / 16][col + k % 16] = level;
         }
     }
-    let patterns = reconstruct::patterns(tensor, &tiles, top, &found);
+    let patterns = match (&tensor.lattice, groups) {
+        (Some(lattice), Some(groups)) => {
+            let pattern = |row, col| lattice.pattern(tensor, &groups, top, (row, col), found[row - top][col]);
+            (top..bottom).map(|row| (0..tensor.cols).map(|col| pattern(row, col)).collect()).collect()
+        }
+        _ => reconstruct::patterns(tensor, &tiles, top, &found),
+    };
     match tensor.bits() {
         4 => patterns.concat().chunks(2).map(|p| (p[0] | p[1] << 4) as u8).collect(),
         bits => patterns.concat().iter().flat_map(|p| p.to_le_bytes()[..bits / 8].to_vec()).collect(),

@@ -88,7 +88,7 @@ pub fn patterns(t: &Tensor, tiles: &[Tile], top: usize, samples: &[Vec<i32>]) ->
 }
 
 /// Section 9.2.
-fn code_value(code: u32, exponent: u32, fraction: u32, bias: i32) -> f32 {
+pub fn code_value(code: u32, exponent: u32, fraction: u32, bias: i32) -> f32 {
     let magnitude = code % (1 << (exponent + fraction));
     let infinite = [0x7f, 0x7c, 8][[4, 5, 2].iter().position(|&e| e == exponent).unwrap()];
     let (e, f) = ((magnitude >> fraction) as i32, f64::from(magnitude % (1 << fraction)) / f64::from(1 << fraction));

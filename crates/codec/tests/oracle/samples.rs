@@ -70,17 +70,28 @@ fn sample(
     let scale = tile.step + t.row_scale[row] + t.col_scale[col];
     match tile.format {
         3 => {
-            let head = head(t.dtype, &t.frequency_tables, sigma + (t.step_base >> 1), row, col, s);
+            if t.lattice.is_some() {
+                return head(5, &t.frequency_tables, 0, row, col, s).0 as i32;
+            }
+            let (head, symbol) = head(t.dtype, &t.frequency_tables, sigma + (t.step_base >> 1), row, col, s);
             let raw = [5, 8, 21, 1, 1, 0, 0][usize::from(t.dtype)];
             if raw == 0 {
                 return head as i32;
             }
-            let rest = s.bits.read(raw);
+            let rest = match &t.rests {
+                None => s.bits.read(raw),
+                Some((_, true)) if symbol == 1 => s.bits.read(1) << (raw - 1),
+                Some((_, false)) if symbol == 1 => 0,
+                Some((cut, _)) => {
+                    let c = cut[row].min(raw - 1);
+                    s.bits.read(raw - c) << c
+                }
+            };
             (rest >> (raw - 1) << (t.bits() - 1) as u32 | head << (raw - 1) | rest % (1 << (raw - 1))) as i32
         }
         2 | 4 => {
             let (dtype, shift) = if tile.format == 2 { (3, 16) } else { (4, 44) };
-            let magnitude = head(dtype, &[], sigma - scale + shift, row, col, s) % 128;
+            let magnitude = head(dtype, &[], sigma - scale + shift, row, col, s).0 % 128;
             (s.bits.read(1) << 7 | magnitude) as i32
         }
         7 => {
@@ -185,10 +196,11 @@ fn odd_index(class: usize, row: usize, col: usize, s: &mut Streams) -> i32 {
     quotient * (1 << shift) + s.bits.read(shift as u32) as i32
 }
 
-/// Section 7.4.
-fn head(dtype: u8, frequency_tables: &[Vec<u16>], sigma: i32, row: usize, col: usize, s: &mut Streams) -> u32 {
+/// Section 7.4: a prefix and its symbol.
+fn head(dtype: u8, frequency_tables: &[Vec<u16>], sigma: i32, row: usize, col: usize, s: &mut Streams) -> (u32, usize) {
     if dtype >= 5 {
-        return s.symbols.symbol(&frequency_tables[col % frequency_tables.len()], row, col) as u32;
+        let symbol = s.symbols.symbol(&frequency_tables[col % frequency_tables.len()], row, col);
+        return (symbol as u32, symbol);
     }
     let (leading, bias, bits) = [(3, 127, 11), (3, 15, 8), (3, 127, 11), (3, 7, 7), (2, 15, 7)][usize::from(dtype)];
     let octave = sigma.div_euclid(4) + bias - 8;
@@ -201,18 +213,20 @@ fn head(dtype: u8, frequency_tables: &[Vec<u16>], sigma: i32, row: usize, col: u
         .collect();
     let tables = if frequency_tables.is_empty() { &fixed } else { frequency_tables };
     let table = &tables[(sigma & (tables.len() as i32 - 1)) as usize];
-    match s.symbols.symbol(table, row, col) {
+    let symbol = s.symbols.symbol(table, row, col);
+    let prefix = match symbol {
         0 => {
             let mut n = 0;
             while n < 20 && s.escapes.read(1) == 1 {
                 n += 1;
             }
             if n == 20 {
-                return s.escapes.read(bits);
+                return (s.escapes.read(bits), symbol);
             }
             ((octave - 1 - n) * (1 << leading) + s.escapes.read(leading) as i32).rem_euclid(1 << bits) as u32
         }
         1 => 0,
         symbol => (symbol as i32 - 2 + octave * (1 << leading)).rem_euclid(1 << bits) as u32,
-    }
+    };
+    (prefix, symbol)
 }

@@ -16,7 +16,7 @@ use crate::results::write_json;
 use crate::stage::{ArtifactRef, Estimate, Stage};
 
 /// Version of the artifact; raised when results change.
-pub(super) const VERSION: u32 = 16;
+pub(super) const VERSION: u32 = 17;
 
 /// The compressed checkpoint of allocations, in `checkpoint/` of the artifact: the base's, and one for each refinement.
 pub(crate) struct Encode<'a> {

@@ -19,7 +19,7 @@ use crate::container::source::{Piece, Source, pieces_of};
 use crate::error::{AtPath, CheckpointError, FileError, Result, TensorError};
 use crate::whole::write_new;
 
-const FRAME: Frame = Frame { magic: *b"WFDL", version: 1, kind: "delta" };
+const FRAME: Frame = Frame { magic: *b"WFDL", version: 1, oldest: 1, kind: "delta" };
 /// Largest head, before it is coded.
 const MAX_HEAD: u32 = 400_000_000;
 

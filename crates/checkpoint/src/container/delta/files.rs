@@ -46,10 +46,6 @@ pub fn digest_of_files(dir: &Path) -> Result<String> {
     Ok(hasher.finalize().to_hex().to_string())
 }
 
-pub(super) fn is_safetensors(name: &str) -> bool {
-    name.ends_with(".safetensors")
-}
-
 pub(super) fn paths(dir: &Path, names: &[String]) -> Vec<PathBuf> {
     names.iter().map(|name| dir.join(name)).collect()
 }

@@ -6,10 +6,11 @@ use std::path::{Path, PathBuf};
 
 use crate::container::delta::base::Base;
 use crate::container::delta::coded;
-use crate::container::delta::files::{DeltaSummary, is_safetensors, open, paths};
+use crate::container::delta::files::{DeltaSummary, open, paths};
 use crate::container::delta::list::{Entry, FileKind, List, NAME, VERSION};
 use crate::container::delta::tensor::Coders;
 use crate::container::frame::OnBytes;
+use crate::container::names::is_safetensors;
 use crate::container::names::{check_name, check_names};
 use crate::container::source::Source;
 use crate::container::tree::Tree;

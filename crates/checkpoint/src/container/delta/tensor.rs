@@ -10,7 +10,7 @@ use waterfill_codec::{CodecError, CodedTensor, Dtype};
 
 use crate::container::delta::base::{Beside, dtype_of};
 use crate::container::delta::factors::{Factors, Shape};
-use crate::container::source::{Piece, Source};
+use crate::container::source::{self, Piece, Source};
 use crate::error::{CheckpointError, Result, TensorError};
 use crate::parallel::decode_parallel;
 use crate::read::Values;
@@ -167,9 +167,9 @@ impl Tensor {
             return Ok(Stored { tensor, parts: vec![stored], check: None });
         }
         let (record, stored, _) = source.code(piece)?;
-        let alone = match record.coded {
-            true => Self::Coded(stored.len() as u64),
-            false => Self::Plain(stored.len() as u64, record.check),
+        let alone = match record.stored {
+            source::Stored::Plain { check } => Self::Plain(stored.len() as u64, check),
+            _ => Self::Coded(stored.len() as u64),
         };
         let mut best = (alone, vec![stored]);
         if let (Some(before), Some(dtype)) = (before, dtype_of(piece).filter(|d| d.is_weight())) {

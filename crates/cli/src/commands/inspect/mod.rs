@@ -1,6 +1,6 @@
 //! `waterfill inspect` and `waterfill verify`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
@@ -8,7 +8,7 @@ mod allocated;
 
 use anyhow::{Context as _, Result, bail};
 use waterfill_checkpoint::delta::{self, is_delta};
-use waterfill_checkpoint::pack::{is_packed, verify_packed};
+use waterfill_checkpoint::pack::{PackedRecord, is_packed, packed_records, verify_packed};
 use waterfill_checkpoint::{Checkpoint, Storage, Values};
 use waterfill_codec::{CodedTensor, Format};
 use waterfill_model::roles::label_of;
@@ -16,17 +16,21 @@ use waterfill_quantize::rdo::Usage;
 use waterfill_store::Artifact;
 
 /// Neither of the two that are understood.
-const UNKNOWN: &str = "neither an artifact (manifest.json) nor a checkpoint (config.json and safetensors)";
+const UNKNOWN: &str =
+    "neither an artifact (manifest.json) nor a checkpoint (config.json and safetensors) nor a packed file";
 
 fn is_checkpoint(path: &Path) -> bool {
     path.join("model.safetensors").exists() || path.join("model.safetensors.index.json").exists()
 }
 
-/// Describes an artifact or a checkpoint.
+/// Describes an artifact, a checkpoint or a packed file.
 ///
 /// # Errors
 /// Paths that are neither, and files that are damaged.
 pub fn inspect(path: &Path) -> Result<String> {
+    if is_packed(path) {
+        return inspect_packed(path);
+    }
     if path.join("manifest.json").exists() {
         return inspect_artifact(path);
     }
@@ -103,6 +107,30 @@ fn verify_store(path: &Path, artifacts: &[PathBuf]) -> Result<String> {
     }
     let reason = format!("{} of {} artifacts are damaged: {}", damaged.len(), artifacts.len(), damaged.join("; "));
     bail!("{}: {reason}", path.display())
+}
+
+/// Sizes of a packed file's tensors by what coding found out about them.
+fn inspect_packed(path: &Path) -> Result<String> {
+    let records = packed_records(path)?;
+    let files: BTreeSet<&str> = records.iter().map(|r| r.file.as_str()).collect();
+    let mut kinds: BTreeMap<&str, Vec<&PackedRecord>> = BTreeMap::new();
+    for record in &records {
+        let found = record.found.as_deref().unwrap_or("no structure");
+        let kind = if found.starts_with("equal to") { "equal to another tensor" } else { found };
+        kinds.entry(kind).or_default().push(record);
+    }
+    let sum = |records: &[&PackedRecord], n: usize| records.iter().map(|r| r.bytes[n]).sum::<u64>();
+    let all: Vec<&PackedRecord> = records.iter().collect();
+    let (from, to) = (sum(&all, 0), sum(&all, 1));
+    let mut text =
+        format!("{}: packed, {} tensors of {} files, {from} bytes in {to}\n", path.display(), all.len(), files.len());
+    for (kind, records) in &kinds {
+        let (from, to) = (sum(records, 0), sum(records, 1));
+        let example = records.first().map_or("", |r| r.tensor.as_str());
+        writeln!(text, "{:>6} tensors {from:>13} bytes in {to:>13}  {kind}; {example}", records.len())
+            .expect("a string");
+    }
+    Ok(text)
 }
 
 fn inspect_artifact(path: &Path) -> Result<String> {
