@@ -177,7 +177,12 @@ impl<'a> Packed<'a> {
         Ok(())
     }
 
-    pub fn restore(&self, file: &PackedEntry, on_bytes: OnBytes, write: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+    pub fn restore(
+        &self,
+        file: &PackedEntry,
+        on_bytes: OnBytes,
+        write: &mut dyn FnMut(&[u8]) -> Result<()>,
+    ) -> Result<()> {
         let entry = &self.head.files[file.number];
         let mut digest = blake3::Hasher::new();
         digest.update(&entry.prefix);

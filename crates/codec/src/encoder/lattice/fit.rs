@@ -265,8 +265,7 @@ impl Range {
     /// Scale and offset with fractions of `bits` bits, the nearest to the middle of the range; `None` if it has none.
     pub fn scale(&self, bits: u32) -> Option<(f32, f32)> {
         if self.high.is_infinite() {
-            let offset = self.steps.first().map_or(0.0, |step| step.1);
-            return Some((0.0, offset as f32));
+            return short(self.steps.first().map_or(0.0, |step| step.1), bits).map(|offset| (0.0, offset));
         }
         let middle = self.inside.unwrap_or(self.middle());
         if middle <= 0.0 || !middle.is_finite() {
@@ -274,19 +273,25 @@ impl Range {
         }
         let unit = power(exponent(middle) - bits as i32);
         let nearest = (middle / unit).round();
-        let fits = |n: f64| (self.low..=self.high).contains(&(n * unit)).then_some(n * unit);
+        let fits = |n: f64| Some(n * unit).filter(|v| (self.low..=self.high).contains(v)).and_then(|v| short(v, bits));
         if self.steps.is_empty() {
-            return fits(nearest).map(|scale| (scale as f32, 0.0));
+            return fits(nearest).map(|scale| (scale, 0.0));
         }
         (0..32).flat_map(|k| [nearest + f64::from(k), nearest - f64::from(k) - 1.0]).find_map(|n| {
             let scale = fits(n)?;
-            let (low, high, _) = self.offsets(scale);
+            let (low, high, _) = self.offsets(scale.into());
             let middle = (low + high) / 2.0;
             let unit = power(exponent(middle.abs().max(f64::from(f32::MIN_POSITIVE))) - bits as i32);
             let offset = (middle / unit).round() * unit;
-            (low..=high).contains(&offset).then_some((scale as f32, offset as f32))
+            Some((scale, short(offset, bits).filter(|_| (low..=high).contains(&offset))?))
         })
     }
+}
+
+/// A number as binary32, if its fraction has no more than `bits` bits there.
+fn short(v: f64, bits: u32) -> Option<f32> {
+    let short = v as f32;
+    (f64::from(short) == v && short.to_bits() & ((1 << (23 - bits)) - 1) == 0).then_some(short)
 }
 
 /// Exponent of the leading bit of a positive number.
