@@ -279,8 +279,28 @@ fn examples() -> Vec<Example> {
     for (name, dtype, elements) in structured() {
         let bytes: Vec<u8> = elements.iter().flat_map(|p| p.to_le_bytes()[..dtype.bytes()].to_vec()).collect();
         let coded = encode_lossless(&Elements { dtype, rows: 48, cols: 96, period: 1 }, &bytes).unwrap();
-        let tool = if name.starts_with("rests") { Tools::RESTS } else { Tools::LATTICE };
-        assert!(CodedTensor::parse(&coded).unwrap().header().tools.has(tool), "{name}");
+        let tensor = CodedTensor::parse(&coded).unwrap();
+        let (tools, parameters) = (tensor.header().tools, &tensor.plan().parameters);
+        // Groups, the type products were rounded to, and whether there are offsets.
+        let lattice = parameters.lattice.as_ref().map(|l| (l.group, l.via.0, l.offset_bits.is_some()));
+        // Low bits that are zero, whether zeros have signs, and whether rows have further ones.
+        let rests = parameters.rests.as_ref().map(|r| (r.cut, r.signed_zeros, !r.rows.is_empty()));
+        let expected = match name {
+            "rests-narrow" => (None, Some((16, false, false))),
+            "rests-rows" => (None, Some((0, false, true))),
+            "rests-signed-zeros" => (None, Some((0, true, false))),
+            "rests-zeros" | "rests-some-minus-zeros" => (None, Some((0, false, false))),
+            "lattice-int8-rows" => (Some(([1, 96], Dtype::F16, false)), None),
+            "lattice-fp8-blocks" => (Some(([16, 16], Dtype::Bf16, false)), None),
+            "lattice-affine" => (Some(([1, 32], Dtype::Bf16, true)), None),
+            _ => (Some(([1, 48], Dtype::Bf16, false)), None),
+        };
+        assert_eq!((lattice, rests), expected, "{name}");
+        assert_eq!(
+            (tools.has(Tools::LATTICE), tools.has(Tools::RESTS)),
+            (lattice.is_some(), rests.is_some()),
+            "{name}"
+        );
         all.push(Example { name: name.into(), bytes: coded, before: None });
     }
     for (name, before, trellis) in
@@ -571,6 +591,54 @@ proptest! {
         // Without the layer before, or on another, nothing is decoded.
         let tensor = CodedTensor::parse(&bytes).unwrap();
         prop_assert!(tensor.decode().is_err());
+    }
+
+    /// Elements that were zero or narrower before, in lossless tiles beside any others.
+    #[test]
+    fn both_decoders_agree_on_rests_beside_any_tiles(
+        plan in any_plan(), sigma in 0.1f32..30.0, (zeros, minus, narrow) in (0.0f32..1.5, 0..3u32, 0..3usize),
+    ) {
+        let narrow = Dtype::ALL[narrow];
+        let mut weights = weights(plan.dtype, plan.rows, plan.cols, sigma);
+        for (i, w) in weights.iter_mut().enumerate() {
+            let zero = [0.0, *w * 0.0, [0.0, -0.0][usize::from(i % 50 == 0)]][minus as usize];
+            let narrowed = narrow.value_of(narrow.pattern_of(*w));
+            *w = if w.abs() < zeros * sigma { zero } else { plan.dtype.value_of(plan.dtype.pattern_of(narrowed)) };
+        }
+        let bytes = encode_tensor(&plan, &weights).unwrap();
+        prop_assert!(oracle::decode(&bytes) == decoded_here(&bytes, None));
+    }
+
+    /// Levels and codes in groups of any shape, over more than one slice, a few elements off.
+    #[test]
+    fn both_decoders_agree_on_any_lattice(
+        (dtype, via) in (0..3usize, 0..3usize), (rows, groups) in (30usize..300, 1usize..4), (height, width) in (1usize..40, 16usize..40),
+        (book, affine) in (0..3usize, any::<bool>()), odd in prop::collection::vec((0usize..4000, any::<u32>()), 0..20),
+        scales in prop::collection::vec((1u32..2048, -500i16..500), 1..60),
+    ) {
+        let (dtype, via, cols) = (Dtype::ALL[dtype], Dtype::ALL[via], groups * width);
+        let mut patterns: Vec<u32> = (0..rows * cols)
+            .map(|i| {
+                let (scale, offset) = scales[(i / cols / height * groups + i % cols / width) % scales.len()];
+                let code = ((i * i + 7 * i) >> 3) as u8;
+                let value = match book {
+                    0 => f32::from(code % 16) - if affine { 0.0 } else { 7.0 },
+                    1 => Minifloat::E4M3.decode(code),
+                    _ => Minifloat::E5M2.decode(code),
+                };
+                let value = value * (scale as f32 / 65536.0);
+                let value = if affine { value + f32::from(offset) / 1024.0 } else { value };
+                dtype.pattern_of(via.value_of(via.pattern_of(value)))
+            })
+            .collect();
+        for (place, pattern) in odd {
+            let count = patterns.len();
+            patterns[place % count] = pattern;
+        }
+        let bytes: Vec<u8> = patterns.iter().flat_map(|p| p.to_le_bytes()[..dtype.bytes()].to_vec()).collect();
+        let coded = encode_lossless(&Elements { dtype, rows, cols, period: 1 }, &bytes).unwrap();
+        prop_assert!(decoded_here(&coded, None) == bytes);
+        prop_assert!(oracle::decode(&coded) == bytes);
     }
 
     #[test]

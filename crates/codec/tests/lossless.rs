@@ -3,7 +3,8 @@
 use proptest::prelude::*;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
-use waterfill_codec::{CodedTensor, Dtype, Elements, encode_lossless};
+use waterfill_codec::syntax::tools::Tools;
+use waterfill_codec::{CodedTensor, Dtype, Elements, Minifloat, encode_lossless};
 
 fn decoded(coded: &[u8]) -> Vec<u8> {
     CodedTensor::parse(coded).unwrap().decode().unwrap().0
@@ -66,6 +67,84 @@ proptest! {
         coded[at] ^= 1 << draw(8);
         let found = CodedTensor::parse(&coded).and_then(|tensor| tensor.decode());
         prop_assert!(found.is_err(), "byte {} was flipped unnoticed", at);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(150))]
+    /// Blocks, columns and codes too, over more than one slice, with much noise: found or not, elements come back, and damage is noticed.
+    #[test]
+    fn lattices_of_any_groups_come_back(
+        dtype in 0usize..3, via in 0usize..3, (rows, cols) in (1usize..300, 8usize..80), (height, width) in (1usize..60, 1usize..90),
+        (book, levels, affine) in (0usize..3, 2u32..120, any::<bool>()), noise in prop_oneof![Just(0usize), 1usize..60],
+        negate in any::<bool>(), seed in any::<u64>(),
+    ) {
+        let (dtype, via) = (Dtype::ALL[dtype], Dtype::ALL[via]);
+        let mut random = ChaCha8Rng::seed_from_u64(seed);
+        let mut draw = |n: u32| random.next_u32() % n;
+        let across = cols.div_ceil(width);
+        let scales: Vec<(f32, f32)> = (0..rows.div_ceil(height) * across)
+            .map(|_| (half::f16::from_f32(draw(2000) as f32 / 99_000.0).to_f32(), draw(1000) as f32 / -1024.0))
+            .collect();
+        let mut patterns: Vec<u32> = (0..rows * cols)
+            .map(|i| {
+                let (scale, offset) = scales[i / cols / height * across + i % cols / width];
+                let value = match book {
+                    0 => Minifloat::E4M3.decode(draw(256) as u8),
+                    1 => Minifloat::E5M2.decode(draw(256) as u8),
+                    _ => draw(levels) as f32 - if affine { 0.0 } else { (levels / 2) as f32 },
+                };
+                let value = value * scale * if negate && draw(2) == 1 { -1.0 } else { 1.0 };
+                let value = if affine { value + offset } else { value };
+                dtype.pattern_of(via.value_of(via.pattern_of(value)))
+            })
+            .collect();
+        for _ in 0..noise {
+            let place = draw(patterns.len() as u32) as usize;
+            patterns[place] = draw(u32::MAX);
+        }
+        let bytes: Vec<u8> = patterns.iter().flat_map(|p| p.to_le_bytes()[..dtype.bytes()].to_vec()).collect();
+        let mut coded = encode_lossless(&Elements { dtype, rows, cols, period: 1 }, &bytes).unwrap();
+        prop_assert_eq!(decoded(&coded), bytes);
+        for _ in 0..8 {
+            let (at, bit) = (draw(coded.len() as u32) as usize, 1 << draw(8));
+            coded[at] ^= bit;
+            let found = CodedTensor::parse(&coded).and_then(|tensor| tensor.decode());
+            prop_assert!(found.is_err(), "byte {} was flipped unnoticed", at);
+            coded[at] ^= bit;
+        }
+    }
+}
+
+/// The groups that a lattice has are the ones found, and rounding on the way to a wider type is too.
+#[test]
+fn groups_and_types_of_lattices_are_found() {
+    for (dtype, via, group, affine) in [
+        (Dtype::Bf16, Dtype::Bf16, [1, 48], false),
+        (Dtype::F16, Dtype::Bf16, [1, 32], false),
+        (Dtype::F32, Dtype::F16, [1, 32], false),
+        (Dtype::Bf16, Dtype::Bf16, [16, 16], false),
+        (Dtype::Bf16, Dtype::Bf16, [300, 1], false),
+        (Dtype::F16, Dtype::F16, [1, 32], true),
+    ] {
+        let (rows, cols) = (300, 96);
+        let mut random = ChaCha8Rng::seed_from_u64(7);
+        let scales: Vec<f32> = (0..rows * cols).map(|_| (100 + random.next_u32() % 900) as f32 / 16384.0).collect();
+        let element = |i: usize| {
+            let scale = scales[i / cols / group[0] * cols + i % cols / group[1]];
+            // All sixteen levels in each group.
+            let level = (i / cols * 5 + i % cols * 7 + (i % cols >> 4)) as f32 % 16.0;
+            let value = if affine { level * scale - scale * 5.3 } else { (level - 7.0) * scale };
+            dtype.pattern_of(via.value_of(via.pattern_of(value)))
+        };
+        let bytes: Vec<u8> =
+            (0..rows * cols).flat_map(|i| element(i).to_le_bytes()[..dtype.bytes()].to_vec()).collect();
+        let coded = encode_lossless(&Elements { dtype, rows, cols, period: 1 }, &bytes).unwrap();
+        assert_eq!(decoded(&coded), bytes);
+        let tensor = CodedTensor::parse(&coded).unwrap();
+        assert!(tensor.header().tools.has(Tools::LATTICE), "{dtype:?} {group:?}");
+        let lattice = tensor.plan().parameters.lattice.as_ref().unwrap();
+        assert_eq!((lattice.group, lattice.via.0, lattice.offset_bits.is_some()), (group, via, affine));
     }
 }
 

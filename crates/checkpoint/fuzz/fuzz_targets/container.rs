@@ -34,7 +34,8 @@ fuzz_target!(init: write_seeds(), |input: &[u8]| {
         let other = dir.path().join("other");
         match kind % 3 {
             0 => {
-                std::fs::write(&path, [b"WFPK\x01\0\0\0", &bytes[..]].concat()).unwrap();
+                let version = if kind & 8 == 0 { 2 } else { 1 };
+                std::fs::write(&path, [b"WFPK", &[version, 0, 0, 0], bytes].concat()).unwrap();
                 let _ = verify_packed(&path);
             }
             1 => {

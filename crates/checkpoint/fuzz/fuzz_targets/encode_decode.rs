@@ -5,8 +5,8 @@
 use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
 use waterfill_codec::{
-    BitShiftTrellis, CodedTensor, Dtype, Elements, Format, Kernel, Palette, Parameters, Predictor, TILE, TensorPlan, TileMode, TilePlan, Transform,
-    encode_lossless, encode_tensor,
+    BitShiftTrellis, CodedTensor, Dtype, Elements, Format, Kernel, Minifloat, Palette, Parameters, Predictor, TILE,
+    TensorPlan, TileMode, TilePlan, Transform, encode_lossless, encode_tensor,
 };
 
 #[derive(Arbitrary, Debug)]
@@ -25,7 +25,30 @@ struct Input {
     linear: [i8; 3],
     dictionary: Vec<i8>,
     state_bits: u8,
+    /// Elements are put on it.
+    lattice: Option<Lattice>,
+    rests: Option<Rests>,
     bytes: Vec<u8>,
+}
+
+#[derive(Arbitrary, Debug)]
+struct Lattice {
+    group: [u8; 2],
+    book: u8,
+    levels: u8,
+    via: u8,
+    affine: bool,
+    scales: Vec<(u16, i16)>,
+    exceptions: Vec<(u16, u32)>,
+}
+
+/// Low bits that are zero, in all rows and in some, and elements that are.
+#[derive(Arbitrary, Debug)]
+struct Rests {
+    cut: u8,
+    row_cut: u8,
+    zeros: u8,
+    signed: bool,
 }
 
 #[derive(Arbitrary, Debug)]
@@ -46,6 +69,23 @@ fuzz_target!(|input: Input| {
     let rows = usize::from(input.rows % 100);
     let mut bytes: Vec<u8> = (0..rows * cols * dtype.bits() / 8).map(|i| (i >> 2) as u8).collect();
     bytes.iter_mut().zip(&input.bytes).for_each(|(b, &x)| *b = x);
+    if dtype.is_weight() && input.rows & 128 == 128 {
+        // As a decoded quantized checkpoint has them, but for bytes at the end.
+        let (group, kept) =
+            (16 + usize::from(input.step.unsigned_abs()) % 50, bytes.len() - bytes.len().min(input.bytes.len() % 9));
+        let scale = |i: usize| 0.01 + f32::from(input.bytes.get(i / group).copied().unwrap_or(7)) / 999.0;
+        let value =
+            |i: usize, b: u8| (f32::from(b % 16) - 7.0) * scale(i) + if input.side & 1 == 1 { -0.3 } else { 0.0 };
+        let found = (0..rows * cols).flat_map(|i| {
+            let pattern = dtype.pattern_of(value(i, bytes[i]));
+            pattern.to_le_bytes()[..dtype.bytes()].to_vec()
+        });
+        let found: Vec<u8> = found.collect();
+        bytes[..kept].copy_from_slice(&found[..kept]);
+    }
+    if dtype.is_weight() && cols > 0 {
+        structure(&input, dtype, cols, &mut bytes);
+    }
     let elements = Elements { dtype, rows, cols, period: usize::from(input.side % 9) };
     let coded = encode_lossless(&elements, &bytes).unwrap();
     assert_eq!(CodedTensor::parse(&coded).unwrap().decode().unwrap().0, bytes);
@@ -106,6 +146,52 @@ fuzz_target!(|input: Input| {
         CodedTensor::parse(&coded).unwrap().decode().unwrap();
     }
 });
+
+/// Puts weights on the input's lattice, and then cuts them, where it says so.
+fn structure(input: &Input, dtype: Dtype, cols: usize, bytes: &mut [u8]) {
+    let width = dtype.bytes();
+    let pattern = |b: &[u8]| b.iter().rev().fold(0, |v, &x| v << 8 | u32::from(x));
+    let mut patterns: Vec<u32> = bytes.chunks_exact(width).map(pattern).collect();
+    if let Some(lattice) = &input.lattice {
+        let side = lattice.group.map(|side| usize::from(side) % 64 + 1);
+        let via = [Dtype::Bf16, Dtype::F16, Dtype::F32][usize::from(lattice.via) % 3];
+        for (i, pattern) in patterns.iter_mut().enumerate() {
+            let group = i / cols / side[0] * cols.div_ceil(side[1]) + i % cols / side[1];
+            // Groups beyond the input's have scales of their own too.
+            let (scale, offset) = match lattice.scales.len() {
+                0 => (group as u16 * 77, 0),
+                n => lattice.scales[group % n],
+            };
+            let byte = input.bytes.get(i).map_or((i * 7919 >> 3) as u8, |&b| b);
+            let value = match lattice.book % 4 {
+                0 => Minifloat::E4M3.decode(byte),
+                1 => Minifloat::E5M2.decode(byte),
+                _ => f32::from(byte % lattice.levels.max(1)) - f32::from(lattice.levels / 2),
+            };
+            let scale = Dtype::Bf16.value_of(0x3c00 + u32::from(scale % 512));
+            // Minus zero is no offset: it leaves zeros their signs.
+            let offset = if lattice.affine { f32::from(offset) / 4096.0 } else { -0.0 };
+            let value = value * scale + offset;
+            *pattern = dtype.pattern_of(via.value_of(via.pattern_of(value)));
+        }
+        for &(place, odd) in &lattice.exceptions {
+            if let Some(pattern) = patterns.get_mut(usize::from(place)) {
+                *pattern = odd;
+            }
+        }
+    }
+    if let Some(rests) = &input.rests {
+        let sign = 1 << (dtype.bits() - 1);
+        for (i, pattern) in patterns.iter_mut().enumerate() {
+            let own = if i / cols % 2 == 1 { rests.row_cut % 24 } else { 0 };
+            *pattern &= u32::MAX << (rests.cut % 24).max(own);
+            if (i * 7919 >> 4) as u8 & 127 < rests.zeros {
+                *pattern &= if rests.signed { sign } else { 0 };
+            }
+        }
+    }
+    bytes.chunks_exact_mut(width).zip(patterns).for_each(|(b, p)| b.copy_from_slice(&p.to_le_bytes()[..width]));
+}
 
 fn plan_of(tile: &Tile) -> TilePlan {
     let format = Format::ALL[usize::from(tile.format) % 8];

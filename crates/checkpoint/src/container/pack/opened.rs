@@ -69,7 +69,7 @@ pub fn packed_records(path: &Path) -> Result<Vec<PackedRecord>> {
             };
             all.push(PackedRecord {
                 file: entry.name.clone(),
-                tensor: names.get(n - file.records.start).cloned().unwrap_or_default(),
+                tensor: names.get(n - file.records.start).cloned().unwrap_or_else(|| "bytes".into()),
                 bytes: [record.bytes, record.stored_bytes()],
                 found,
             });
