@@ -73,7 +73,8 @@ fn bases() -> &'static Vec<Vec<u8>> {
     })
 }
 
-/// Lossless elements of 48 rows that were something else before, in ways that lattices and rests have beside the plain ones.
+/// Lossless elements of 48 rows that were something else before, in ways that lattices and rests have beside the plain
+/// ones.
 fn structured(weights: &[f32]) -> Vec<Vec<u8>> {
     let round = |dtype: Dtype, v: f32| dtype.value_of(dtype.pattern_of(v));
     let scale = |group: usize| round(Dtype::F16, (1 + group * 37 % 50) as f32 / 1000.0);
