@@ -95,5 +95,5 @@ pub use select::{Selection, WithoutFloor, select_weight};
 pub use shared_steps::format_costs;
 pub use structure::{FormatCosts, Sharing, Structure};
 pub use table::write_table;
-pub use target::{FINEST, TargetResult, TargetSize, meet_target};
+pub use target::{COARSEST, FINEST, TargetResult, TargetSize, meet_target};
 pub use uniform_correction::uniform_corrections;

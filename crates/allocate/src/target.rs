@@ -17,6 +17,8 @@ const TOLERANCE: f64 = 5e-4;
 const RANGE: (f64, f64) = (1e-18, 1e3);
 /// The smallest lambda, at which matrices take as many bits as are of use.
 pub const FINEST: Lambda = Lambda(RANGE.0);
+/// The largest lambda, at which matrices take as few bits as they can.
+pub const COARSEST: Lambda = Lambda(RANGE.1);
 
 /// A wanted size in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

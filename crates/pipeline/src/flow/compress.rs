@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use waterfill_allocate::FINEST;
+use waterfill_allocate::{COARSEST, FINEST};
 use waterfill_checkpoint::{Checkpoint, QualityPrefix, TensorInfo};
 use waterfill_config::Sequential;
 use waterfill_model::TensorRole;
@@ -227,6 +227,11 @@ fn search_size(
             [Some((low, above)), Some((high, below))] => low + (high - low) * above / (above - below),
             _ => last.0 + last.1 / slope,
         };
+        // Beyond these lambdas nothing changes any more.
+        let next = next.clamp(FINEST.0.ln(), COARSEST.0.ln());
+        if next == last.0 {
+            break;
+        }
         let tried = at(Goal::Lambda(next.exp()))?;
         // The store does not know it yet: a run that was stopped goes on here.
         let Some((_, distance, _)) = measured(&tried)? else { return Ok((tried, 0)) };
