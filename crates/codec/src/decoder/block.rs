@@ -63,7 +63,6 @@ fn decode_block_inline(
             |r| entry(&plan.row_sigma, r),
             |c| entry(&plan.col_sigma, c),
         );
-        // One copy for each type, so that its shifts are constants.
         // Raw bits of zeros, then of other elements by row.
         let widths = |rests: &Rests| {
             let zero = u32::from(rests.signed_zeros);
@@ -71,6 +70,7 @@ fn decode_block_inline(
         };
         let rests: Option<(u32, [u32; BAND])> = plan.parameters.rests.as_ref().map(widths);
         let rests = rests.as_ref();
+        // One copy for each type, so that its shifts are constants.
         match model.dtype() {
             Dtype::Bf16 => decode_patterns::<{ Dtype::Bf16 as u8 }>(decoder, &model, &sigmas, rests, width, samples),
             Dtype::F16 => decode_patterns::<{ Dtype::F16 as u8 }>(decoder, &model, &sigmas, rests, width, samples),

@@ -14,7 +14,7 @@ impl CodedTensor<'_> {
             let bits = usize::BITS - levels.saturating_sub(1).leading_zeros();
             let offset = if lattice.offset_bits.is_some() { " over an offset" } else { "" };
             let (book, was) = match &lattice.book {
-                Book::Integers | Book::Listed(_) => (format!("{levels} levels{offset}"), format!("{bits}-bit")),
+                Book::Integers => (format!("{levels} levels{offset}"), format!("{bits}-bit")),
                 Book::E4M3 => ("codes".into(), "FP8 E4M3".into()),
                 Book::E5M2 => ("codes".into(), "FP8 E5M2".into()),
             };

@@ -7,6 +7,7 @@ use crate::decoder::slice::{CodedSlice, Output, PlaneBuffer, Sink, SymbolBuffer}
 use crate::entropy::adaptive_rans::Decoder;
 use crate::error::{CodecError, Part, Result, TensorType, check_length};
 use crate::format::Format;
+use crate::recon::reconstruct::pattern_at;
 use crate::syntax::float_prefix::EntropyTables;
 use crate::syntax::header::Header;
 use crate::syntax::lattice::Groups;
@@ -183,10 +184,12 @@ impl<'a> CodedTensor<'a> {
         if self.plan.parameters.lattice.is_some() {
             let mut bytes = vec![0; weights * self.header.dtype.bytes()];
             let tiles = self.decode_slice(n, &mut bytes)?;
-            let pattern = |element: &[u8]| element.iter().rev().fold(0, |v, &b| v << 8 | u32::from(b)) as i32;
             return Ok(DecodedSlice {
                 tiles,
-                plane: bytes.chunks_exact(self.header.dtype.bytes()).map(pattern).collect(),
+                plane: bytes
+                    .chunks_exact(self.header.dtype.bytes())
+                    .map(|element| pattern_at(element) as i32)
+                    .collect(),
             });
         }
         let mut plane = PlaneBuffer(vec![0; weights]);

@@ -336,7 +336,7 @@ pub fn write_tile(slice: &SlicePlan, n: usize, plane: &mut [i32], samples: &[i32
 
 /// Pattern of a little-endian element.
 #[inline(always)]
-fn pattern_at(bytes: &[u8]) -> u32 {
+pub(crate) fn pattern_at(bytes: &[u8]) -> u32 {
     match bytes {
         [a, b] => u16::from_le_bytes([*a, *b]).into(),
         _ => bytes.iter().rev().fold(0, |v, &b| v << 8 | u32::from(b)),

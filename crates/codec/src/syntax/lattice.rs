@@ -9,7 +9,7 @@ use crate::format::Dtype;
 use crate::minifloat::Minifloat;
 
 /// What the symbols of a lattice stand for.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Book {
     /// Symbol k is k - 128, but the symbol 0 minus zero.
     #[default]
@@ -18,52 +18,30 @@ pub enum Book {
     E4M3,
     /// Codes of OCP FP8 E5M2.
     E5M2,
-    /// One to 256 values.
-    Listed(Vec<f32>),
 }
 
 impl Book {
-    /// Values of all symbols; those without one are zero.
+    const ALL: [Self; 3] = [Self::Integers, Self::E4M3, Self::E5M2];
+
+    /// Values of all symbols.
     pub fn values(&self) -> [f32; 256] {
         match self {
             Self::Integers => std::array::from_fn(|k| if k == 0 { -0.0 } else { k as f32 - 128.0 }),
             Self::E4M3 => std::array::from_fn(|k| Minifloat::E4M3.decode(k as u8)),
             Self::E5M2 => std::array::from_fn(|k| Minifloat::E5M2.decode(k as u8)),
-            Self::Listed(values) => std::array::from_fn(|k| values.get(k).copied().unwrap_or(0.0)),
         }
     }
 
     fn code<C: Coder>(&mut self, coder: &mut C) -> Result<()> {
-        let kind = coder.raw(
-            2,
-            match self {
-                Self::Integers => 0,
-                Self::E4M3 => 1,
-                Self::E5M2 => 2,
-                Self::Listed(_) => 3,
-            },
-        );
-        let mut values = match std::mem::take(self) {
-            Self::Listed(values) => values,
-            _ => Vec::new(),
-        };
-        if kind == 3 {
-            let count = coder.raw(8, (values.len() as u32).wrapping_sub(1) & 255) as usize + 1;
-            values.resize(count, 0.0);
-            values.iter_mut().for_each(|v| *v = f32::from_bits(coder.raw_wide(32, v.to_bits())));
-            // No-numbers, which products with infinities would be, have more than one pattern.
-            if let Some(value) = values.iter().find(|v| !v.is_finite()) {
-                let found = value.to_bits().into();
-                return Err(CodecError::Field { field: "value of a codebook", found, expected: "finite values" });
-            }
-        }
-        *self = [Self::Integers, Self::E4M3, Self::E5M2].get(kind as usize).cloned().unwrap_or(Self::Listed(values));
+        let book = coder.raw(2, *self as u32);
+        let wrong = CodecError::Field { field: "codebook of a lattice", found: book.into(), expected: "0..=2" };
+        *self = Self::ALL.get(book as usize).copied().ok_or(wrong)?;
         Ok(())
     }
 }
 
 /// A lattice: element = scale * value + offset in binary32, each rounded, then rounded to `via` and to the tensor's type.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Lattice {
     /// What symbols stand for.
     pub book: Book,
@@ -86,9 +64,6 @@ impl Default for Via {
         Self(Dtype::F32)
     }
 }
-
-/// Values of books are compared by what they are, which minus zero and no-numbers of a list do not hinder.
-impl Eq for Lattice {}
 
 /// What a slice has besides its symbols.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -266,7 +241,7 @@ mod tests {
         ) {
             let cut = |bits: u32, pattern: u32| f32::from_bits(pattern & !((1u32 << (23 - bits)) - 1));
             let mut lattice = Lattice {
-                book: Book::Listed(vec![1.5, -2.0, f32::MAX]), group: [16, 20], scale_bits: bits, offset_bits,
+                book: Book::E5M2, group: [16, 20], scale_bits: bits, offset_bits,
                 via: Via(Dtype::F16),
             };
             let finite = |pattern: u32| if pattern >> 23 & 255 == 255 { pattern & !(1 << 23) } else { pattern };

@@ -23,16 +23,12 @@ pub struct Groups {
 
 impl Lattice {
     pub fn read(coder: &mut Coder) -> Self {
-        let values = match coder.raw(2) {
+        let values: Vec<f32> = match coder.raw(2) {
             0 => (0..256).map(|k| if k == 0 { -0.0 } else { k as f32 - 128.0 }).collect(),
             1 => (0..256).map(|k| code_value(k, 4, 3, 7)).collect(),
             2 => (0..256).map(|k| code_value(k, 5, 2, 15)).collect(),
-            _ => {
-                let count = coder.raw(8) + 1;
-                (0..count).map(|_| f32::from_bits(coder.wide(32))).collect::<Vec<f32>>()
-            }
+            book => panic!("codebook {book}"),
         };
-        assert!(values.iter().all(|v| v.is_finite()));
         let (rows, cols) = (coder.wide(24) as usize + 1, coder.wide(24) as usize + 1);
         let (via, scale_bits) = (coder.raw(2), coder.raw(5));
         let offset_bits = (coder.raw(1) == 1).then(|| coder.raw(5));
@@ -79,7 +75,7 @@ impl Lattice {
             return pattern;
         }
         let (scale, offset) = groups.scales[row / self.rows - top / self.rows][col / self.cols];
-        let mut value = self.values.get(symbol as usize).copied().unwrap_or(0.0) * scale;
+        let mut value = self.values[symbol as usize] * scale;
         if self.offset_bits.is_some() {
             value += offset;
         }

@@ -5,8 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::container::names::check_names;
-use crate::container::names::is_safetensors;
+use crate::container::names::{check_names, is_safetensors};
 use crate::error::{AtPath, CheckpointError, FileError, Result};
 
 /// Version that is written; 1 is read too.

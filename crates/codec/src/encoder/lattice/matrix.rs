@@ -1,5 +1,6 @@
 //! The elements of a tensor, and those of its groups.
 
+use crate::encoder::statistics::pattern;
 use crate::format::Dtype;
 
 /// Row-major elements of a tensor of weights.
@@ -14,10 +15,7 @@ pub(super) struct Matrix<'a> {
 impl Matrix<'_> {
     #[inline]
     pub fn pattern(&self, i: usize) -> u32 {
-        match self.dtype {
-            Dtype::F32 => u32::from_le_bytes([0, 1, 2, 3].map(|k| self.bytes[4 * i + k])),
-            _ => u16::from_le_bytes([self.bytes[2 * i], self.bytes[2 * i + 1]]).into(),
-        }
+        pattern(self.dtype, self.bytes, i)
     }
 
     #[inline]
